@@ -1,0 +1,1 @@
+"""DeepLabV3+ segmentation of images and volumes."""

@@ -1,0 +1,266 @@
+"""DeepLabV3+ in 2D and 3D.
+
+Source: Chen et al., ECCV 2018 (arXiv:1802.02611); arguments and layer order follow medicai 0.0.4's `DeepLabV3Plus`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.models.encoder import check_input_shape, check_tensor
+from DeepLabSegLib.models.encoders import make_encoder
+from DeepLabSegLib.models.layers import (
+    DECODER_NORMS,
+    LAYERS,
+    Activation,
+    ConvNormAct,
+    activation_name,
+    decoder_norm,
+    initialize,
+    resize,
+)
+
+__all__ = ["ASPP", "DeepLabSpec", "DeepLabV3Plus"]
+
+
+@dataclass(frozen=True)
+class DeepLabSpec:
+    """Everything that shapes a `DeepLabV3Plus`; the fields are the reference's arguments.
+
+    `input_shape` is `(*sizes, channels)`, channels last; its length decides 2D or 3D, and a size may be None.
+    `head_upsample` None (unlike the reference's 4) brings the output to the input's size, whatever the encoder.
+    """
+
+    encoder_name: str | None
+    input_shape: Sequence[int | None]
+    encoder_depth: int = 5
+    num_classes: int = 1
+    decoder_channels: int = 256
+    decoder_dilation_rates: Sequence[int] = (12, 24, 36)
+    decoder_aspp_separable: bool = True
+    decoder_aspp_dropout: float = 0.5
+    decoder_normalization: str = "batch"
+    decoder_activation: str = "relu"
+    projection_filters: int = 48
+    classifier_activation: str | None = "sigmoid"
+    head_upsample: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", check_input_shape(self.input_shape))
+        for field in ("num_classes", "decoder_channels", "projection_filters"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value <= 0:
+                raise InvalidInput(f"{field} is {value!r}; it must be a positive integer")
+        if self.encoder_depth not in (3, 4, 5):
+            raise InvalidInput(f"encoder_depth is {self.encoder_depth!r}; it must be 3, 4 or 5")
+        rates = tuple(self.decoder_dilation_rates)
+        if not rates or not all(isinstance(rate, int) and rate > 0 for rate in rates):
+            raise InvalidInput(f"decoder_dilation_rates is {rates!r}; give one or more positive integers")
+        object.__setattr__(self, "decoder_dilation_rates", rates)
+        if not 0 <= self.decoder_aspp_dropout < 1:
+            raise InvalidInput(f"decoder_aspp_dropout is {self.decoder_aspp_dropout!r}; it must be in [0, 1)")
+        decoder_norm(self.decoder_normalization)
+        for field in ("decoder_activation", "classifier_activation"):
+            object.__setattr__(self, field, activation_name(field, getattr(self, field)))
+        object.__setattr__(self, "head_upsample", self._checked_head_upsample())
+
+    def _checked_head_upsample(self) -> float | tuple[float, ...] | None:
+        factors = self.head_upsample
+        if factors is None:
+            return None
+        listed = tuple(factors) if isinstance(factors, Sequence) else (factors,)
+        if len(listed) not in (1, self.dims) or not all(isinstance(f, int | float) and f > 0 for f in listed):
+            raise InvalidInput(
+                f"head_upsample is {factors!r}; give None (to the input's size), a positive number, "
+                f"or {self.dims} of them"
+            )
+        return listed if isinstance(factors, Sequence) else factors
+
+    @property
+    def dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.input_shape) - 1
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.input_shape[-1]  # type: ignore[return-value]  # checked when made
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling. `(N, in, *S) -> (N, out, *S)`.
+
+    A 1x1 branch, a 3x3 branch per dilation rate and a branch that sees the whole image, concatenated and projected.
+    The normalisation is batch throughout, as in the reference.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        rates: Sequence[int],
+        *,
+        separable: bool,
+        dropout: float,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        norm = DECODER_NORMS["batch"]
+
+        def branch(channels: int, size: int, rate: int = 1, separable: bool = False) -> ConvNormAct:
+            return ConvNormAct(
+                dims,
+                channels,
+                out_channels,
+                size,
+                norm=norm,
+                activation=activation,
+                dilation=rate,
+                separable=separable,
+            )
+
+        self.branches = nn.ModuleList([branch(in_channels, 1)])
+        self.branches.extend(branch(in_channels, 3, rate, separable) for rate in rates)
+        self.pooled = branch(in_channels, 1)
+        self.project = branch((2 + len(rates)) * out_channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.pooled(x.mean(dim=tuple(range(2, x.ndim)), keepdim=True))
+        parts = [branch(x) for branch in self.branches] + [pooled.expand(-1, -1, *x.shape[2:])]
+        return self.dropout(self.project(torch.cat(parts, 1)))
+
+
+class DeepLabV3Plus(nn.Module):
+    """DeepLabV3+ for images and volumes.
+
+    Parameters
+    ----------
+    encoder_name : a name from `list_encoders()`; give this and `input_shape`, or `encoder`.
+    encoder : a module that keeps the encoder contract (`forward` returns the pyramid, P1 first; `channels` and
+        `strides` per level) and either has `input_shape` or gets it here.
+    input_shape : `(H, W, C)` or `(D, H, W, C)`, channels last; sizes may be None. Any size can be given to `forward`.
+    encoder_depth : 3, 4 or 5; `P(encoder_depth)` goes into the ASPP and `P2` is the skip.
+    num_classes, decoder_channels, decoder_dilation_rates, decoder_aspp_separable, decoder_aspp_dropout,
+    decoder_normalization, decoder_activation, projection_filters, classifier_activation : as in the reference.
+    head_upsample : None brings the output to the input's size; a factor (or one per axis) is obeyed instead.
+
+    Raises
+    ------
+    InvalidInput : an argument out of its range, or both or neither of `encoder_name` and `encoder`.
+
+    Examples
+    --------
+    >>> model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(64, 64, 1), num_classes=3)
+    >>> model(torch.zeros(1, 1, 50, 41)).shape
+    torch.Size([1, 3, 50, 41])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module | None = None,
+        encoder_name: str | None = None,
+        input_shape: Sequence[int | None] | None = None,
+        encoder_depth: int = 5,
+        num_classes: int = 1,
+        decoder_channels: int = 256,
+        decoder_dilation_rates: Sequence[int] = (12, 24, 36),
+        decoder_aspp_separable: bool = True,
+        decoder_aspp_dropout: float = 0.5,
+        decoder_normalization: str = "batch",
+        decoder_activation: str = "relu",
+        projection_filters: int = 48,
+        classifier_activation: str | None = "sigmoid",
+        head_upsample: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if (encoder is None) == (encoder_name is None):
+            raise InvalidInput("give exactly one of encoder and encoder_name")
+        if encoder is not None:
+            input_shape = getattr(encoder, "input_shape", input_shape)
+        self.spec = spec = DeepLabSpec(
+            encoder_name=encoder_name,
+            input_shape=check_input_shape(input_shape),
+            encoder_depth=encoder_depth,
+            num_classes=num_classes,
+            decoder_channels=decoder_channels,
+            decoder_dilation_rates=decoder_dilation_rates,
+            decoder_aspp_separable=decoder_aspp_separable,
+            decoder_aspp_dropout=decoder_aspp_dropout,
+            decoder_normalization=decoder_normalization,
+            decoder_activation=decoder_activation,
+            projection_filters=projection_filters,
+            classifier_activation=classifier_activation,
+            head_upsample=head_upsample,
+        )
+        if encoder is None:
+            encoder = make_encoder(str(encoder_name), spec.input_shape, encoder_depth)
+        channels = _encoder_channels(encoder, encoder_depth)
+
+        dims = spec.dims
+        norm = decoder_norm(spec.decoder_normalization)
+        activation = spec.decoder_activation
+        width = spec.decoder_channels
+        self.encoder = encoder
+        self.aspp = ASPP(
+            dims,
+            channels[encoder_depth - 1],
+            width,
+            spec.decoder_dilation_rates,
+            separable=spec.decoder_aspp_separable,
+            dropout=spec.decoder_aspp_dropout,
+            activation=activation,
+        )
+        self.refine = ConvNormAct(dims, width, width, 3, norm=norm, activation=activation, separable=True)
+        self.skip = ConvNormAct(dims, channels[1], spec.projection_filters, 1, norm=norm, activation=activation)
+        self.fuse = ConvNormAct(
+            dims, width + spec.projection_filters, width, 3, norm=norm, activation=activation, separable=True
+        )
+        self.head = LAYERS[dims].conv(width, spec.num_classes, 1)
+        self.classifier = Activation(str(spec.classifier_activation))
+        for part in (self.aspp, self.refine, self.skip, self.fuse, self.head):
+            initialize(part)
+
+    @classmethod
+    def from_spec(cls, spec: DeepLabSpec) -> DeepLabV3Plus:
+        """The network that `spec` describes, with fresh weights."""
+        return cls(**asdict(spec))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, *S) -> (N, num_classes, *S)`, after `classifier_activation`."""
+        return self.classifier(self.logits(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`forward` before `classifier_activation`."""
+        check_tensor(x, self.spec.dims, self.spec.in_channels)
+        pyramid = self.encoder(x)
+        skip = self.skip(pyramid[1])
+        deep = resize(self.refine(self.aspp(pyramid[self.spec.encoder_depth - 1])), skip.shape[2:])
+        low = self.head(self.fuse(torch.cat([deep, skip], 1)))
+        return resize(low, self._output_size(low.shape[2:], x.shape[2:]))
+
+    def _output_size(self, low: torch.Size, full: torch.Size) -> tuple[int, ...]:
+        factors = self.spec.head_upsample
+        if factors is None:
+            return tuple(full)
+        listed = factors if isinstance(factors, Sequence) else (factors,) * len(low)
+        if all(factor <= 1 for factor in listed):  # the reference resizes only to enlarge
+            return tuple(low)
+        return tuple(int(size * factor) for size, factor in zip(low, listed, strict=True))
+
+
+def _encoder_channels(encoder: nn.Module, depth: int) -> tuple[int, ...]:
+    """The encoder's channels per level, or `InvalidInput` where it doesn't keep the contract up to `depth`."""
+    missing = [name for name in ("channels", "strides") if not hasattr(encoder, name)]
+    if missing:
+        raise InvalidInput(f"the encoder {type(encoder).__name__} lacks {' and '.join(missing)}, a number per level")
+    channels = tuple(encoder.channels)  # type: ignore[arg-type]
+    if len(channels) < depth:
+        raise InvalidInput(f"encoder_depth is {depth}, and the encoder has {len(channels)} levels; choose at most that")
+    return channels

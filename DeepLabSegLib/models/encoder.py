@@ -1,0 +1,95 @@
+"""The encoder contract: what DeepLabV3+ asks of any encoder, ours or a user's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from DeepLabSegLib.errors import InvalidInput
+
+__all__ = ["Encoder", "PyramidLevel", "check_input_shape", "pyramid_outputs"]
+
+
+@dataclass(frozen=True)
+class PyramidLevel:
+    """One level of an encoder's pyramid: `shape` is `(channels, *sizes)` for the encoder's `input_shape`;
+    a size is None where the input's size is."""
+
+    channels: int
+    stride: int
+    shape: tuple[int | None, ...]
+
+
+class Encoder(nn.Module):
+    """Base of the encoders here.
+
+    The contract, which a custom encoder keeps without this base: `forward` takes `(N, C, *S)` and returns the
+    pyramid as a list, P1 first; `channels` and `strides` hold a number per level.
+
+    Attributes
+    ----------
+    input_shape : `(*sizes, channels)`, channels last as in the reference; a size may be None.
+    channels : channels of each level, P1 first.
+    strides : input voxels per voxel of each level, P1 first.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __init__(self, input_shape: Sequence[int | None]) -> None:
+        super().__init__()
+        self.input_shape = check_input_shape(input_shape)
+
+    @property
+    def dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.input_shape) - 1
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.input_shape[-1]  # type: ignore[return-value]  # checked when made
+
+    @property
+    def pyramid_outputs(self) -> dict[str, PyramidLevel]:
+        """`{"P1": PyramidLevel(channels, stride, shape), ...}`, as the reference's `pyramid_outputs`."""
+        return pyramid_outputs(self, self.input_shape)
+
+
+def pyramid_outputs(encoder: nn.Module, input_shape: Sequence[int | None]) -> dict[str, PyramidLevel]:
+    """Levels of any encoder that keeps the contract; every stride-2 layer rounds sizes up."""
+    sizes = input_shape[:-1]
+    levels = zip(encoder.channels, encoder.strides, strict=True)  # type: ignore[arg-type]
+    return {
+        f"P{n}": PyramidLevel(c, s, (c, *(None if size is None else -(-size // s) for size in sizes)))
+        for n, (c, s) in enumerate(levels, start=1)
+    }
+
+
+def check_input_shape(input_shape: Sequence[int | None] | torch.Size | None) -> tuple[int | None, ...]:
+    """`(H, W, C)` or `(D, H, W, C)`, sizes positive or None, channels positive; raise `InvalidInput` otherwise."""
+    if input_shape is None or isinstance(input_shape, int) or len(input_shape) not in (3, 4):
+        raise InvalidInput(
+            f"input_shape is {input_shape!r}; give (H, W, channels) for 2D or (D, H, W, channels) for 3D"
+        )
+    *sizes, channels = input_shape
+    if not _is_positive(channels) or not all(size is None or _is_positive(size) for size in sizes):
+        raise InvalidInput(
+            f"input_shape is {tuple(input_shape)!r}; sizes must be positive integers or None, and channels, "
+            "the last, a positive integer"
+        )
+    return tuple(input_shape)
+
+
+def check_tensor(x: Tensor, dims: int, channels: int) -> None:
+    """Raise `InvalidInput` unless `x` is `(N, channels, *S)` with `dims` spatial axes and no empty axis."""
+    if x.ndim != dims + 2 or x.shape[1] != channels or 0 in x.shape:
+        axes = "height, width" if dims == 2 else "depth, height, width"
+        raise InvalidInput(f"input has shape {tuple(x.shape)}; this network takes (batch, {channels}, {axes})")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,257 @@
+"""The layers that every network here is made of, chosen once for 2D or 3D.
+
+Shapes are channels first: `(N, C, *S)` with `*S` two or three spatial sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from DeepLabSegLib.errors import InvalidInput
+
+__all__ = [
+    "ACTIVATIONS",
+    "DECODER_NORMS",
+    "ENCODER_NORM",
+    "LAYERS",
+    "Activation",
+    "ConvNormAct",
+    "NormFactory",
+    "SeparableConv",
+    "SqueezeExcite",
+    "activation_name",
+    "check_choice",
+    "decoder_norm",
+    "initialize",
+    "resize",
+]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What differs between images and volumes."""
+
+    dims: int
+    conv: type[nn.Conv2d] | type[nn.Conv3d]
+    batch_norm: type[nn.BatchNorm2d] | type[nn.BatchNorm3d]
+    max_pool: type[nn.MaxPool2d] | type[nn.MaxPool3d]
+    avg_pool: type[nn.AvgPool2d] | type[nn.AvgPool3d]
+    interpolation: Literal["bilinear", "trilinear"]
+
+
+LAYERS = {
+    2: Layers(2, nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, "bilinear"),
+    3: Layers(3, nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, nn.AvgPool3d, "trilinear"),
+}
+
+NormFactory = Callable[[int, int], nn.Module]
+"""`(dims, channels) -> module`."""
+
+
+def check_choice(argument: str, value: object, choices: object) -> None:
+    """Raise `InvalidInput` unless `value` is one of `choices` (any container of names)."""
+    names = list(choices)  # type: ignore[call-overload]
+    if value not in names:
+        raise InvalidInput(f"{argument} is {value!r}; choose one of {', '.join(map(repr, names))}")
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "celu": F.celu,
+    "elu": F.elu,
+    "exponential": torch.exp,
+    "gelu": F.gelu,
+    "hard_sigmoid": F.hardsigmoid,
+    "hard_silu": F.hardswish,
+    "hard_swish": F.hardswish,
+    "hard_tanh": F.hardtanh,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.3),  # the slope of Keras's layer, which the reference builds
+    "linear": lambda x: x,
+    "log_sigmoid": F.logsigmoid,
+    "log_softmax": partial(F.log_softmax, dim=1),
+    "mish": F.mish,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "selu": F.selu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softmax": partial(F.softmax, dim=1),
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+"""Activations by their Keras names; those over classes act along the channel axis."""
+
+
+def activation_name(argument: str, value: str | None) -> str:
+    """The name under which `value` stands in `ACTIVATIONS`; `None` means linear, as in the reference."""
+    if value is None:
+        return "linear"
+    if not isinstance(value, str):
+        raise InvalidInput(f"{argument} is {value!r}; it must be a name or None")
+    check_choice(argument, value.lower(), ACTIVATIONS)
+    return value.lower()
+
+
+class Activation(nn.Module):
+    """An activation by name, kept as a module so that a printed network shows it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.function = ACTIVATIONS[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+# --- normalisations --------------------------------------------------------------------------------------------------
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each voxel (Keras `LayerNormalization(axis=-1)`). Same shape out."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+class UnitNorm(nn.Module):
+    """Each voxel's channel vector scaled to length one (Keras `UnitNormalization`). Same shape out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.square().sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()
+
+
+def _batch_norm(dims: int, channels: int, *, eps: float, momentum: float) -> nn.Module:
+    return LAYERS[dims].batch_norm(channels, eps=eps, momentum=momentum)
+
+
+def _group_norm(dims: int, channels: int) -> nn.Module:
+    if channels % 32:
+        raise InvalidInput(
+            f"group normalisation splits channels into 32 groups, and {channels} can't be; "
+            "choose decoder_channels and projection_filters that are multiples of 32"
+        )
+    return nn.GroupNorm(32, channels, eps=1e-3)
+
+
+# Keras's momentum is the share that stays, torch's the share that comes in.
+ENCODER_NORM: NormFactory = partial(_batch_norm, eps=1e-5, momentum=0.1)
+
+DECODER_NORMS: dict[str, NormFactory] = {
+    "batch": partial(_batch_norm, eps=1e-3, momentum=0.01),
+    "layer": lambda dims, channels: ChannelNorm(channels, eps=1e-3),
+    "unit": lambda dims, channels: UnitNorm(),
+    "group": _group_norm,
+    "instance": lambda dims, channels: nn.GroupNorm(channels, channels, eps=1e-5, affine=False),
+    "sync_batch": lambda dims, channels: nn.SyncBatchNorm(channels, eps=1e-3, momentum=0.01),
+}
+"""The reference's names for `decoder_normalization`, with Keras's constants."""
+
+
+def decoder_norm(name: str) -> NormFactory:
+    """The factory that stands under `name` (any case) in `DECODER_NORMS`."""
+    key = name.lower() if isinstance(name, str) else name
+    check_choice("decoder_normalization", key, DECODER_NORMS)
+    return DECODER_NORMS[key]
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+class SeparableConv(nn.Sequential):
+    """Depthwise, then pointwise convolution, stride 1, "same" padding, no bias. `(N, in, *S) -> (N, out, *S)`."""
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, dilation: int = 1) -> None:
+        conv = LAYERS[dims].conv
+        super().__init__()
+        self.depthwise = conv(
+            in_channels,
+            in_channels,
+            kernel_size,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            groups=in_channels,
+            bias=False,
+        )
+        self.pointwise = conv(in_channels, out_channels, 1, bias=False)
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution (plain or separable, stride 1, no bias), normalisation, activation. `(N, in, *S) -> (N, out, *S)`."""
+
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        norm: NormFactory,
+        activation: str,
+        dilation: int = 1,
+        separable: bool = False,
+    ) -> None:
+        super().__init__()
+        if separable:
+            self.conv: nn.Module = SeparableConv(dims, in_channels, out_channels, kernel_size, dilation)
+        else:
+            self.conv = LAYERS[dims].conv(
+                in_channels,
+                out_channels,
+                kernel_size,
+                padding=dilation * (kernel_size // 2),
+                dilation=dilation,
+                bias=False,
+            )
+        self.norm = norm(dims, out_channels)
+        self.activation = Activation(activation)
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighted by a gate that sees the whole image (Hu et al., CVPR 2018). Same shape out."""
+
+    def __init__(self, dims: int, channels: int, reduced: int, activation: str = "relu") -> None:
+        super().__init__()
+        conv = LAYERS[dims].conv
+        self.reduce = conv(channels, reduced, 1)
+        self.activation = Activation(activation)
+        self.expand = conv(reduced, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+        return x * torch.sigmoid(self.expand(self.activation(self.reduce(gate))))
+
+
+def resize(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
+    """Linear interpolation of `(N, C, *S)` to the spatial `size`, half-pixel centres (`align_corners=False`)."""
+    if x.shape[2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode=LAYERS[x.ndim - 2].interpolation, align_corners=False)
+
+
+def initialize(module: nn.Module) -> None:
+    """He initialisation of every convolution (He et al., ICCV 2015); biases are set to zero."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)

@@ -1,0 +1,1 @@
+"""Training: pairs from label maps, losses and the loop."""
