@@ -226,6 +226,7 @@ class DeepLabV3Plus(nn.Module):
         self.classifier = Activation(str(spec.classifier_activation))
         for part in (self.aspp, self.refine, self.skip, self.fuse, self.head):
             initialize(part)
+        nn.init.normal_(self.head.weight, std=0.01)  # training starts from even probabilities
 
     @classmethod
     def from_spec(cls, spec: DeepLabSpec) -> DeepLabV3Plus:

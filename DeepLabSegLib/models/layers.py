@@ -252,6 +252,6 @@ def initialize(module: nn.Module) -> None:
     """He initialisation of every convolution (He et al., ICCV 2015); biases are set to zero."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d | nn.Conv3d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(child.weight, nonlinearity="relu")
             if child.bias is not None:
                 nn.init.zeros_(child.bias)

@@ -1,0 +1,198 @@
+"""Images, label maps and where their voxels lie. numpy only.
+
+Arrays are `(C, k, j, i)` and `(k, j, i)`; a 2D image is a volume of one slice, `k == 0`. Positions are in mm in RAS
+(x to the patient's right, y to the front, z up), the frame of Slicer and NIfTI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from DeepLabSegLib.errors import InvalidInput
+
+__all__ = ["Geometry", "Image", "Labels", "Segment", "Terminology"]
+
+AXIS_ALIGNED = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The grid of a volume.
+
+    Attributes
+    ----------
+    shape : voxels along (k, j, i).
+    spacing : voxel size in mm along (k, j, i), positive.
+    origin : RAS position in mm of the centre of voxel (0, 0, 0).
+    direction : three rows, the RAS unit vectors along which k, j and i grow; at right angles to each other.
+
+    Raises
+    ------
+    InvalidInput : an empty axis, a spacing that is not positive and finite, a sheared or singular direction.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: tuple[tuple[float, float, float], ...] = AXIS_ALIGNED
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise InvalidInput(f"the image has {_by(shape)} voxels; it needs three axes of at least one voxel")
+        spacing = _floats("spacing", self.spacing, (3,))
+        if not (spacing > 0).all():
+            raise InvalidInput(f"spacing is {_by(spacing)} mm; every axis needs a positive size, so correct the header")
+        origin = _floats("origin", self.origin, (3,))
+        direction = _floats("direction", self.direction, (3, 3))
+        lengths = np.linalg.norm(direction, axis=1)
+        if (lengths < 1e-6).any() or abs(np.linalg.det(direction / lengths[:, None])) < 1e-3:
+            raise InvalidInput(f"direction {direction.tolist()} is singular: two axes coincide; correct the header")
+        direction = direction / lengths[:, None]
+        skew = np.abs(direction @ direction.T - np.eye(3)).max()
+        if skew > 1e-3:
+            raise InvalidInput(
+                f"direction {direction.tolist()} is sheared (axes {np.degrees(np.arcsin(min(skew, 1))):.2f} degrees "
+                "off a right angle); resample the image to a rectangular grid first"
+            )
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "spacing", tuple(spacing.tolist()))
+        object.__setattr__(self, "origin", tuple(origin.tolist()))
+        object.__setattr__(self, "direction", tuple(map(tuple, direction.tolist())))
+
+    @classmethod
+    def from_affine(cls, shape: Sequence[int], affine: ArrayLike) -> Geometry:
+        """From a 4x4 matrix that takes `(k, j, i, 1)` to RAS mm."""
+        matrix = _floats("index-to-RAS matrix", affine, (4, 4))
+        columns = matrix[:3, :3].T
+        spacing = np.linalg.norm(columns, axis=1)
+        if not (spacing > 0).all():
+            raise InvalidInput(f"spacing is {_by(spacing)} mm; every axis needs a positive size, so correct the header")
+        return cls(tuple(shape), tuple(spacing), tuple(matrix[:3, 3]), tuple(map(tuple, columns / spacing[:, None])))  # type: ignore[arg-type]
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """4x4, takes `(k, j, i, 1)` to RAS mm."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = (np.array(self.direction) * np.array(self.spacing)[:, None]).T
+        matrix[:3, 3] = self.origin
+        return matrix
+
+    @property
+    def voxel_volume(self) -> float:
+        """mm³ per voxel."""
+        return float(np.prod(self.spacing))
+
+    def is_close(self, other: Geometry, tolerance: float = 1e-3) -> bool:
+        """Whether both grids put every voxel at the same place, within `tolerance` of the smallest voxel side."""
+        if self.shape != other.shape:
+            return False
+        corners = np.array([[k, j, i, 1.0] for k in (0, 1) for j in (0, 1) for i in (0, 1)])
+        corners[:, :3] *= np.array(self.shape) - 1
+        apart = np.abs(corners @ (self.affine - other.affine).T).max()
+        return bool(apart <= tolerance * min(self.spacing))
+
+
+@dataclass(frozen=True)
+class Image:
+    """A volume with one or more channels: `array` is `(C, k, j, i)`; `(k, j, i)` is taken as one channel."""
+
+    array: NDArray
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.array)
+        if array.ndim == 3:
+            array = array[None]
+        if array.ndim != 4 or array.shape[1:] != self.geometry.shape or array.shape[0] == 0:
+            raise InvalidInput(
+                f"the array has shape {_by(array.shape)} and the grid {_by(self.geometry.shape)}; "
+                "give (k, j, i) or (channels, k, j, i) with the grid's sizes"
+            )
+        if array.dtype.kind not in "biuf":
+            raise InvalidInput(f"voxels are of type {array.dtype}; integers or real numbers are needed")
+        object.__setattr__(self, "array", array)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.array.shape[0]
+
+
+@dataclass(frozen=True)
+class Terminology:
+    """A coded meaning, such as SNOMED CT's: what kind of thing (`category`) and which one (`type`).
+
+    Each code is `(scheme, value, meaning)`, for example `("SCT", "12738006", "Brain")`.
+    """
+
+    category: tuple[str, str, str]
+    type: tuple[str, str, str]
+    modifier: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One structure of a result: its label value, name, colour (0 to 255) and meaning.
+
+    `layer` says in which of `Labels.array`'s layers it lies; 0 where segments don't overlap.
+    """
+
+    value: int
+    name: str
+    color: tuple[int, int, int]
+    terminology: Terminology | None = None
+    layer: int = 0
+
+    @property
+    def id(self) -> str:
+        """The segment's id in a segmentation: `Segment_<value>`."""
+        return f"Segment_{self.value}"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A result on the input's own grid.
+
+    `array` is `(k, j, i)`, uint8 or uint16, where segments share one layer; where they may overlap it is
+    `(layers, k, j, i)`. A voxel belongs to a segment where its layer holds the segment's value; 0 is background.
+    """
+
+    array: NDArray
+    geometry: Geometry
+    segments: tuple[Segment, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.array.ndim not in (3, 4) or self.array.shape[-3:] != self.geometry.shape:
+            raise InvalidInput(
+                f"the labels have shape {_by(self.array.shape)} and the grid {_by(self.geometry.shape)}; they must agree"
+            )
+
+    @property
+    def layers(self) -> NDArray:
+        """`(layers, k, j, i)`, a view of `array`."""
+        return self.array.reshape(-1, *self.geometry.shape)
+
+    def mask(self, segment: Segment) -> NDArray[np.bool_]:
+        """`(k, j, i)`, true inside `segment`."""
+        return self.layers[segment.layer] == segment.value
+
+    def volumes_ml(self) -> dict[str, float]:
+        """Millilitres per segment, by name."""
+        ml = self.geometry.voxel_volume / 1000
+        return {segment.name: float(np.count_nonzero(self.mask(segment)) * ml) for segment in self.segments}
+
+
+def _floats(name: str, values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != shape or not np.isfinite(array).all():
+        raise InvalidInput(f"{name} is {array.tolist()}; it must hold {_by(shape)} finite numbers; correct the header")
+    return array
+
+
+def _by(values: Sequence[float] | NDArray) -> str:
+    return " x ".join(f"{value:g}" for value in values)
