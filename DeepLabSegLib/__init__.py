@@ -1,1 +1,69 @@
-"""DeepLabV3+ segmentation of images and volumes."""
+"""DeepLabV3+ segmentation of images and volumes, in 2D and 3D.
+
+>>> import DeepLabSegLib
+>>> segmenter = DeepLabSegLib.load_model("head-mri-2d")         # doctest: +SKIP
+>>> labels = segmenter.segment(DeepLabSegLib.read_image(path))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from DeepLabSegLib.bundle import list_models
+    from DeepLabSegLib.errors import DeepLabSegError
+    from DeepLabSegLib.files import read_image, read_labels, write_labels
+    from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+    from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+    from DeepLabSegLib.models.encoders import list_encoders
+    from DeepLabSegLib.segmenter import Progress, Segmenter, SegmentOptions, load_model
+
+__version__ = "0.1.0"
+
+# Loaded when first asked for: importing the package alone doesn't import torch.
+_HOME = {
+    "DeepLabSegError": "errors",
+    "DeepLabV3Plus": "models.deeplab",
+    "Geometry": "image",
+    "Image": "image",
+    "Labels": "image",
+    "Progress": "segmenter",
+    "Segment": "image",
+    "SegmentOptions": "segmenter",
+    "Segmenter": "segmenter",
+    "list_encoders": "models.encoders",
+    "list_models": "bundle",
+    "load_model": "segmenter",
+    "read_image": "files",
+    "read_labels": "files",
+    "write_labels": "files",
+}
+
+__all__ = [
+    "DeepLabSegError",
+    "DeepLabV3Plus",
+    "Geometry",
+    "Image",
+    "Labels",
+    "Progress",
+    "Segment",
+    "SegmentOptions",
+    "Segmenter",
+    "list_encoders",
+    "list_models",
+    "load_model",
+    "read_image",
+    "read_labels",
+    "write_labels",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'DeepLabSegLib' has no attribute {name!r}")
+    return getattr(import_module(f"DeepLabSegLib.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

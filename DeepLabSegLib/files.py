@@ -6,7 +6,7 @@ SimpleITK counts axes (i, j, k) and places voxels in LPS; here they are turned t
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +16,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment
 
-__all__ = ["IMAGE_SUFFIXES", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "check_output", "read_image", "read_labels", "replacing", "write_labels"]
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -137,3 +137,141 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def read_labels(path: str | os.PathLike[str]) -> Labels:
+    """Read a label map or `.seg.nrrd`; segments of a plain label map are named after their values.
+
+    Raises `InvalidInput` where the file can't be read or holds no whole numbers.
+    """
+    itk_image = _read(path)
+    image = _to_image(itk_image, str(path))
+    array = image.array if image.channels > 1 else image.array[0]
+    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
+        raise InvalidInput(f"{path} holds fractions; a label map has whole numbers, so is this the image itself?")
+    if array.min() < 0 or array.max() > 65535:
+        raise InvalidInput(f"{path} holds values from {array.min()} to {array.max()}; labels lie between 0 and 65535")
+    array = array.astype(np.uint8 if array.max() < 256 else np.uint16)
+    segments = _segments_from_metadata(itk_image)
+    if not segments:
+        found = np.unique(array)
+        segments = tuple(Segment(int(v), f"Label {v}", _color(int(v))) for v in found[found > 0])
+    return Labels(array, image.geometry, segments)
+
+
+def _segments_from_metadata(itk_image: sitk.Image) -> tuple[Segment, ...]:
+    keys = set(itk_image.GetMetaDataKeys())
+    segments: list[Segment] = []
+    while f"Segment{len(segments)}_ID" in keys:
+        prefix = f"Segment{len(segments)}_"
+        values = {key: itk_image.GetMetaData(prefix + key) for key in ("Name", "Color", "LabelValue", "Layer")
+                  if prefix + key in keys}  # fmt: skip
+        color = tuple(round(255 * float(part)) for part in values.get("Color", "0.5 0.5 0.5").split())
+        value, layer = int(values.get("LabelValue", 1)), int(values.get("Layer", 0))
+        segments.append(Segment(value, values.get("Name", f"Label {value}"), color, layer=layer))  # type: ignore[arg-type]
+    return tuple(segments)
+
+
+def _color(value: int) -> tuple[int, int, int]:
+    """A colour for a label without one: hues a golden angle apart."""
+    hue = 6 * (value * 0.618034 % 1)
+    parts = [np.clip(abs((hue + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
+    return tuple(round(60 + 180 * float(part)) for part in parts)  # type: ignore[return-value]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwrite: bool = False) -> Path:
+    """`path` if a file of one of `suffixes` can be written there; raise `OutputError` otherwise."""
+    target = Path(path)
+    if not target.name.lower().endswith(suffixes):
+        raise OutputError(f"{target} has no known ending; choose one of {', '.join(suffixes)}")
+    if not target.parent.is_dir():
+        raise OutputError(f"the folder {target.parent} does not exist; make it first")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"the folder {target.parent} can't be written to; choose another one")
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder; give the name of a file")
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists and is kept; give another name, or --overwrite (overwrite=True)")
+    return target
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; it takes the place of `path` only when all went well."""
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write labels; the ending says how.
+
+    `.seg.nrrd` keeps names, colours, ids, terminology and overlapping segments, and opens in Slicer as a
+    segmentation; `.nii`, `.nii.gz`, `.nrrd` and `.mha` are plain label maps; `.png` takes a single slice.
+
+    Raises
+    ------
+    OutputError : an unknown ending, a folder that is missing or can't be written, an existing file without
+        `overwrite`, labels that the format can't hold.
+    """
+    target = check_output(path, LABEL_SUFFIXES, overwrite)
+    segmentation = target.name.lower().endswith(".seg.nrrd")
+    if labels.array.ndim == 4 and not segmentation:
+        raise OutputError(f"{target} is a plain label map and can't hold segments that overlap; write a .seg.nrrd")
+    if target.suffix.lower() == ".png":
+        if labels.geometry.shape[0] > 1:
+            raise OutputError(
+                f"{target} is a picture, and the labels have {labels.geometry.shape[0]} slices; write a .nrrd"
+            )
+        itk_image = sitk.GetImageFromArray(labels.array[0])
+        itk_image.SetSpacing(labels.geometry.spacing[:0:-1])
+    else:
+        itk_image = _from_array(labels.array, labels.geometry)
+    if segmentation:
+        for key, value in _segmentation_metadata(labels).items():
+            itk_image.SetMetaData(key, value)
+    with replacing(target) as temporary:
+        try:
+            sitk.WriteImage(itk_image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise OutputError(f"{target} can't be written ({str(error).strip().splitlines()[-1]})") from None
+
+
+def _from_array(array: NDArray, geometry: Geometry) -> sitk.Image:
+    """`(k, j, i)` or `(layers, k, j, i)` to an image of SimpleITK, layers as components."""
+    layered = array.ndim == 4
+    itk_image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if layered else array, isVector=layered)
+    itk_image.SetSpacing(geometry.spacing[::-1])
+    itk_image.SetOrigin((np.array(geometry.origin) * LPS_TO_RAS).tolist())
+    itk_image.SetDirection((np.array(geometry.direction)[::-1] * LPS_TO_RAS).T.ravel().tolist())
+    return itk_image
+
+
+def _segmentation_metadata(labels: Labels) -> dict[str, str]:
+    """The header fields by which Slicer reads a `.seg.nrrd` (vtkMRMLSegmentationStorageNode)."""
+    metadata = {
+        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        "Segmentation_MasterRepresentation": "Binary labelmap",
+        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
+    }
+    k, j, i = labels.geometry.shape
+    for n, segment in enumerate(labels.segments):
+        fields = {
+            "ID": segment.id,
+            "Name": segment.name,
+            "NameAutoGenerated": "0",
+            "Color": " ".join(f"{part / 255:.6f}" for part in segment.color),
+            "ColorAutoGenerated": "0",
+            "LabelValue": str(segment.value),
+            "Layer": str(segment.layer),
+            "Extent": f"0 {i - 1} 0 {j - 1} 0 {k - 1}",
+            "Tags": f"TerminologyEntry:{segment.terminology.entry}|" if segment.terminology else "",
+        }
+        metadata |= {f"Segment{n}_{key}": value for key, value in fields.items()}
+    return metadata

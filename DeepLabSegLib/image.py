@@ -16,6 +16,8 @@ from DeepLabSegLib.errors import InvalidInput
 
 __all__ = ["Geometry", "Image", "Labels", "Segment", "Terminology"]
 
+TERMINOLOGY_CONTEXT = "Segmentation category and type - DICOM master list"
+ANATOMIC_CONTEXT = "Anatomic codes - DICOM master list"
 AXIS_ALIGNED = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
 
@@ -134,6 +136,12 @@ class Terminology:
     type: tuple[str, str, str]
     modifier: tuple[str, str, str] | None = None
 
+    @property
+    def entry(self) -> str:
+        """Slicer's text form, the value of a segment's tag `TerminologyEntry`."""
+        codes = ["^".join(code) for code in (self.category, self.type, self.modifier or ("", "", ""))]
+        return "~".join((TERMINOLOGY_CONTEXT, *codes, ANATOMIC_CONTEXT, "^^", "^^"))
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -169,7 +177,8 @@ class Labels:
     def __post_init__(self) -> None:
         if self.array.ndim not in (3, 4) or self.array.shape[-3:] != self.geometry.shape:
             raise InvalidInput(
-                f"the labels have shape {_by(self.array.shape)} and the grid {_by(self.geometry.shape)}; they must agree"
+                f"the labels have shape {_by(self.array.shape)} and the grid {_by(self.geometry.shape)}; "
+                "they must be equal"
             )
 
     @property

@@ -121,7 +121,11 @@ def _resample_axis(x: Tensor, axis: int, coordinates: NDArray, step: float, mode
     support = max(1.0, step)
     first = np.floor(coordinates - support).astype(np.int64) + 1
     taps = first[:, None] + np.arange(int(np.ceil(2 * support)))
-    weights = np.maximum(0, 1 - np.abs(taps - coordinates[:, None]) / support)
+    away = taps - coordinates[:, None]
+    weights = np.maximum(0, 1 - np.abs(away) / support)
+    # Sampled at whole voxels the triangle's centre moves a little; it is brought back, so that slopes stay exact.
+    first_moment, second_moment = (np.sum(weights * away**n, axis=1, keepdims=True) for n in (1, 2))
+    weights *= 1 - away * first_moment / np.maximum(second_moment, 1e-9)
     weights /= weights.sum(axis=1, keepdims=True)
     taps = np.clip(taps, 0, size - 1)
     shape = [-1 if n == axis else 1 for n in range(x.ndim)]

@@ -5,6 +5,7 @@ Run `python -m DeepLabSegLib.training.head_mri LABEL_MAPS -o BUNDLE`.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from DeepLabSegLib.bundle import Bundle, ModelInput, save_bundle
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Segment, Terminology
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
+from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, read_label_map, synthesize
 from DeepLabSegLib.training.trainer import TrainingSpec, train
 
@@ -75,7 +78,7 @@ class SyntheticSlices(IterableDataset):
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
-            label_map = self.maps[rng.integers(len(self.maps))]
+            label_map = self.maps[int(rng.integers(len(self.maps)))]
             yield synthesize(label_map, CLASSES, SIZE, SPACING, rng, SynthesisSpec(), T1_PRIOR)
 
 
@@ -97,3 +100,38 @@ def train_head_mri(label_maps: Path, spec: TrainingSpec, workers: int = 1) -> De
         progress.update()
 
     return train(DeepLabV3Plus.from_spec(NETWORK), loader, spec, on_step)
+
+
+def bundle_head_mri(network: DeepLabSpec) -> Bundle:
+    """What the slice-wise starter model says of itself."""
+    return Bundle(
+        name="head-mri-2d",
+        description="Whole-head MRI, slice by slice: CSF, ventricles, grey and white matter, brain stem",
+        network=network,
+        input=ModelInput(
+            channels=("head MRI",),
+            orientation=ORIENTATION,
+            spacing=(None, *SPACING),
+            normalization=Normalization("percentile", 0.5, 99.5),
+        ),
+        labels=SEGMENTS,
+        license="Apache-2.0",
+        training_data="Images synthesised from 20 whole-head label maps (BBillot/SynthSeg, Apache-2.0); no real scan",
+        reproduce="python -m DeepLabSegLib.training.head_mri LABEL_MAPS -o head-mri-2d",
+    )
+
+
+def main() -> None:
+    """Train the model and write its bundle."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("label_maps", type=Path, help="folder of whole-head label maps with FreeSurfer values")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="bundle to write")
+    parser.add_argument("--steps", type=int, default=TrainingSpec.steps)
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    network = train_head_mri(options.label_maps, TrainingSpec(steps=options.steps))
+    save_bundle(options.output, bundle_head_mri(NETWORK), network, overwrite=options.overwrite)
+
+
+if __name__ == "__main__":
+    main()

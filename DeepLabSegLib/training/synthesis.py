@@ -50,7 +50,7 @@ def read_label_map(path: str | Path, orientation: str, classes: Mapping[int, int
     values, structures = np.unique(array, return_inverse=True)
     if len(values) > 256:
         raise InvalidInput(f"{path} holds {len(values)} different values; a label map of at most 256 is needed")
-    labelled = np.isin(array, [value for value, target in classes.items() if target]).any(axis=(1, 2)).nonzero()[0]
+    labelled = np.flatnonzero(np.isin(array, [value for value, target in classes.items() if target]).any(axis=(1, 2)))
     if not len(labelled):
         raise InvalidInput(f"{path} holds none of the labels {sorted(classes)}; check that it belongs to this model")
     return LabelMap(

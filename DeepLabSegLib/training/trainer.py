@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ __all__ = ["TrainingSpec", "dice_cross_entropy", "train"]
 class TrainingSpec:
     """How a network is trained; `ema` is the share of the moving average that stays at each step."""
 
-    steps: int = 4000
+    steps: int = 3600
     batch_size: int = 16
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
@@ -53,7 +54,7 @@ def train(
     `on_step(step, loss)` is called after each step. `batches` must hold at least `spec.steps` of them.
     """
     if network.spec.dims == 2:
-        network = network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), spec.learning_rate, weight_decay=spec.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.learning_rate, spec.steps, pct_start=0.1)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(spec.ema), use_buffers=True)
@@ -71,4 +72,4 @@ def train(
         average.update_parameters(network)
         if on_step:
             on_step(step, float(loss.detach()))
-    return average.module.eval()
+    return cast(DeepLabV3Plus, average.module.eval())

@@ -1,0 +1,325 @@
+"""A model as one folder or one file: tensors as safetensors, and everything a person wants to know in `model.json`.
+
+A folder holds `model.json` and `model.safetensors`; a single `.safetensors` file carries the same JSON in its
+metadata under `model.json`. Nothing in either is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
+from DeepLabSegLib.image import Segment
+from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
+from DeepLabSegLib.preprocess import Normalization, check_orientation
+from DeepLabSegLib.schema import dumps, from_json, to_json
+
+__all__ = [
+    "Bundle",
+    "ModelInput",
+    "find_model",
+    "list_models",
+    "model_folders",
+    "read_bundle",
+    "read_network",
+    "resource",
+    "save_bundle",
+]
+
+JSON_NAME = "model.json"
+TENSORS_NAME = "model.safetensors"
+MAX_JSON_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What a model wants to be fed.
+
+    Attributes
+    ----------
+    channels : a name per input channel, for example ("T1",).
+    orientation : three letters, the directions in which k, j and i grow; None keeps the scan's own axes. A 2D
+        network runs slice by slice along k.
+    spacing : mm along (k, j, i) of that orientation; None keeps the scan's own.
+    normalization : from voxel values to the network's input.
+    tile : sizes of one window, per spatial axis of the network; None takes the whole slice or volume at once.
+    """
+
+    channels: tuple[str, ...]
+    orientation: str | None
+    spacing: tuple[float | None, float | None, float | None]
+    normalization: Normalization
+    tile: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.orientation is not None:
+            check_orientation(self.orientation)
+        if not all(size is None or 0 < size < 1e4 for size in self.spacing):
+            raise InvalidInput(f"spacing is {list(self.spacing)}; each must be None or a size in mm above 0")
+        if self.tile is not None and (not self.tile or min(self.tile) < 1):
+            raise InvalidInput(f"tile is {list(self.tile)}; each size must be at least 1")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The content of `model.json`.
+
+    `labels` has one entry per class: values 1, 2, ... in the order of the network's classes, class 0 of a softmax
+    being background. `figures` are measured results, by name. `sha256` is that of the tensors (see `digest`).
+    """
+
+    name: str
+    description: str
+    network: DeepLabSpec
+    input: ModelInput
+    labels: tuple[Segment, ...]
+    license: str
+    training_data: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+    reproduce: str | None = None
+    sha256: str = ""
+    format: Literal["deeplabseg-model-1"] = "deeplabseg-model-1"
+
+    def __post_init__(self) -> None:
+        network = self.network
+        if network.encoder_name is None:
+            raise InvalidInput("network.encoder_name is null; a bundle needs a named encoder")
+        if len(self.input.channels) != network.in_channels:
+            raise InvalidInput(
+                f"input.channels names {len(self.input.channels)} channels, and the network takes {network.in_channels}"
+            )
+        if self.input.tile is not None and len(self.input.tile) != network.dims:
+            raise InvalidInput(
+                f"input.tile has {len(self.input.tile)} sizes; the {network.dims}D network needs {network.dims}"
+            )
+        if not self.overlapping and network.classifier_activation != "sigmoid" and network.num_classes < 2:
+            raise InvalidInput(f"one class with {network.classifier_activation} leaves no foreground; use sigmoid")
+        values = [segment.value for segment in self.labels]
+        foreground = network.num_classes - (network.classifier_activation != "sigmoid")
+        if values != list(range(1, foreground + 1)):
+            raise InvalidInput(
+                f"labels have the values {values}; a {network.classifier_activation} network of {network.num_classes} "
+                f"classes needs 1 to {foreground}, in order"
+            )
+        for segment in self.labels:
+            if not all(0 <= part <= 255 for part in segment.color):
+                raise InvalidInput(
+                    f"the colour of {segment.name!r} is {list(segment.color)}; each part must be 0 to 255"
+                )
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether a voxel may belong to several labels: sigmoid with several classes."""
+        return self.network.classifier_activation == "sigmoid" and self.network.num_classes > 1
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The labels with the layer of `Labels.array` that each lies in."""
+        if not self.overlapping:
+            return self.labels
+        return tuple(replace(segment, layer=n) for n, segment in enumerate(self.labels))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read and check a bundle's `model.json`: `path` is its folder, its `model.json` or a single `.safetensors` file.
+
+    Raises `BundleError` that names the file and the key.
+    """
+    source = _tensors_file(Path(path))
+    try:
+        return from_json(Bundle, json.loads(_json_text(source)))
+    except (ValueError, RecursionError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
+        raise BundleError(f"{path}: model.json: {error}") from None
+
+
+def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:
+    """The network of the bundle at `path`, float32, in evaluation mode.
+
+    Names and shapes are compared before any tensor is read, then the checksum. Raises `BundleError`.
+    """
+    source = _tensors_file(Path(path))
+    with torch.device("meta"):
+        network = DeepLabV3Plus.from_spec(bundle.network)
+    # The counters of batch normalisation say nothing at inference and are not stored.
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if not _is_counter(name)}
+    try:
+        with safe_open(source, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 no mapping
+            _check_shapes(source, shapes, wanted)
+            state = {name: file.get_tensor(name) for name in wanted}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{source} can't be read as safetensors ({error}); copy the model again") from None
+    if digest(state) != bundle.sha256:
+        raise BundleError(
+            f"{source} doesn't match the sha256 in its model.json ({digest(state)} instead of {bundle.sha256}); "
+            "copy the model again from where you had it"
+        )
+    state = {name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}
+    counters = {name: torch.zeros((), dtype=torch.long) for name in network.state_dict() if _is_counter(name)}
+    network.load_state_dict(state | counters, assign=True)
+    return network.eval()
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of the tensors, in the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _check_shapes(source: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]) -> None:
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or extra:
+        parts = [f"lacks {_some(missing)}"] if missing else []
+        parts += [f"has {_some(extra)}, which the network doesn't"] if extra else []
+        raise BundleError(f"{source} {' and '.join(parts)}; model.json and the tensors belong to different networks")
+    for name, tensor in wanted.items():
+        if found[name] != tuple(tensor.shape):
+            raise BundleError(f"{source}: {name} has shape {found[name]}, and the network needs {tuple(tensor.shape)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _tensors_file(path: Path) -> Path:
+    if path.name == JSON_NAME:
+        path = path.parent
+    if path.is_dir():
+        for name in (JSON_NAME, TENSORS_NAME):
+            if not (path / name).is_file():
+                raise BundleError(f"{path} lacks {name}; a model folder holds {JSON_NAME} and {TENSORS_NAME}")
+        return path / TENSORS_NAME
+    if not path.is_file():
+        raise BundleError(f"{path} does not exist; `deeplabseg models` lists the models that are here")
+    if path.suffix != ".safetensors":
+        raise BundleError(f"{path} is no model bundle; give a folder with {JSON_NAME}, or a .safetensors file")
+    return path
+
+
+def _json_text(source: Path) -> str:
+    beside = source.parent / JSON_NAME
+    if source.name == TENSORS_NAME and beside.is_file():
+        if beside.stat().st_size > MAX_JSON_BYTES:
+            raise BundleError(f"{beside} has {beside.stat().st_size} bytes; a model.json has at most {MAX_JSON_BYTES}")
+        return beside.read_text(encoding="utf-8")
+    try:
+        with safe_open(source, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{source} can't be read as safetensors ({error}); copy the model again") from None
+    if JSON_NAME not in metadata:
+        raise BundleError(f"{source} carries no {JSON_NAME} in its metadata and has none beside it; it is bare weights")
+    return metadata[JSON_NAME]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save_bundle(
+    path: str | os.PathLike[str], bundle: Bundle, network: DeepLabV3Plus, *, half: bool = True, overwrite: bool = False
+) -> Bundle:
+    """Write a bundle: a folder, or a single file where `path` ends in `.safetensors`. `half` stores float16.
+
+    Returns the bundle with its checksum. Raises `OutputError` where something is there already or can't be written.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists; choose another name or overwrite it")
+    state = {
+        name: (
+            tensor.detach().cpu().half() if half and tensor.is_floating_point() else tensor.detach().cpu()
+        ).contiguous()
+        for name, tensor in network.state_dict().items()
+        if not _is_counter(name)
+    }
+    bundle = replace(bundle, sha256=digest(state))
+    text = dumps(to_json(bundle)) + "\n"
+    try:
+        if target.suffix == ".safetensors":
+            _save_tensors(target, state, {JSON_NAME: text})
+        else:
+            target.mkdir(exist_ok=True)
+            _save_tensors(target / TENSORS_NAME, state, None)
+            (target / f".{JSON_NAME}").write_text(text, encoding="utf-8")
+            (target / f".{JSON_NAME}").replace(target / JSON_NAME)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{target} can't be written ({error})") from None
+    return bundle
+
+
+def _save_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None) -> None:
+    temporary = path.with_name(f".{path.name}")
+    try:
+        temporary.write_bytes(save(state, metadata))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- the models that are here ----------------------------------------------------------------------------------------
+
+
+def model_folders() -> Iterator[Path]:
+    """Folders that are searched for models: those in `DEEPLABSEG_MODELS`, then the one shipped with the library."""
+    for entry in os.environ.get("DEEPLABSEG_MODELS", "").split(os.pathsep):
+        if entry:
+            yield Path(entry)
+    yield resource("Models")
+
+
+def resource(name: str) -> Path:
+    """A shipped file or folder: inside an installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent
+    installed = package / "Resources" / name
+    return installed if installed.exists() else package.parent / "Resources" / name
+
+
+def find_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """The path of a model by name or path. Raises `BundleError` that lists the names."""
+    name = os.fspath(name_or_path)
+    here = installed_models()
+    if name in here:
+        return here[name]
+    if Path(name).exists() or os.sep in name or name.endswith(".safetensors"):
+        return Path(name)
+    raise BundleError(f"there is no model {name!r}; here are {', '.join(here) or 'none'}, or give the path of a bundle")
+
+
+def list_models() -> list[str]:
+    """Print the models that are here with a line on each, and return their names."""
+    here = installed_models()
+    for name, path in here.items():
+        print(f"{name}: {read_bundle(path).description}")  # noqa: T201 its purpose
+    return list(here)
+
+
+def installed_models() -> dict[str, Path]:
+    """Name -> path of every model in `model_folders`; the first of a name counts."""
+    found: dict[str, Path] = {}
+    for folder in model_folders():
+        for path in sorted(folder.glob("*")) if folder.is_dir() else ():
+            if (path / JSON_NAME).is_file() or path.suffix == ".safetensors":
+                found.setdefault(path.name.removesuffix(".safetensors"), path)
+    return found

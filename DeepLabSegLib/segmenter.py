@@ -1,0 +1,222 @@
+"""The one idea of the project: a segmentation is a pure function of an image, a model and options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from DeepLabSegLib.bundle import Bundle, find_model, read_bundle, read_network
+from DeepLabSegLib.errors import Cancelled, InvalidInput
+from DeepLabSegLib.image import Geometry, Image, Labels
+from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.models.layers import check_choice
+from DeepLabSegLib.preprocess import LETTERS, check_voxels, model_grid, resample, slabs
+from DeepLabSegLib.tiling import Blending, predict
+
+__all__ = ["OnProgress", "Progress", "SegmentOptions", "Segmenter", "load_model"]
+
+SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""Slice direction -> the RAS axis that the slices are stacked along."""
+
+MAX_GRID_VOXELS = 2**30
+SLICES_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """What a run may vary; the defaults are the model's own.
+
+    Attributes
+    ----------
+    tile : sizes of one window, per spatial axis of the network; None takes the model's.
+    overlap : share of a tile that neighbours have in common, 0 up to 0.9.
+    blending : how overlapping tiles are weighed, "gaussian" or "constant".
+    slice_axis : "axial", "coronal" or "sagittal" slices for a 2D network; None takes the model's.
+    threshold : score from which a voxel belongs to a label, for sigmoid networks.
+    """
+
+    tile: tuple[int, ...] | None = None
+    overlap: float = 0.25
+    blending: Blending = "gaussian"
+    slice_axis: str | None = None
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.tile is not None and (not self.tile or min(self.tile) < 1):
+            raise InvalidInput(f"tile is {list(self.tile)}; each size must be at least 1")
+        if not 0 <= self.overlap <= 0.9:
+            raise InvalidInput(f"overlap is {self.overlap}; it must lie between 0 and 0.9")
+        if not 0 < self.threshold < 1:
+            raise InvalidInput(f"threshold is {self.threshold}; it must lie between 0 and 1")
+        check_choice("blending", self.blending, ("gaussian", "constant"))
+        check_choice("slice_axis", self.slice_axis, (None, *SLICE_AXES))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `done` of `total` steps of `stage` ("prepare", "segment" or "restore")."""
+
+    stage: str
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Progress], bool | None]
+"""Called after each step; returning False cancels the run, which then raises `Cancelled`."""
+
+
+class Segmenter:
+    """A model that is loaded and ready; `segment` may be called any number of times."""
+
+    def __init__(self, bundle: Bundle, network: DeepLabV3Plus, device: str = "auto") -> None:
+        self.bundle = bundle
+        self.device = choose_device(device)
+        self.network = network.to(self.device).eval()
+
+    def segment(
+        self, image: Image, options: SegmentOptions | None = None, on_progress: OnProgress | None = None
+    ) -> Labels:
+        """Labels of `image` on its own grid.
+
+        Softmax gives a partition `(k, j, i)`; sigmoid with one class a mask `(k, j, i)`; sigmoid with several
+        classes a layer per class `(classes, k, j, i)`, where segments may overlap.
+
+        Raises
+        ------
+        InvalidInput : channels, voxel values or options that don't fit; nothing has been computed then.
+        Cancelled : `on_progress` returned False.
+        """
+        options = options or SegmentOptions()
+        report = _reporter(on_progress)
+        report("prepare", 0, 1)
+        self._check(image, options)
+        grid = self._grid(image.geometry, options)
+        values = self.bundle.input.normalization(torch.from_numpy(image.array.astype(np.float32)))
+        prepared = resample(values, image.geometry, grid)
+        report("prepare", 1, 1)
+        scores = self._scores(prepared, options, lambda done, total: report("segment", done, total))
+        return Labels(
+            self._restore(scores, grid, image.geometry, options, report), image.geometry, self.bundle.segments
+        )
+
+    def _check(self, image: Image, options: SegmentOptions) -> None:
+        wanted = self.bundle.input.channels
+        if image.channels != len(wanted):
+            raise InvalidInput(
+                f"the image has {image.channels} channels, and the model {self.bundle.name} takes "
+                f"{len(wanted)} ({', '.join(wanted)}); choose another model or image"
+            )
+        dims = self.bundle.network.dims
+        if options.tile is not None and len(options.tile) != dims:
+            raise InvalidInput(f"tile has {len(options.tile)} sizes; this model is {dims}D and needs {dims}")
+        if options.slice_axis is not None and (dims == 3 or self.bundle.input.orientation is None):
+            why = "is 3D" if dims == 3 else "takes slices as they were acquired"
+            raise InvalidInput(
+                f"slice_axis is {options.slice_axis!r}, but the model {self.bundle.name} {why}; leave it out"
+            )
+        check_voxels(image)
+
+    def _grid(self, source: Geometry, options: SegmentOptions) -> Geometry:
+        wanted = self.bundle.input
+        orientation, spacing = wanted.orientation, wanted.spacing
+        if options.slice_axis is not None and orientation is not None:
+            # The chosen axis comes first, the others keep their order; spacing belongs to the place, not the axis.
+            letter = next(c for c in orientation if LETTERS[c][0] == SLICE_AXES[str(options.slice_axis)])
+            orientation = letter + orientation.replace(letter, "")
+        grid = model_grid(source, orientation, spacing)
+        if np.prod(grid.shape, dtype=float) > MAX_GRID_VOXELS:
+            raise InvalidInput(
+                f"at the model's spacing the image has {' x '.join(map(str, grid.shape))} voxels, more than "
+                f"{MAX_GRID_VOXELS}; check the spacing in the header ({source.spacing} mm), or crop the image"
+            )
+        in_plane = grid.shape[-self.bundle.network.dims :]
+        if min(in_plane) < 2:
+            raise InvalidInput(
+                f"the network would see {' x '.join(map(str, in_plane))} voxels; choose another slice_axis, "
+                "or a model for single slices"
+            )
+        return grid
+
+    def _scores(self, x: Tensor, options: SegmentOptions, on_tile: Callable[[int, int], None]) -> Tensor:
+        """`(C, k, j, i) -> (classes, k, j, i)`; a 2D network runs slice by slice along k."""
+        flat = self.bundle.network.dims == 2
+        batch = x.movedim(1, 0) if flat else x[None]
+        scores = predict(
+            self.network,
+            batch,
+            options.tile or self.bundle.input.tile,
+            overlap=options.overlap,
+            blending=options.blending,
+            batch=SLICES_AT_ONCE if flat else 1,
+            device=self.device,
+            on_tile=on_tile,
+        )
+        return scores.movedim(0, 1) if flat else scores[0]
+
+    def _restore(
+        self,
+        scores: Tensor,
+        grid: Geometry,
+        target: Geometry,
+        options: SegmentOptions,
+        report: Callable[[str, int, int], None],
+    ) -> NDArray:
+        """Scores `(classes, *grid.shape)` to labels on `target`, a few planes at a time."""
+        overlapping = self.bundle.overlapping
+        dtype = np.uint8 if len(self.bundle.labels) < 256 else np.uint16
+        layers = len(self.bundle.labels) if overlapping else 1
+        labels = np.zeros((layers, *target.shape), dtype)
+        values = np.arange(1, layers + 1, dtype=dtype)[:, None, None, None]
+        for planes, slab in slabs(target):
+            part = resample(scores, grid, slab)
+            if self.bundle.network.classifier_activation == "sigmoid":
+                labels[:, planes] = (part >= options.threshold).numpy() * values
+            else:
+                labels[0, planes] = part.argmax(0).numpy().astype(dtype)
+            report("restore", planes.stop, target.shape[0])
+        return labels if overlapping else labels[0]
+
+
+def load_model(name_or_path: str | os.PathLike[str], device: str = "auto") -> Segmenter:
+    """A `Segmenter` for a model by name (see `list_models`) or by the path of its bundle.
+
+    `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps".
+
+    Raises
+    ------
+    BundleError : no such model, or one that is incomplete, damaged or inconsistent.
+    InvalidInput : a device that isn't here.
+    """
+    choose_device(device)  # before the weights are read
+    path = find_model(name_or_path)
+    bundle = read_bundle(path)
+    return Segmenter(bundle, read_network(path, bundle), device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of that name; "auto" is a CUDA GPU, else Apple's, else the CPU. Raises `InvalidInput`."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidInput(f"device is {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    here = {"cpu": True, "mps": mps, "cuda": cuda and (device.index or 0) < torch.cuda.device_count()}
+    if not here.get(device.type, False):
+        raise InvalidInput(f"device {name!r} isn't available to this torch ({torch.__version__}); choose auto or cpu")
+    return device
+
+
+def _reporter(on_progress: OnProgress | None) -> Callable[[str, int, int], None]:
+    def report(stage: str, done: int, total: int) -> None:
+        if on_progress is not None and on_progress(Progress(stage, done, total)) is False:
+            raise Cancelled(f"cancelled during {stage}, after {done} of {total} steps; nothing was changed")
+
+    return report

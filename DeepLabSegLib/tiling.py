@@ -1,0 +1,92 @@
+"""A network over an image larger than its window: evenly spread tiles, blended.
+
+Sizes and shapes run over the network's spatial axes, two or three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from DeepLabSegLib.errors import InvalidInput
+
+__all__ = ["Blending", "predict", "tile_starts", "tile_weights"]
+
+Blending = Literal["gaussian", "constant"]
+
+
+def tile_starts(size: int, tile: int, overlap: float) -> list[int]:
+    """First voxels of the fewest tiles that cover `size`, evenly spread, sharing at least `overlap` of a tile."""
+    step = max(1, int(tile * (1 - overlap)))
+    count = 1 + max(0, -(-(size - tile) // step))
+    return np.rint(np.linspace(0, max(0, size - tile), count)).astype(int).tolist()
+
+
+def tile_weights(size: int, tile: int, starts: Sequence[int], blending: Blending) -> NDArray[np.float32]:
+    """`(tiles, tile)`: each tile's share along one axis. At every voxel the shares of all tiles add up to one.
+
+    The Gaussian has a standard deviation of an eighth of the tile (Isensee et al., Nature Methods 2021).
+    """
+    profile = np.ones(tile)
+    if blending == "gaussian":
+        profile = np.exp(-0.5 * ((np.arange(tile) - (tile - 1) / 2) / (tile / 8)) ** 2).clip(1e-3)
+    total = np.zeros(size)
+    for start in starts:
+        total[start : start + tile] += profile
+    return np.stack([profile / total[start : start + tile] for start in starts]).astype(np.float32)
+
+
+@torch.inference_mode()
+def predict(
+    network: Callable[[Tensor], Tensor],
+    x: Tensor,
+    tile: Sequence[int] | None,
+    *,
+    overlap: float,
+    blending: Blending,
+    batch: int,
+    device: torch.device,
+    on_tile: Callable[[int, int], None],
+) -> Tensor:
+    """Class scores of `x`: `(N, C, *S) -> (N, classes, *S)`, blended from tiles, on the CPU.
+
+    `tile` None, or larger than the image, takes the whole extent. `batch` images go through the network at once;
+    `on_tile(done, total)` is called after each such step and may raise to stop.
+    """
+    shape = tuple(x.shape[2:])
+    window = shape if tile is None else tuple(min(t, s) for t, s in zip(tile, shape, strict=True))
+    starts = [tile_starts(s, t, overlap) for s, t in zip(shape, window, strict=True)]
+    shares = [tile_weights(s, t, b, blending) for s, t, b in zip(shape, window, starts, strict=True)]
+    places = list(product(*(range(len(axis)) for axis in starts)))
+    total = len(places) * -(-len(x) // batch)
+    scores: Tensor | None = None
+    done = 0
+    for first in range(0, len(x), batch):
+        images = x[first : first + batch]
+        for place in places:
+            area = tuple(slice(axis[n], axis[n] + t) for axis, n, t in zip(starts, place, window, strict=True))
+            # A fresh tensor: a view's strides can read as channels last and slow the whole network down.
+            part = images[(slice(None), slice(None), *area)].clone(memory_format=torch.contiguous_format).to(device)
+            result = network(part).float().cpu()
+            if result.shape[2:] != part.shape[2:]:
+                raise InvalidInput(
+                    f"the network turns a tile of {tuple(part.shape[2:])} into {tuple(result.shape[2:])}; "
+                    "set head_upsample to None, so that sizes agree"
+                )
+            if scores is None:
+                scores = result.new_zeros((len(x), result.shape[1], *shape))
+            for axis, (weights, n) in enumerate(zip(shares, place, strict=True)):
+                if len(weights) > 1:
+                    result *= torch.from_numpy(weights[n]).view(-1, *[1] * (len(shape) - 1 - axis))
+            scores[(slice(first, first + batch), slice(None), *area)] += result
+            done += 1
+            on_tile(done, total)
+    if scores is None:
+        raise InvalidInput("there is no image to segment; the batch is empty")
+    return scores

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from conftest import make_spec
+from torch import nn
+
+from DeepLabSegLib import DeepLabV3Plus, list_encoders
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.models.encoders import make_encoder
+
+
+def sizes(dims: int) -> tuple[int, ...]:
+    return (37, 50) if dims == 2 else (17, 20, 33)
+
+
+def test_the_two_examples_of_the_readme_run():
+    image = DeepLabV3Plus(
+        encoder_name="resnet50", input_shape=(224, 224, 3), num_classes=1, classifier_activation="sigmoid"
+    )
+    volume = DeepLabV3Plus(
+        encoder_name="seresnext50", input_shape=(96, 96, 96, 3), num_classes=1, classifier_activation="sigmoid"
+    )
+    assert image.encoder.pyramid_outputs["P2"].shape == (256, 56, 56)
+    assert volume.encoder.pyramid_outputs["P5"].shape == (2048, 3, 3, 3)
+
+
+def test_the_catalogue_is_printed_and_returned(capsys):
+    names = list_encoders("senet")
+    assert names == [name for name in list_encoders() if name.startswith("se")]
+    assert len(names) == 12
+    assert "seresnext101" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50_v2", "seresnet50_vd", "resnext50"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_encoder_returns_the_levels_that_it_announces(name, dims):
+    encoder = make_encoder(name, (*sizes(dims), 2)).eval()
+    with torch.inference_mode():
+        pyramid = encoder(torch.randn(1, 2, *sizes(dims)))
+    assert [tuple(level.shape[1:]) for level in pyramid] == [p.shape for p in encoder.pyramid_outputs.values()]
+    assert tuple(p.stride for p in encoder.pyramid_outputs.values()) == encoder.strides
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_any_input_size_gives_an_output_of_the_same_size(dims, depth):
+    model = DeepLabV3Plus(
+        encoder_name="resnet18", input_shape=(*(None,) * dims, 1), encoder_depth=depth, num_classes=2
+    ).eval()
+    with torch.inference_mode():
+        assert model(torch.randn(2, 1, *sizes(dims))).shape == (2, 2, *sizes(dims))
+
+
+def test_a_given_head_upsample_is_obeyed_as_in_the_reference():
+    for factor, expected in [(4, (52, 64)), (1, (13, 16)), ((2, 4), (26, 64)), (0.5, (13, 16))]:
+        model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(50, 61, 1), head_upsample=factor).eval()
+        with torch.inference_mode():
+            assert model(torch.randn(1, 1, 50, 61)).shape[2:] == expected
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_softmax_scores_add_up_to_one_and_sigmoid_scores_lie_between(dims):
+    x = torch.randn(1, 1, *(16,) * dims)
+    softmax = DeepLabV3Plus.from_spec(make_spec(dims, 3, "softmax")).eval()(x)
+    sigmoid = DeepLabV3Plus.from_spec(make_spec(dims, 3, "sigmoid")).eval()(x)
+    torch.testing.assert_close(softmax.sum(1), torch.ones_like(softmax[:, 0]))
+    assert 0 <= sigmoid.min() <= sigmoid.max() <= 1
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "unit", "instance", "sync_batch", "GROUP"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_every_decoder_normalisation_runs(norm, dims):
+    model = DeepLabV3Plus(
+        encoder_name="resnet18",
+        input_shape=(*(None,) * dims, 1),
+        encoder_depth=3,
+        decoder_channels=32,
+        projection_filters=32,
+        decoder_normalization=norm,
+        decoder_activation="gelu",
+        decoder_aspp_separable=False,
+    ).eval()
+    assert torch.isfinite(model(torch.randn(1, 1, *(16,) * dims))).all()
+
+
+class TwoLevels(nn.Module):
+    channels, strides = (4, 8, 8), (1, 2, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(1, 4, 3, 1, 1), nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)])
+
+    def forward(self, x):
+        pyramid = []
+        for conv in self.convs:
+            x = conv(x)
+            pyramid.append(x)
+        return pyramid
+
+
+def test_any_module_that_keeps_the_contract_is_an_encoder():
+    model = DeepLabV3Plus(encoder=TwoLevels(), input_shape=(None, None, 1), encoder_depth=3, num_classes=2).eval()
+    assert model(torch.randn(1, 1, 21, 30)).shape == (1, 2, 21, 30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"encoder_name": "resnet19"}, "resnet19.*'resnet18'"),
+        ({"encoder_name": None}, "exactly one"),
+        ({"encoder": TwoLevels()}, "exactly one"),
+        ({"input_shape": (32, 1)}, r"\(H, W, channels\)"),
+        ({"input_shape": (32, 0, 1)}, "positive"),
+        ({"input_shape": (32, 32, None)}, "channels"),
+        ({"encoder_depth": 6}, "3, 4 or 5"),
+        ({"num_classes": 0}, "positive integer"),
+        ({"decoder_channels": 2.5}, "positive integer"),
+        ({"decoder_dilation_rates": ()}, "one or more"),
+        ({"decoder_aspp_dropout": 1.0}, r"\[0, 1\)"),
+        ({"decoder_normalization": "batches"}, "'batch'"),
+        ({"decoder_normalization": "group"}, "multiples of 32"),
+        ({"decoder_activation": "rellu"}, "'relu'"),
+        ({"classifier_activation": 3}, "a name or None"),
+        ({"head_upsample": (2, 2, 2)}, "2 of them"),
+    ],
+)
+def test_a_bad_argument_is_named_with_what_would_be_right(arguments, words):
+    with pytest.raises(InvalidInput, match=words):
+        DeepLabV3Plus(**{"encoder_name": "resnet18", "input_shape": (32, 32, 1), **arguments})
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 1, 32), (1, 1, 8, 32, 32), (1, 1, 0, 32)])
+def test_a_tensor_of_another_shape_is_refused_in_words(shape):
+    model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(32, 32, 1)).eval()
+    with pytest.raises(InvalidInput, match=r"takes \(batch, 1, height, width\)"):
+        model(torch.zeros(shape))
+
+
+def test_an_encoder_with_too_few_levels_is_refused():
+    with pytest.raises(InvalidInput, match="3 levels"):
+        DeepLabV3Plus(encoder=TwoLevels(), input_shape=(None, None, 1), encoder_depth=4)

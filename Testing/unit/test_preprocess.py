@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+from conftest import make_scan, physically_equal
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.image import Geometry, Image
+from DeepLabSegLib.preprocess import Normalization, axis_letters, check_voxels, model_grid, resample, slabs
+
+
+def tensor(image: Image) -> torch.Tensor:
+    return torch.from_numpy(image.array)
+
+
+@pytest.mark.parametrize("orientation", ["SAR", "ASR", "LIP", "PRI"])
+def test_a_flipped_or_permuted_grid_copies_voxels_and_gives_them_back(scan, orientation):
+    grid = model_grid(scan.geometry, orientation, (None, None, None))
+    assert axis_letters(grid) == orientation
+    there = resample(tensor(scan), scan.geometry, grid)
+    assert sorted(there.flatten().tolist()) == sorted(scan.array.ravel().tolist())
+    back = resample(there, grid, scan.geometry)
+    np.testing.assert_array_equal(back.numpy(), scan.array)
+
+
+@pytest.mark.parametrize(("permutation", "flips"), [((2, 0, 1), (1,)), ((1, 2, 0), (0, 2)), ((0, 1, 2), (0, 1, 2))])
+def test_however_a_scan_is_stored_the_model_sees_the_same_voxels(scan, permutation, flips):
+    stored = physically_equal(scan, permutation, flips)
+    seen = [
+        resample(tensor(image), image.geometry, model_grid(image.geometry, "ASR", (None, None, None))).numpy()
+        for image in (scan, stored)
+    ]
+    np.testing.assert_array_equal(*seen)
+
+
+def plane(geometry: Geometry) -> torch.Tensor:
+    """A grey value that grows evenly through space: linear interpolation must give it exactly."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in geometry.shape), indexing="ij"), -1)
+    points = index @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]
+    return torch.from_numpy((points @ [0.5, -0.25, 1.0])[None].astype(np.float32))
+
+
+@pytest.mark.parametrize("degrees", [0, 25])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.7, 3.0)])
+def test_interpolation_puts_values_where_the_geometry_says(degrees, spacing):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = ((c, 0.0, s), (0.0, 1.0, 0.0), (-s, 0.0, c))
+    source = Geometry((30, 30, 30), (1.5, 1.5, 1.5), (4.0, -3.0, 8.0), turn)
+    target = model_grid(source, "SAR", spacing)
+    result, expected = resample(plane(source), source, target), plane(target)
+    inside = tuple(slice(n // 3, n - n // 3) for n in target.shape)
+    torch.testing.assert_close(result[0][inside], expected[0][inside], atol=2e-3, rtol=1e-4)
+
+
+def test_the_models_grid_covers_the_scan_and_shares_its_centre():
+    turn = ((0.8, 0.6, 0.0), (-0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
+    source = Geometry((10, 20, 30), (5.0, 1.0, 1.0), (1.0, 2.0, 3.0), turn)
+    grid = model_grid(source, "SAR", (None, 0.8, 0.8))
+    corners = np.array([[k, j, i, 1] for k in (0, 9) for j in (0, 19) for i in (0, 29)])
+    index = (np.linalg.inv(grid.affine) @ source.affine @ corners.T)[:3].T
+    assert (index >= -0.5).all()
+    assert (index <= np.array(grid.shape) - 0.5).all()
+    np.testing.assert_allclose(index.min(0) + index.max(0), np.array(grid.shape) - 1, atol=1e-6)
+
+
+def test_shrinking_averages_instead_of_picking_single_voxels():
+    source = Geometry((1, 64, 64))
+    stripes = torch.zeros(1, 1, 64, 64)
+    stripes[..., ::2] = 1
+    small = resample(stripes, source, model_grid(source, None, (None, 4.0, 4.0)))
+    inner = small[..., 2:-2, 2:-2]
+    torch.testing.assert_close(inner, torch.full_like(inner, 0.5), atol=0.05, rtol=0)
+
+
+def test_nearest_neighbour_makes_no_new_values(scan):
+    labels = torch.from_numpy((scan.array > 300).astype(np.int32) * 7)
+    for spacing in [(1.1, 0.9, 2.2), (None, None, None)]:
+        grid = model_grid(scan.geometry, "ASR", spacing)
+        assert set(resample(labels, scan.geometry, grid, "nearest").unique().tolist()) == {0, 7}
+
+
+def test_slabs_cover_the_grid_and_lie_where_they_belong(monkeypatch, rng):
+    monkeypatch.setattr("DeepLabSegLib.preprocess.SLAB_VOXELS", 5000)
+    image = make_scan(rng, (11, 40, 36))
+    whole = resample(tensor(image), image.geometry, image.geometry)
+    parts = [resample(tensor(image), image.geometry, slab) for _, slab in slabs(image.geometry)]
+    assert len(parts) == 4
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("letters", ["SA", "SAA", "SAL ", "XYZ", "sar", "SIR"])
+def test_an_orientation_that_names_no_three_axes_is_refused(letters):
+    with pytest.raises(InvalidInput, match="three letters"):
+        model_grid(Geometry((2, 2, 2)), letters, (None, None, None))
+
+
+def test_each_normalisation_does_what_it_says():
+    x = torch.tensor([[0.0, 1.0, 2.0, 3.0, 100.0]])
+    torch.testing.assert_close(Normalization("window", 0, 2)(x), torch.tensor([[0, 0.5, 1, 1, 1]]))
+    torch.testing.assert_close(Normalization("percentile", 0, 75)(x), torch.tensor([[0, 1 / 3, 2 / 3, 1, 1]]))
+    z = Normalization("zscore")(x)
+    assert abs(float(z.mean())) < 1e-6
+    assert float(z.std()) == pytest.approx(1, abs=1e-5)
+    assert Normalization("none")(x) is x
+    shifted = Normalization("none", mean=(1.0,), std=(2.0,))(x)
+    torch.testing.assert_close(shifted, (x - 1) / 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("best",), ("window", 3, 3), ("percentile", -1, 50), ("percentile",), ("none", None, None, (1.0,), None)],
+)
+def test_a_normalisation_without_sense_is_refused(arguments):
+    with pytest.raises(InvalidInput):
+        Normalization(*arguments)
+
+
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "1 of 24 voxels"), (np.inf, "NaN or infinite")])
+def test_voxels_that_are_no_numbers_are_counted_and_refused(value, words):
+    array = np.arange(24.0).reshape(2, 3, 4)
+    array[0, 0, 0] = value
+    with pytest.raises(InvalidInput, match=words):
+        check_voxels(Image(array, Geometry((2, 3, 4))))
+
+
+def test_a_constant_image_is_refused():
+    with pytest.raises(InvalidInput, match="channel 0 is constant"):
+        check_voxels(Image(np.full((2, 3, 4), 5), Geometry((2, 3, 4))))

@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import torch
+from conftest import make_bundle, make_network, make_scan, make_segmenter, physically_equal
+
+from DeepLabSegLib.errors import Cancelled, InvalidInput
+from DeepLabSegLib.image import Geometry, Image
+from DeepLabSegLib.segmenter import Segmenter, SegmentOptions, choose_device
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_softmax_gives_a_partition_on_the_scans_own_grid(dims, scan):
+    labels = make_segmenter(dims).segment(scan)
+    assert labels.array.shape == scan.geometry.shape
+    assert labels.array.dtype == np.uint8
+    assert labels.geometry == scan.geometry
+    assert set(np.unique(labels.array)) <= {0, 1, 2}
+    assert len(np.unique(labels.array)) > 1
+    assert [segment.name for segment in labels.segments] == ["Part 1", "Part 2"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_sigmoid_with_one_class_gives_a_mask(dims, scan):
+    labels = make_segmenter(dims, classes=1, activation="sigmoid").segment(scan)
+    assert set(np.unique(labels.array)) == {0, 1}
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_sigmoid_with_several_classes_keeps_every_segment_whole(dims, scan):
+    segmenter = make_segmenter(dims, classes=3, activation="sigmoid")
+    labels = segmenter.segment(scan)
+    assert labels.array.shape == (3, *scan.geometry.shape)
+    masks = np.array([labels.mask(segment) for segment in labels.segments])
+    assert (masks.sum(axis=0) > 1).any(), "the segments overlap somewhere, or this test shows nothing"
+    for n, segment in enumerate(labels.segments):
+        alone = make_bundle(dims, classes=1, activation="sigmoid")
+        network = make_network(alone.network)
+        state = segmenter.network.state_dict()
+        state |= {"head.weight": state["head.weight"][n : n + 1], "head.bias": state["head.bias"][n : n + 1]}
+        network.load_state_dict(state)
+        expected = Segmenter(alone, network, "cpu").segment(scan).array > 0
+        np.testing.assert_array_equal(labels.mask(segment), expected)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("permutation", "flips"), [((2, 0, 1), (1,)), ((0, 2, 1), (0, 2))])
+def test_however_a_scan_is_stored_the_segmentation_is_the_same_in_space(dims, permutation, flips, scan):
+    segmenter = make_segmenter(dims, orientation="ASR", spacing=(None, 1.4, 1.4) if dims == 2 else (2.0, 1.4, 1.4))
+    labels = segmenter.segment(scan)
+    stored = segmenter.segment(physically_equal(scan, permutation, flips))
+    expected = physically_equal(Image(labels.array, scan.geometry), permutation, flips)
+    # Means are summed in another order, so a voxel on the edge between two classes may fall to the other side.
+    assert (stored.array == expected.array[0]).mean() > 0.999
+    assert stored.geometry.is_close(expected.geometry)
+
+
+def test_a_2d_network_sees_the_slices_one_by_one(scan):
+    segmenter = make_segmenter(2)
+    whole = segmenter.segment(scan).array
+    values = (scan.array - scan.array.mean()) / scan.array.std(ddof=1)
+    for k in (0, 5, 11):
+        with torch.inference_mode():
+            slice_alone = segmenter.network(torch.from_numpy(values[:, None, k]).float())[0].argmax(0)
+        assert (whole[k] == slice_alone.numpy()).mean() > 0.999
+
+
+def test_slices_run_along_the_chosen_axis(scan):
+    segmenter = make_segmenter(2)
+    turned = make_segmenter(2, orientation="RSA")
+    turned.network.load_state_dict(segmenter.network.state_dict())
+    sagittal = segmenter.segment(scan, SegmentOptions(slice_axis="sagittal"))
+    np.testing.assert_array_equal(sagittal.array, turned.segment(scan).array)
+    assert (sagittal.array != segmenter.segment(scan).array).any()
+
+
+@pytest.mark.parametrize(("dims", "tile", "steps"), [(2, (24, 20), 2 * 6), (3, (12, 24, 20), 6)])
+def test_a_scan_larger_than_the_tile_goes_through_in_overlapping_tiles(dims, tile, steps, scan):
+    segmenter, seen = make_segmenter(dims), []
+    tiled = segmenter.segment(scan, SegmentOptions(tile=tile, overlap=0.25), seen.append)
+    assert max(step.total for step in seen if step.stage == "segment") == steps
+    assert tiled.array.shape == scan.geometry.shape
+    larger = SegmentOptions(tile=(99,) * dims)
+    np.testing.assert_array_equal(segmenter.segment(scan, larger).array, segmenter.segment(scan).array)
+
+
+def test_progress_names_its_stages_and_ends_complete(scan):
+    seen = []
+    make_segmenter(2).segment(scan, on_progress=seen.append)
+    assert list(dict.fromkeys(step.stage for step in seen)) == ["prepare", "segment", "restore"]
+    last = {step.stage: step for step in seen}
+    assert all(step.done == step.total for step in last.values())
+
+
+@pytest.mark.parametrize("stage", ["prepare", "segment", "restore"])
+def test_returning_false_cancels_at_any_stage(stage, scan):
+    with pytest.raises(Cancelled, match=stage):
+        make_segmenter(2).segment(scan, on_progress=lambda step: step.stage != stage)
+
+
+def test_a_colour_picture_is_one_slice(rng):
+    picture = Image(rng.integers(0, 255, (3, 1, 40, 50)).astype(np.uint8), Geometry((1, 40, 50)))
+    labels = make_segmenter(2, channels=3, orientation=None).segment(picture)
+    assert labels.array.shape == (1, 40, 50)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"overlap": 0.95}, "between 0 and 0.9"),
+        ({"overlap": -0.1}, "between 0 and 0.9"),
+        ({"threshold": 1.0}, "between 0 and 1"),
+        ({"tile": (0, 4)}, "at least 1"),
+        ({"blending": "linear"}, "'gaussian'"),
+        ({"slice_axis": "oblique"}, "'coronal'"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(options, words):
+    with pytest.raises(InvalidInput, match=words):
+        SegmentOptions(**options)
+
+
+def test_what_does_not_fit_the_model_is_refused_before_work_begins(scan, rng):
+    flat, solid, acquired = make_segmenter(2), make_segmenter(3), make_segmenter(2, orientation=None)
+    with pytest.raises(InvalidInput, match="has 2 channels, and the model tiny-2d takes 1"):
+        flat.segment(make_scan(rng, channels=2))
+    with pytest.raises(InvalidInput, match="3D and needs 3"):
+        solid.segment(scan, SegmentOptions(tile=(8, 8)))
+    with pytest.raises(InvalidInput, match="is 3D; leave it out"):
+        solid.segment(scan, SegmentOptions(slice_axis="axial"))
+    with pytest.raises(InvalidInput, match="as they were acquired"):
+        acquired.segment(scan, SegmentOptions(slice_axis="axial"))
+    with pytest.raises(InvalidInput, match="choose another slice_axis"):
+        flat.segment(Image(scan.array[:, :1], Geometry((1, 40, 36))), SegmentOptions(slice_axis="coronal"))
+    with pytest.raises(InvalidInput, match="check the spacing"):
+        make_segmenter(3, spacing=(1.0, 1.0, 1.0)).segment(Image(scan.array, Geometry((12, 40, 36), (1e3, 1e3, 1e3))))
+
+
+def test_a_device_that_is_not_here_is_refused():
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(InvalidInput, match="choose auto"):
+        choose_device("gpu please")
+    with pytest.raises(InvalidInput, match="isn't available"):
+        choose_device("cuda:77")

@@ -1,0 +1,67 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.tiling import predict, tile_starts, tile_weights
+
+CPU = torch.device("cpu")
+
+
+def run(network, x, tile, overlap=0.25, blending="gaussian", batch=1, on_tile=lambda done, total: None):
+    return predict(network, x, tile, overlap=overlap, blending=blending, batch=batch, device=CPU, on_tile=on_tile)
+
+
+@pytest.mark.parametrize("blending", ["gaussian", "constant"])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("shape", "tile"), [((50, 41), (16, 16)), ((20, 33, 17), (16, 8, 16)), ((5, 7), (9, 9)), ((1, 1), (4, 4))]
+)
+def test_blending_a_network_that_copies_gives_the_image_back(shape, tile, overlap, blending):
+    x = torch.randn(2, 3, *shape)
+    torch.testing.assert_close(run(lambda t: t.clone(), x, tile, overlap, blending), x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 17, 31, 32, 33, 100])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
+def test_tiles_cover_every_voxel_are_evenly_spread_and_share_what_was_asked(size, overlap):
+    tile = min(16, size)
+    starts = tile_starts(size, tile, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == size - tile
+    steps = [b - a for a, b in pairwise(starts)]
+    assert all(0 < step <= max(1, int(tile * (1 - overlap))) for step in steps)
+    assert not steps or max(steps) - min(steps) <= 1
+
+
+def test_shares_of_all_tiles_add_up_to_one_at_every_voxel():
+    starts = tile_starts(45, 16, 0.6)
+    total = torch.zeros(45)
+    for start, share in zip(starts, tile_weights(45, 16, starts, "gaussian"), strict=True):
+        total[start : start + 16] += torch.from_numpy(share)
+    torch.testing.assert_close(total, torch.ones(45))
+
+
+def test_without_a_tile_the_whole_image_goes_through_at_once():
+    seen = []
+    run(lambda t: seen.append(tuple(t.shape)) or t.clone(), torch.randn(5, 1, 9, 11), None, batch=2)
+    assert seen == [(2, 1, 9, 11), (2, 1, 9, 11), (1, 1, 9, 11)]
+
+
+def test_progress_counts_every_step_and_may_stop_the_run():
+    steps = []
+
+    def stop_at_three(done, total):
+        steps.append((done, total))
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda t: t.clone(), torch.randn(1, 1, 32, 32), (16, 16), 0.0, on_tile=stop_at_three)
+    assert steps == [(1, 4), (2, 4), (3, 4)]
+
+
+def test_a_network_that_changes_the_size_is_refused_in_words():
+    with pytest.raises(InvalidInput, match="head_upsample"):
+        run(lambda t: t[..., ::2], torch.randn(1, 1, 8, 8), None)
