@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.encoder import check_input_shape, check_tensor
-from DeepLabSegLib.models.encoders import make_encoder
+from DeepLabSegLib.models.encoders import encoder_key, make_encoder
 from DeepLabSegLib.models.layers import (
     DECODER_NORMS,
     LAYERS,
@@ -64,6 +64,8 @@ class DeepLabSpec:
         object.__setattr__(self, "decoder_dilation_rates", rates)
         if not 0 <= self.decoder_aspp_dropout < 1:
             raise InvalidInput(f"decoder_aspp_dropout is {self.decoder_aspp_dropout!r}; it must be in [0, 1)")
+        if self.encoder_name is not None:
+            object.__setattr__(self, "encoder_name", encoder_key(self.encoder_name))
         decoder_norm(self.decoder_normalization)
         for field in ("decoder_activation", "classifier_activation"):
             object.__setattr__(self, field, activation_name(field, getattr(self, field)))

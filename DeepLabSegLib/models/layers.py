@@ -34,6 +34,27 @@ __all__ = [
 ]
 
 
+class _LoneValue:
+    """Batch normalisation that goes on where a batch holds one value per channel, as Keras's does.
+
+    Such a value has no variance to train with, so the running statistics stand in for it; torch refuses.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:  # type: ignore[attr-defined]
+            mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias  # type: ignore[attr-defined]
+            return F.batch_norm(x, mean, var, weight, bias, training=False, eps=self.eps)  # type: ignore[attr-defined]
+        return super().forward(x)  # type: ignore[misc]
+
+
+class BatchNorm2d(_LoneValue, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that takes a lone value per channel in training too."""
+
+
+class BatchNorm3d(_LoneValue, nn.BatchNorm3d):
+    """`nn.BatchNorm3d` that takes a lone value per channel in training too."""
+
+
 @dataclass(frozen=True)
 class Layers:
     """What differs between images and volumes."""
@@ -47,8 +68,8 @@ class Layers:
 
 
 LAYERS = {
-    2: Layers(2, nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, "bilinear"),
-    3: Layers(3, nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, nn.AvgPool3d, "trilinear"),
+    2: Layers(2, nn.Conv2d, BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, "bilinear"),
+    3: Layers(3, nn.Conv3d, BatchNorm3d, nn.MaxPool3d, nn.AvgPool3d, "trilinear"),
 }
 
 NormFactory = Callable[[int, int], nn.Module]

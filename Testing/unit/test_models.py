@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import make_spec
+from helpers import make_spec
 from torch import nn
 
 from DeepLabSegLib import DeepLabV3Plus, list_encoders
@@ -82,7 +82,14 @@ def test_every_decoder_normalisation_runs(norm, dims):
     assert torch.isfinite(model(torch.randn(1, 1, *(16,) * dims))).all()
 
 
-class TwoLevels(nn.Module):
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_fresh_model_takes_a_single_image_in_training_too(dims):
+    model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(*(32,) * dims, 1))
+    model(torch.randn(1, 1, *(32,) * dims)).sum().backward()
+    assert model.head.weight.grad is not None
+
+
+class ThreeLevels(nn.Module):
     channels, strides = (4, 8, 8), (1, 2, 4)
 
     def __init__(self):
@@ -98,7 +105,7 @@ class TwoLevels(nn.Module):
 
 
 def test_any_module_that_keeps_the_contract_is_an_encoder():
-    model = DeepLabV3Plus(encoder=TwoLevels(), input_shape=(None, None, 1), encoder_depth=3, num_classes=2).eval()
+    model = DeepLabV3Plus(encoder=ThreeLevels(), input_shape=(None, None, 1), encoder_depth=3, num_classes=2).eval()
     assert model(torch.randn(1, 1, 21, 30)).shape == (1, 2, 21, 30)
 
 
@@ -107,7 +114,7 @@ def test_any_module_that_keeps_the_contract_is_an_encoder():
     [
         ({"encoder_name": "resnet19"}, "resnet19.*'resnet18'"),
         ({"encoder_name": None}, "exactly one"),
-        ({"encoder": TwoLevels()}, "exactly one"),
+        ({"encoder": ThreeLevels()}, "exactly one"),
         ({"input_shape": (32, 1)}, r"\(H, W, channels\)"),
         ({"input_shape": (32, 0, 1)}, "positive"),
         ({"input_shape": (32, 32, None)}, "channels"),
@@ -137,4 +144,4 @@ def test_a_tensor_of_another_shape_is_refused_in_words(shape):
 
 def test_an_encoder_with_too_few_levels_is_refused():
     with pytest.raises(InvalidInput, match="3 levels"):
-        DeepLabV3Plus(encoder=TwoLevels(), input_shape=(None, None, 1), encoder_depth=4)
+        DeepLabV3Plus(encoder=ThreeLevels(), input_shape=(None, None, 1), encoder_depth=4)

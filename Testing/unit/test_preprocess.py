@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_scan, physically_equal
+from helpers import make_scan, physically_equal
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry, Image

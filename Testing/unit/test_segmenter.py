@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_bundle, make_network, make_scan, make_segmenter, physically_equal
+from helpers import make_bundle, make_network, make_scan, make_segmenter, physically_equal
 
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image

@@ -1,0 +1,166 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import make_bundle, make_network, make_scan, make_spec
+from safetensors.torch import load_file, save_file
+
+import DeepLabSegLib
+from DeepLabSegLib.bundle import find_model, list_models, read_bundle, read_network, save_bundle
+from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
+from DeepLabSegLib.segmenter import load_model
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", ["model", "model.safetensors"])
+def test_a_bundle_comes_back_as_it_was_saved(tmp_path, dims, name):
+    bundle = make_bundle(dims, tile=(32,) * dims)
+    network = make_network(bundle.network)
+    saved = save_bundle(tmp_path / name, bundle, network, half=False)
+    assert read_bundle(tmp_path / name) == saved
+    again = read_network(tmp_path / name, saved)
+    x = torch.randn(1, 1, *(20,) * dims)
+    torch.testing.assert_close(again(x), network(x), atol=0, rtol=0)
+
+
+def test_half_precision_halves_the_file_and_works_in_single(tmp_path, rng):
+    bundle = make_bundle(2)
+    save_bundle(tmp_path / "a", bundle, make_network(bundle.network), half=False)
+    save_bundle(tmp_path / "b", bundle, make_network(bundle.network))
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in "ab"]
+    assert sizes[1] < 0.51 * sizes[0]
+    segmenter = load_model(tmp_path / "b", "cpu")
+    assert {p.dtype for p in segmenter.network.parameters()} == {torch.float32}
+    assert segmenter.segment(make_scan(rng)).array.any()
+
+
+def edit(folder: Path, change) -> None:
+    content = json.loads((folder / "model.json").read_text())
+    change(content)
+    (folder / "model.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.pop("license"), "lacks license"),
+        (lambda c: c.update(extra=1), "unknown keys extra"),
+        (lambda c: c.update(format="deeplabseg-model-9"), "format is 'deeplabseg-model-9'"),
+        (lambda c: c["network"].update(encoder_name="resnet19"), "unknown|resnet19"),
+        (lambda c: c["network"].update(encoder_name=None), "named encoder"),
+        (lambda c: c["network"].update(num_classes="3"), "num_classes is '3'"),
+        (lambda c: c["network"].update(num_classes=True), "must be"),
+        (lambda c: c["network"].update(num_classes=4), "needs 1 to 3"),
+        (lambda c: c["labels"].pop(), "needs 1 to 2"),
+        (lambda c: c["labels"][0].update(color=[1, 2, 300]), "0 to 255"),
+        (lambda c: c["labels"][0].update(color=[1, 2]), "needs 3"),
+        (lambda c: c["labels"][0]["terminology"].pop("type"), r"labels\[0\].terminology lacks type"),
+        (lambda c: c["input"].update(spacing=[1, 0, 1]), "above 0"),
+        (lambda c: c["input"].update(orientation="SAX"), "three letters"),
+        (lambda c: c["input"].update(tile=[32]), "needs 2"),
+        (lambda c: c["input"].update(channels=["T1", "T2"]), "2 channels"),
+        (lambda c: c["input"]["normalization"].update(method="best"), "choose one of 'percentile'"),
+        (lambda c: c["network"].update(decoder_channels=17), "shape"),
+        (lambda c: c["network"].update(encoder_depth=4), "lacks encoder"),
+        (lambda c: c.update(sha256="0" * 64), "copy the model again"),
+    ],
+)
+def test_a_model_json_that_is_wrong_is_refused_by_the_place(bundle_folder, change, words):
+    edit(bundle_folder, change)
+    with pytest.raises(BundleError, match=words):
+        load_model(bundle_folder, "cpu")
+
+
+def test_a_damaged_json_a_list_and_a_huge_one_are_refused(bundle_folder):
+    for text in ["{", "[]", "[" * 50_000, '"' + "x" * 2**21 + '"']:
+        (bundle_folder / "model.json").write_text(text)
+        with pytest.raises(BundleError, match=r"model\.json"):
+            read_bundle(bundle_folder)
+
+
+def test_damaged_tensors_are_refused(bundle_folder):
+    tensors = bundle_folder / "model.safetensors"
+    whole = tensors.read_bytes()
+    for damaged in [b"", whole[:100], whole[:-10], b"\xff" * 8 + whole[8:]]:
+        tensors.write_bytes(damaged)
+        with pytest.raises(BundleError, match="copy the model again"):
+            load_model(bundle_folder, "cpu")
+
+
+def test_one_changed_bit_is_noticed(bundle_folder):
+    tensors = bundle_folder / "model.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1000] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(BundleError, match="sha256"):
+        load_model(bundle_folder, "cpu")
+
+
+def test_missing_surplus_and_misshapen_tensors_are_named(bundle_folder):
+    tensors = bundle_folder / "model.safetensors"
+    state = load_file(tensors)
+    for change, words in [
+        (lambda s: s.pop("head.bias"), "lacks head.bias"),
+        (lambda s: s.update(more=torch.zeros(1)), "has more"),
+        (lambda s: s.update({"head.bias": torch.zeros(9)}), r"head.bias has shape \(9,\).*\(3,\)"),
+    ]:
+        changed = dict(state)
+        change(changed)
+        save_file(changed, tensors)
+        with pytest.raises(BundleError, match=words):
+            load_model(bundle_folder, "cpu")
+
+
+def test_a_small_file_cannot_make_us_allocate_much(bundle_folder):
+    edit(bundle_folder, lambda c: c["network"].update(decoder_channels=10**7))
+    with pytest.raises(BundleError, match="has shape"):
+        load_model(bundle_folder, "cpu")
+
+
+def test_what_is_no_bundle_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    (tmp_path / "notes.txt").write_text("hello")
+    for name, words in [
+        ("empty", "lacks model.json"),
+        ("bare.safetensors", "bare weights"),
+        ("notes.txt", "no model bundle"),
+        ("gone.safetensors", "does not exist"),
+    ]:
+        with pytest.raises(BundleError, match=words):
+            read_bundle(tmp_path / name)
+
+
+def test_an_existing_bundle_is_kept_unless_told_otherwise(bundle_folder):
+    bundle = make_bundle(2)
+    with pytest.raises(OutputError, match="exists"):
+        save_bundle(bundle_folder, bundle, make_network(bundle.network))
+    save_bundle(bundle_folder, bundle, make_network(bundle.network), overwrite=True)
+    assert sorted(p.name for p in bundle_folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_models_are_found_by_name_in_the_folders_that_are_searched(bundle_folder, monkeypatch, capsys):
+    monkeypatch.setenv("DEEPLABSEG_MODELS", str(bundle_folder.parent))
+    assert "tiny" in list_models()
+    assert "a small network with random weights" in capsys.readouterr().out
+    assert find_model("tiny") == bundle_folder
+    with pytest.raises(BundleError, match="there is no model 'tinny'; here are tiny"):
+        find_model("tinny")
+
+
+def test_the_shipped_models_are_whole(capsys):
+    names = DeepLabSegLib.list_models()
+    assert "head-mri-2d" in names
+    for name in names:
+        content = load_model(name, "cpu").bundle
+        assert content.name == name
+        assert content.license
+        assert content.figures, f"{name} has no measured figures"
+        assert all(label.terminology for label in content.labels)
+
+
+def test_a_one_class_softmax_has_no_foreground():
+    with pytest.raises(InvalidInput, match="use sigmoid"):
+        make_bundle(2, classes=1, activation="softmax")
+    assert make_spec(2, 1, "sigmoid").num_classes == 1

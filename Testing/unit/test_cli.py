@@ -1,0 +1,129 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from helpers import SAMPLE, itk
+
+from DeepLabSegLib import load_model, read_image
+from DeepLabSegLib.cli import main
+from DeepLabSegLib.files import read_labels
+
+
+@pytest.fixture
+def scan_path(tmp_path, scan):
+    path = tmp_path / "scan.nii.gz"
+    sitk.WriteImage(itk(scan), path)
+    return path
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_segment_writes_what_the_library_gives(tmp_path, scan_path, bundle_folder, capsys):
+    output = tmp_path / "result.seg.nrrd"
+    assert run("segment", scan_path, "-o", output, "--model", bundle_folder, "--device", "cpu") == 0
+    printed = capsys.readouterr()
+    assert "Part 1" in printed.out
+    assert printed.err == "", "no progress bar in a pipe"
+    expected = load_model(bundle_folder, "cpu").segment(read_image(scan_path))
+    np.testing.assert_array_equal(read_labels(output).array, expected.array)
+
+
+def test_json_is_for_programs(tmp_path, scan_path, bundle_folder, capsys):
+    output = tmp_path / "result.nii.gz"
+    assert run("segment", scan_path, "-o", output, "--model", bundle_folder, "--json", "--tile", "24x24") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["output"] == str(output)
+    assert set(report["volumes_ml"]) == {"Part 1", "Part 2"}
+    assert run("segment", scan_path, "-o", output, "--model", bundle_folder, "--json") == 1
+    assert "is kept" in json.loads(capsys.readouterr().out)["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("segment", "gone.nii.gz", "-o", "r.nrrd"), "gone.nii.gz does not exist"),
+        (("segment", "scan.nii.gz", "-o", "gone/r.nrrd"), "the folder gone does not exist"),
+        (("segment", "scan.nii.gz", "-o", "r.txt"), "no known ending"),
+        (("segment", "scan.nii.gz", "-o", "r.nrrd", "--model", "nothing"), "there is no model 'nothing'"),
+        (("segment", "scan.nii.gz", "-o", "r.nrrd", "--model", "tiny", "--device", "cuda:9"), "isn't available"),
+        (("segment", "scan.nii.gz", "-o", "r.nrrd", "--model", "tiny", "--overlap", "2"), "between 0 and 0.9"),
+        (("demo", "-o", "scan.nii.gz"), "is a file"),
+        (("demo", "-o", "gone/demo"), "make its parent first"),
+        (("info", "nothing"), "there is no model"),
+        (("evaluate", "a", "b", "--reference", "c"), "2 predictions and 1 references"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(
+    tmp_path, scan_path, bundle_folder, monkeypatch, capsys, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEEPLABSEG_MODELS", str(bundle_folder.parent))
+    before = sorted(tmp_path.iterdir())
+    assert run(*arguments) == 1
+    assert words in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_ctrl_c_leaves_no_file_and_exits_with_130(tmp_path):
+    code = (
+        "import sys, DeepLabSegLib.cli as c; from DeepLabSegLib import segmenter as s; import time\n"
+        "s.predict = lambda *a, **k: (print('running', flush=True), time.sleep(60))\n"
+        f"sys.exit(c.main(['segment', {str(SAMPLE)!r}, '-o', 'r.seg.nrrd']))"
+    )
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip() == "deeplabseg: interrupted; nothing was written"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lists_name_models_and_encoders(capsys):
+    assert run("models") == 0
+    assert "head-mri-2d" in capsys.readouterr().out
+    assert run("encoders", "--json") == 0
+    catalogue = json.loads(capsys.readouterr().out)
+    assert "seresnext50" in catalogue["senet"]
+
+
+def test_info_shows_what_a_model_says_of_itself(capsys, bundle_folder):
+    assert run("info", bundle_folder) == 0
+    text = capsys.readouterr().out
+    assert "1 Part 1, 2 Part 2" in text
+    assert "resnet18" in text
+    assert run("info", bundle_folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] > 100_000
+
+
+def test_evaluate_prints_a_row_per_label(tmp_path, scan_path, bundle_folder, capsys):
+    outputs = [tmp_path / f"{n}.seg.nrrd" for n in range(2)]
+    for output in outputs:
+        assert run("segment", scan_path, "-o", output, "--model", bundle_folder) == 0
+    capsys.readouterr()
+    assert run("evaluate", *outputs, "--reference", *outputs, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert summary["Part 1"] == {
+        "cases": 2, "dice": 1.0, "dice_min": 1.0, "hausdorff95_mm": 0.0, "volume_difference_percent": 0.0
+    }  # fmt: skip
+    assert run("evaluate", *outputs, "--reference", *outputs) == 0
+    assert "HD95" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    command = f"{sys.executable} -m DeepLabSegLib.cli encoders | head -c 1"
+    result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
+                            env={**os.environ, "PYTHONPATH": str(SAMPLE.parents[2])})  # fmt: skip
+    assert "Traceback" not in result.stderr
