@@ -15,6 +15,8 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.encoder import check_input_shape, check_tensor
 from DeepLabSegLib.models.encoders import make_encoder
 from DeepLabSegLib.models.layers import (
+    ACTIVATIONS,
+    DECODER_ACTIVATIONS,
     DECODER_NORMS,
     LAYERS,
     Activation,
@@ -65,8 +67,8 @@ class DeepLabSpec:
         if not 0 <= self.decoder_aspp_dropout < 1:
             raise InvalidInput(f"decoder_aspp_dropout is {self.decoder_aspp_dropout!r}; it must be in [0, 1)")
         decoder_norm(self.decoder_normalization)
-        for field in ("decoder_activation", "classifier_activation"):
-            object.__setattr__(self, field, activation_name(field, getattr(self, field)))
+        for field, table in (("decoder_activation", DECODER_ACTIVATIONS), ("classifier_activation", ACTIVATIONS)):
+            object.__setattr__(self, field, activation_name(field, getattr(self, field), table))
         object.__setattr__(self, "head_upsample", self._checked_head_upsample())
 
     def _checked_head_upsample(self) -> float | tuple[float, ...] | None:
@@ -200,7 +202,9 @@ class DeepLabV3Plus(nn.Module):
             head_upsample=head_upsample,
         )
         if encoder is None:
-            encoder = make_encoder(str(encoder_name), spec.input_shape, encoder_depth)
+            made = make_encoder(str(encoder_name), spec.input_shape, encoder_depth)
+            made.drop_unread((2, encoder_depth))
+            encoder = made
         channels = _encoder_channels(encoder, encoder_depth)
 
         dims = spec.dims
