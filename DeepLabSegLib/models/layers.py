@@ -74,13 +74,17 @@ def check_choice(argument: str, value: object, choices: object) -> None:
 
 
 def _sparsemax(x: Tensor) -> Tensor:
-    """Euclidean projection of the channels onto the simplex (Martins and Astudillo, ICML 2016). Same shape out."""
+    """Channels less a threshold, cut at zero, as Keras computes it. Same shape out.
+
+    Keras adds up the sums where the paper (Martins and Astudillo, ICML 2016) takes the last, so that the result is no
+    distribution; networks trained there know no other.
+    """
     ordered = x.sort(dim=1, descending=True).values
-    above = ordered.cumsum(dim=1) - 1
+    sums = ordered.cumsum(dim=1)
     ranks = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype).view(1, -1, *[1] * (x.ndim - 2))
-    support = (ranks * ordered > above).sum(dim=1, keepdim=True)
-    threshold = above.gather(1, support - 1) / support
-    return (x - threshold).clamp_min(0)
+    support = ordered > (sums - 1) / ranks
+    total = sums.masked_fill(~support, 0).sum(dim=1, keepdim=True)
+    return (x - (total - 1) / support.sum(dim=1, keepdim=True)).clamp_min(0)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
