@@ -159,7 +159,7 @@ class DeepLabV3Plus(nn.Module):
 
     Examples
     --------
-    >>> model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(64, 64, 1), num_classes=3)
+    >>> model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(64, 64, 1), num_classes=3).eval()
     >>> model(torch.zeros(1, 1, 50, 41)).shape
     torch.Size([1, 3, 50, 41])
     """
