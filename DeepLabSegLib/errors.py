@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BundleError", "Cancelled", "DeepLabSegError", "InvalidInput", "OutputError"]
+__all__ = ["BundleError", "Cancelled", "DeepLabSegError", "InvalidInput", "OutputError", "WeightsError"]
 
 
 class DeepLabSegError(Exception):
@@ -15,6 +15,10 @@ class InvalidInput(DeepLabSegError, ValueError):
 
 class BundleError(DeepLabSegError):
     """A model bundle that is missing, incomplete, damaged or not what its `model.json` says."""
+
+
+class WeightsError(DeepLabSegError):
+    """A weights file that can't be read, is damaged or doesn't fit the model."""
 
 
 class OutputError(DeepLabSegError, OSError):

@@ -15,6 +15,8 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.encoder import check_input_shape, check_tensor
 from DeepLabSegLib.models.encoders import encoder_key, make_encoder
 from DeepLabSegLib.models.layers import (
+    ACTIVATIONS,
+    DECODER_ACTIVATIONS,
     DECODER_NORMS,
     LAYERS,
     Activation,
@@ -67,8 +69,8 @@ class DeepLabSpec:
         if self.encoder_name is not None:
             object.__setattr__(self, "encoder_name", encoder_key(self.encoder_name))
         decoder_norm(self.decoder_normalization)
-        for field in ("decoder_activation", "classifier_activation"):
-            object.__setattr__(self, field, activation_name(field, getattr(self, field)))
+        for field, table in (("decoder_activation", DECODER_ACTIVATIONS), ("classifier_activation", ACTIVATIONS)):
+            object.__setattr__(self, field, activation_name(field, getattr(self, field), table))
         object.__setattr__(self, "head_upsample", self._checked_head_upsample())
 
     def _checked_head_upsample(self) -> float | tuple[float, ...] | None:
@@ -159,7 +161,7 @@ class DeepLabV3Plus(nn.Module):
 
     Examples
     --------
-    >>> model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(64, 64, 1), num_classes=3)
+    >>> model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(64, 64, 1), num_classes=3).eval()
     >>> model(torch.zeros(1, 1, 50, 41)).shape
     torch.Size([1, 3, 50, 41])
     """
@@ -202,7 +204,9 @@ class DeepLabV3Plus(nn.Module):
             head_upsample=head_upsample,
         )
         if encoder is None:
-            encoder = make_encoder(str(encoder_name), spec.input_shape, encoder_depth)
+            made = make_encoder(str(encoder_name), spec.input_shape, encoder_depth)
+            made.drop_unread((2, encoder_depth))
+            encoder = made
         channels = _encoder_channels(encoder, encoder_depth)
 
         dims = spec.dims

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["Encoder", "PyramidLevel", "check_input_shape", "pyramid_outputs"]
+__all__ = ["Encoder", "PyramidLevel", "check_depth", "check_input_shape", "check_tensor", "pyramid_outputs"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,13 @@ class Encoder(nn.Module):
     input_shape : `(*sizes, channels)`, channels last as in the reference; a size may be None.
     channels : channels of each level, P1 first.
     strides : input voxels per voxel of each level, P1 first.
+    rounds_down_from : the first level (1 is P1) whose strided layer drops an incomplete last voxel; those before round
+        sizes up. None, for encoders that always round up.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    rounds_down_from: int | None = None
 
     def __init__(self, input_shape: Sequence[int | None]) -> None:
         super().__init__()
@@ -53,6 +56,21 @@ class Encoder(nn.Module):
         """Channels of the input."""
         return self.input_shape[-1]  # type: ignore[return-value]  # checked when made
 
+    def check_size(self, x: Tensor) -> None:
+        """Raise `InvalidInput` where `x` `(N, C, *S)` is so small that the last level would be empty."""
+        if self.rounds_down_from is None:
+            return
+        up = _stride_up(self.strides, len(self.strides), self.rounds_down_from)
+        least = self.strides[-1] - up + 1
+        if min(x.shape[2:]) < least:
+            raise InvalidInput(
+                f"input has sizes {tuple(x.shape[2:])}; this encoder needs at least {least} along each axis; "
+                "pad the input or choose a smaller encoder_depth"
+            )
+
+    def drop_unread(self, levels: Sequence[int]) -> None:
+        """Leave out what serves no level of `levels` (1 is P1) and no later one. Nothing, in most encoders."""
+
     @property
     def pyramid_outputs(self) -> dict[str, PyramidLevel]:
         """`{"P1": PyramidLevel(channels, stride, shape), ...}`, as the reference's `pyramid_outputs`."""
@@ -60,13 +78,27 @@ class Encoder(nn.Module):
 
 
 def pyramid_outputs(encoder: nn.Module, input_shape: Sequence[int | None]) -> dict[str, PyramidLevel]:
-    """Levels of any encoder that keeps the contract; every stride-2 layer rounds sizes up."""
-    sizes = input_shape[:-1]
-    levels = zip(encoder.channels, encoder.strides, strict=True)  # type: ignore[arg-type]
+    """Levels of any encoder that keeps the contract; strided layers round sizes up, or as `rounds_down_from` says."""
+    channels, strides = tuple(encoder.channels), tuple(encoder.strides)  # type: ignore[arg-type]
+    down_from = getattr(encoder, "rounds_down_from", None)
     return {
-        f"P{n}": PyramidLevel(c, s, (c, *(None if size is None else -(-size // s) for size in sizes)))
-        for n, (c, s) in enumerate(levels, start=1)
+        f"P{n}": PyramidLevel(c, s, (c, *(_level_size(size, strides, n, down_from) for size in input_shape[:-1])))
+        for n, (c, s) in enumerate(zip(channels, strides, strict=True), start=1)
     }
+
+
+def _level_size(size: int | None, strides: tuple[int, ...], level: int, down_from: int | None) -> int | None:
+    """Size of level `level` (1 is P1) for an input of `size`."""
+    if size is None:
+        return None
+    up = _stride_up(strides, level, down_from)
+    return -(-size // up) // (strides[level - 1] // up)
+
+
+def _stride_up(strides: tuple[int, ...], level: int, down_from: int | None) -> int:
+    """The part of level `level`'s stride that rounds sizes up."""
+    last = level if down_from is None else min(level, down_from - 1)
+    return strides[last - 1] if last else 1
 
 
 def check_input_shape(input_shape: Sequence[int | None] | torch.Size | None) -> tuple[int | None, ...]:
@@ -82,6 +114,12 @@ def check_input_shape(input_shape: Sequence[int | None] | torch.Size | None) -> 
             "the last, a positive integer"
         )
     return tuple(input_shape)
+
+
+def check_depth(encoder_depth: object) -> None:
+    """Raise `InvalidInput` unless `encoder_depth` is a positive integer."""
+    if not _is_positive(encoder_depth):
+        raise InvalidInput(f"encoder_depth is {encoder_depth!r}; it must be a positive integer, 5 for a whole encoder")
 
 
 def check_tensor(x: Tensor, dims: int, channels: int) -> None:

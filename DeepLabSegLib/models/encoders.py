@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from DeepLabSegLib.models.convnext import CONVNEXTS, ConvNeXtBackbone
+from DeepLabSegLib.models.densenet import DENSENETS, DenseNetBackbone
+from DeepLabSegLib.models.efficientnet import EFFICIENTNETS, EfficientNetBackbone
 from DeepLabSegLib.models.encoder import Encoder
 from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.models.resnet import RESNETS, SENETS, ResNetBackbone
@@ -13,6 +16,9 @@ __all__ = ["ENCODERS", "FAMILIES", "encoder_key", "list_encoders", "make_encoder
 
 FAMILIES: dict[str, tuple[type[Any], Mapping[str, Any]]] = {
     "resnet": (ResNetBackbone, RESNETS),
+    "densenet": (DenseNetBackbone, DENSENETS),
+    "efficientnet": (EfficientNetBackbone, EFFICIENTNETS),
+    "convnext": (ConvNeXtBackbone, CONVNEXTS),
     "senet": (ResNetBackbone, SENETS),
 }
 """Family -> the class that builds it and its variants, one row (a frozen spec) each."""

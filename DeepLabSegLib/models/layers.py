@@ -5,7 +5,7 @@ Shapes are channels first: `(N, C, *S)` with `*S` two or three spatial sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -18,16 +18,24 @@ from DeepLabSegLib.errors import InvalidInput
 
 __all__ = [
     "ACTIVATIONS",
+    "DECODER_ACTIVATIONS",
     "DECODER_NORMS",
     "ENCODER_NORM",
+    "KERAS_NORM",
     "LAYERS",
     "Activation",
+    "ChannelNorm",
     "ConvNormAct",
+    "DropPath",
+    "InputNorm",
     "NormFactory",
+    "SamePad",
     "SeparableConv",
     "SqueezeExcite",
     "activation_name",
+    "batch_norm",
     "check_choice",
+    "check_rate",
     "decoder_norm",
     "initialize",
     "resize",
@@ -85,16 +93,33 @@ def check_choice(argument: str, value: object, choices: object) -> None:
 
 # --- activations -----------------------------------------------------------------------------------------------------
 
+
+def _sparsemax(x: Tensor) -> Tensor:
+    """Channels less a threshold, cut at zero, as Keras computes it. Same shape out.
+
+    Keras adds up the sums where the paper (Martins and Astudillo, ICML 2016) takes the last, so that the result is no
+    distribution; networks trained there know no other.
+    """
+    ordered = x.sort(dim=1, descending=True).values
+    sums = ordered.cumsum(dim=1)
+    ranks = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype).view(1, -1, *[1] * (x.ndim - 2))
+    support = ordered > (sums - 1) / ranks
+    total = sums.masked_fill(~support, 0).sum(dim=1, keepdim=True)
+    return (x - (total - 1) / support.sum(dim=1, keepdim=True)).clamp_min(0)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "celu": F.celu,
     "elu": F.elu,
     "exponential": torch.exp,
     "gelu": F.gelu,
+    "glu": partial(F.glu, dim=1),
+    "hard_shrink": F.hardshrink,
     "hard_sigmoid": F.hardsigmoid,
     "hard_silu": F.hardswish,
     "hard_swish": F.hardswish,
     "hard_tanh": F.hardtanh,
-    "leaky_relu": partial(F.leaky_relu, negative_slope=0.3),  # the slope of Keras's layer, which the reference builds
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
     "linear": lambda x: x,
     "log_sigmoid": F.logsigmoid,
     "log_softmax": partial(F.log_softmax, dim=1),
@@ -104,32 +129,51 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "selu": F.selu,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
+    "soft_shrink": F.softshrink,
     "softmax": partial(F.softmax, dim=1),
     "softplus": F.softplus,
     "softsign": F.softsign,
+    "sparse_plus": lambda x: torch.where(x < 1, (x + 1).clamp_min(0).square() / 4, x),
+    "sparse_sigmoid": lambda x: ((x + 1) / 2).clamp(0, 1),
+    "sparsemax": _sparsemax,
+    "squareplus": lambda x: (x + (x.square() + 4).sqrt()) / 2,
     "swish": F.silu,
     "tanh": torch.tanh,
+    "tanh_shrink": F.tanhshrink,
 }
-"""Activations by their Keras names; those over classes act along the channel axis."""
+"""Activations by their Keras names and with Keras's constants; those over classes act along the channel axis."""
+
+# Decoder blocks build Keras's LeakyReLU layer, whose slope is not its function's. "glu" halves the channels, which
+# no block here can take.
+DECODER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: function for name, function in ACTIVATIONS.items() if name != "glu"},
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.3),
+}
 
 
-def activation_name(argument: str, value: str | None) -> str:
-    """The name under which `value` stands in `ACTIVATIONS`; `None` means linear, as in the reference."""
+def activation_name(argument: str, value: str | None, table: Mapping[str, object] = ACTIVATIONS) -> str:
+    """The name under which `value` stands in `table`; `None` means linear, as in the reference."""
     if value is None:
         return "linear"
     if not isinstance(value, str):
         raise InvalidInput(f"{argument} is {value!r}; it must be a name or None")
-    check_choice(argument, value.lower(), ACTIVATIONS)
+    check_choice(argument, value.lower(), table)
     return value.lower()
+
+
+def check_rate(argument: str, value: float) -> None:
+    """Raise `InvalidInput` unless `value` is in [0, 1)."""
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise InvalidInput(f"{argument} is {value!r}; it must be in [0, 1)")
 
 
 class Activation(nn.Module):
     """An activation by name, kept as a module so that a printed network shows it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, table: Mapping[str, Callable[[Tensor], Tensor]] = ACTIVATIONS) -> None:
         super().__init__()
         self.name = name
-        self.function = ACTIVATIONS[name]
+        self.function = table[name]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
@@ -161,7 +205,8 @@ class UnitNorm(nn.Module):
         return x * x.square().sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
-def _batch_norm(dims: int, channels: int, *, eps: float, momentum: float) -> nn.Module:
+def batch_norm(dims: int, channels: int, *, eps: float, momentum: float) -> nn.Module:
+    """Batch normalisation of `(N, channels, *S)`."""
     return LAYERS[dims].batch_norm(channels, eps=eps, momentum=momentum)
 
 
@@ -175,10 +220,11 @@ def _group_norm(dims: int, channels: int) -> nn.Module:
 
 
 # Keras's momentum is the share that stays, torch's the share that comes in.
-ENCODER_NORM: NormFactory = partial(_batch_norm, eps=1e-5, momentum=0.1)
+ENCODER_NORM: NormFactory = partial(batch_norm, eps=1e-5, momentum=0.1)
+KERAS_NORM: NormFactory = partial(batch_norm, eps=1e-3, momentum=0.01)  # the constants of Keras's layer
 
 DECODER_NORMS: dict[str, NormFactory] = {
-    "batch": partial(_batch_norm, eps=1e-3, momentum=0.01),
+    "batch": KERAS_NORM,
     "layer": lambda dims, channels: ChannelNorm(channels, eps=1e-3),
     "unit": lambda dims, channels: UnitNorm(),
     "group": _group_norm,
@@ -244,7 +290,7 @@ class ConvNormAct(nn.Sequential):
                 bias=False,
             )
         self.norm = norm(dims, out_channels)
-        self.activation = Activation(activation)
+        self.activation = Activation(activation, DECODER_ACTIVATIONS)
 
 
 class SqueezeExcite(nn.Module):
@@ -260,6 +306,62 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
         return x * torch.sigmoid(self.expand(self.activation(self.reduce(gate))))
+
+
+class SamePad(nn.Module):
+    """Zero padding before a strided layer that has none, as Keras's "same": the output is `ceil(S / stride)`.
+
+    An odd rest goes to the end, so that an even and an odd size are padded differently.
+    """
+
+    def __init__(self, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads: list[int] = []
+        for size in reversed(x.shape[2:]):  # F.pad starts with the last axis
+            total = max((-(-size // self.stride) - 1) * self.stride + self.kernel_size - size, 0)
+            pads += [total // 2, total - total // 2]
+        return F.pad(x, pads)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): in training, a sample's branch is left out with `rate`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * (kept.to(x.dtype) / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+class InputNorm(nn.Module):
+    """Channels less `mean`, divided by the root of `variance`. `(N, C, *S)`, same shape out."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, mean: Sequence[float], variance: Sequence[float], *, learned: bool) -> None:
+        super().__init__()
+        # Learned values travel with the weights; fixed ones don't.
+        self.register_buffer("mean", torch.tensor(mean), persistent=learned)
+        self.register_buffer("variance", torch.tensor(variance), persistent=learned)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return (x - self.mean.view(shape)) / self.variance.sqrt().clamp_min(1e-7).view(shape)
 
 
 def resize(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:

@@ -15,7 +15,7 @@ from operator import mul
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder
+from DeepLabSegLib.models.encoder import Encoder, check_depth
 from DeepLabSegLib.models.layers import ENCODER_NORM, LAYERS, SqueezeExcite, activation_name, check_choice, initialize
 
 __all__ = ["RESNETS", "SENETS", "ResNetBackbone", "ResNetSpec"]
@@ -103,6 +103,7 @@ class ResNetBackbone(Encoder):
 
     def __init__(self, input_shape: Sequence[int | None], *, encoder_depth: int = 5, **spec: object) -> None:
         super().__init__(input_shape)
+        check_depth(encoder_depth)
         self.spec = s = ResNetSpec(**spec)  # type: ignore[arg-type]
         stages = encoder_depth - 1
         filters = list(s.num_filters[:stages])

@@ -1,0 +1,200 @@
+"""The encoder families: names, sizes, arguments, and numbers recorded from the reference."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from seeded import FIXTURES
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.models import (
+    ENCODERS,
+    ConvNeXtBackbone,
+    ConvNeXtBackboneV2,
+    DeepLabV3Plus,
+    DenseNetBackbone,
+    EfficientNetBackbone,
+    EfficientNetBackboneV2,
+    ResNetBackbone,
+    make_encoder,
+)
+from DeepLabSegLib.models.encoders import FAMILIES
+from DeepLabSegLib.models.layers import ACTIVATIONS, DECODER_ACTIVATIONS, DropPath, SamePad
+
+KNOWN = json.loads((FIXTURES / "known.json").read_text())
+SMALLEST = (
+    "resnet18",
+    "resnet50_v2",
+    "resnet50_vd",
+    "densenet121",
+    "efficientnet_b0",
+    "convnext_v2_atto",
+    "seresnet18",
+)
+
+
+def numbers(module: torch.nn.Module) -> int:
+    """Parameters and running statistics."""
+    return sum(t.numel() for name, t in module.state_dict().items() if not name.endswith("num_batches_tracked"))
+
+
+def build(name: str, dims: int) -> DeepLabV3Plus:
+    depth = 4 if ENCODERS[name] == "convnext" else 5
+    with torch.device("meta"):
+        return DeepLabV3Plus(encoder_name=name, input_shape=(64,) * dims + (1,), encoder_depth=depth, num_classes=3)
+
+
+def test_there_are_59_names_in_five_families() -> None:
+    assert list(FAMILIES) == ["resnet", "densenet", "efficientnet", "convnext", "senet"]
+    assert [len(rows) for _, rows in FAMILIES.values()] == [12, 4, 17, 14, 12]
+    assert set(ENCODERS) == set(KNOWN["counts"])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_small_variant_of_each_kind_counts_as_the_reference_counts(name: str, dims: int) -> None:
+    assert numbers(build(name, dims)) == KNOWN["counts"][name][dims - 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(ENCODERS) - set(SMALLEST)))
+def test_every_variant_counts_as_the_reference_counts(name: str) -> None:
+    assert [numbers(build(name, dims)) for dims in (2, 3)] == KNOWN["counts"][name]
+
+
+@pytest.mark.parametrize("shape", [(37, 50, 3), (33, 47, 38, 1)])
+@pytest.mark.parametrize("name", SMALLEST)
+def test_levels_have_the_shapes_that_pyramid_outputs_promises(name: str, shape: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        encoder = make_encoder(name, shape).eval()
+        pyramid = encoder(torch.empty(1, shape[-1], *shape[:-1]))
+    assert [tuple(level.shape[1:]) for level in pyramid] == [p.shape for p in encoder.pyramid_outputs.values()]
+    assert [p.stride for p in encoder.pyramid_outputs.values()] == list(encoder.strides)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_cut_encoder_is_the_beginning_of_the_whole_one(name: str, depth: int) -> None:
+    with torch.device("meta"):
+        whole, cut = make_encoder(name, (64, 64, 1)).eval(), make_encoder(name, (64, 64, 1), depth).eval()
+        x = torch.empty(1, 1, 64, 64)
+        levels = [tuple(level.shape) for level in cut(x)]
+        assert levels == [tuple(level.shape) for level in whole(x)][:depth]
+    assert cut.channels == whole.channels[:depth]
+    assert cut.state_dict().keys() <= whole.state_dict().keys()
+
+
+def test_a_convnext_backbone_goes_into_a_network_as_in_the_reference() -> None:
+    encoder = ConvNeXtBackbone(input_shape=(64, 64, 64, 1), depths=[1, 1, 2, 1], projection_dims=[8, 16, 24, 32])
+    model = DeepLabV3Plus(
+        encoder=encoder, num_classes=1, classifier_activation="sigmoid", encoder_depth=4, head_upsample=8
+    ).eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, 1, 64, 64, 64)).shape == (1, 1, 64, 64, 64)
+    assert encoder.strides == (4, 8, 16, 32)
+
+
+def test_a_network_by_name_has_only_the_convnext_normalisations_that_it_reads() -> None:
+    model = build("convnext_v2_atto", 2)
+    named = [name for name in model.state_dict() if name.startswith("encoder.norms")]
+    assert named == [f"encoder.norms.{n}.{part}" for n in (1, 3) for part in ("weight", "bias")]
+    assert "norms.0.weight" in make_encoder("convnext_v2_atto", (64, 64, 1)).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("densenet121", (29, 40)), ("densenet121", (32, 29, 32)), ("convnext_v2_atto", (32, 32))]
+)
+def test_the_smallest_input_works_and_one_less_is_refused(name: str, size: tuple[int, ...]) -> None:
+    encoder = make_encoder(name, (*size, 1)).eval()
+    with torch.no_grad():
+        assert min(encoder(torch.rand(1, 1, *size))[-1].shape[2:]) == 1
+    smaller = [n - 1 if n == min(size) else n for n in size]
+    with pytest.raises(InvalidInput, match=f"at least {min(size)}"):
+        encoder(torch.rand(1, 1, *smaller))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "arguments", "said"),
+    [
+        (DenseNetBackbone, {"blocks": []}, "blocks"),
+        (DenseNetBackbone, {"blocks": [2], "compression": 0}, "compression"),
+        (DenseNetBackbone, {"blocks": [2], "dropout_rate": 1.5}, "dropout_rate"),
+        (DenseNetBackbone, {"blocks": [2], "encoder_depth": 0}, "encoder_depth"),
+        (EfficientNetBackbone, {"width_coefficient": 0, "depth_coefficient": 1}, "width_coefficient"),
+        (EfficientNetBackbone, {"width_coefficient": 1, "depth_coefficient": 1, "activation": "wish"}, "activation"),
+        (EfficientNetBackbone, {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": "b9"}, "blocks_args"),
+        (EfficientNetBackbone, {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": [{"k": 1}]}, "'k'"),
+        (ConvNeXtBackbone, {"depths": [1, 1], "projection_dims": [8]}, "same length"),
+        (ConvNeXtBackbone, {"depths": [0], "projection_dims": [8]}, "positive"),
+        (ConvNeXtBackboneV2, {"depths": [1], "projection_dims": [8], "drop_path_rate": 2}, "drop_path_rate"),
+        (ResNetBackbone, {"num_blocks": [1], "block_type": "block"}, "block_type"),
+    ],
+)
+def test_a_bad_argument_is_refused_by_name(backbone: type, arguments: dict, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        backbone(input_shape=(32, 32, 1), **arguments)
+
+
+def test_efficientnet_rows_may_come_as_the_references_dictionaries() -> None:
+    row = {"kernel_size": 3, "expand_ratio": 4, "se_ratio": 0.25, "strides": 2}
+    first = {"repeats": 1, "filters_in": 16, "filters_out": 24}
+    second = {"num_repeat": 1, "input_filters": 16, "output_filters": 24, "conv_type": 0}
+    shared = {"input_shape": (32, 32, 1), "width_coefficient": 1.0, "depth_coefficient": 1.0}
+    v1 = EfficientNetBackbone(blocks_args=[{**row, **first}], **shared)
+    v2 = EfficientNetBackboneV2(blocks_args=[{**row, **second}], **shared)
+    assert v1.strides == v2.strides == (2, 4)
+    assert v1.channels == (32, 1280)
+    assert v2.channels == (16, 1280)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rescaling_maps_pixel_values_into_the_networks_range(dims: int, channels: int) -> None:
+    shape = (*(64,) * dims, channels)
+    x = torch.rand(1, channels, *(64,) * dims)
+    shared = {"depths": [1, 1], "projection_dims": [4, 8], "encoder_depth": 2}
+    plain = ConvNeXtBackbone(shape, **shared)
+    scaled = ConvNeXtBackbone(shape, include_rescaling=True, **shared)
+    scaled.load_state_dict(plain.state_dict())
+    mean = torch.tensor([0.485, 0.456, 0.406] if channels == 3 else [0.0]).view(-1, *[1] * dims)
+    spread = torch.tensor([0.229, 0.224, 0.225] if channels == 3 else [1.0]).view(-1, *[1] * dims)
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(255 * (x * spread + mean))[1], plain(x)[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_give_keras_values(name: str) -> None:
+    x = torch.tensor([KNOWN["numbers"]])
+    for kind, table in (("function", ACTIVATIONS), ("layer", DECODER_ACTIVATIONS)):
+        if name in KNOWN["activations"][kind]:
+            expected = torch.tensor([KNOWN["activations"][kind][name]])
+            torch.testing.assert_close(table[name](x), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_decoder_and_classifier_have_the_slopes_of_their_keras_layers() -> None:
+    x = torch.tensor([[-1.0]])
+    assert ACTIVATIONS["leaky_relu"](x).item() == pytest.approx(-0.2)
+    assert DECODER_ACTIVATIONS["leaky_relu"](x).item() == pytest.approx(-0.3)
+    with pytest.raises(InvalidInput, match="decoder_activation"):
+        DeepLabV3Plus(encoder_name="resnet18", input_shape=(32, 32, 1), decoder_activation="glu")
+
+
+def test_dropped_paths_are_whole_samples_in_training_and_none_otherwise() -> None:
+    torch.manual_seed(0)
+    drop, x = DropPath(0.5), torch.ones(64, 2, 3, 3)
+    kept = drop(x).flatten(1)
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert (kept == kept[:, :1]).all()
+    assert torch.equal(drop.eval()(x), x)
+
+
+@pytest.mark.parametrize("size", [7, 8, 9, 10])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (7, 2), (5, 2), (3, 3)])
+def test_same_padding_rounds_sizes_up_and_puts_the_odd_rest_last(size: int, kernel: int, stride: int) -> None:
+    x = torch.ones(1, 1, size, size)
+    padded = SamePad(kernel, stride)(x)
+    assert (padded.shape[-1] - kernel) // stride + 1 == -(-size // stride)
+    before = int((padded[0, 0, :, padded.shape[-1] // 2] == 0).nonzero().flatten().lt(padded.shape[-1] // 2).sum())
+    assert 0 <= padded.shape[-1] - size - 2 * before <= 1

@@ -1,0 +1,340 @@
+"""Loading weights: medicai's, recorded; torch's, ours; and files that are damaged or mean harm."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import seeded
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from DeepLabSegLib.errors import WeightsError
+from DeepLabSegLib.models import DeepLabV3Plus, make_encoder
+from DeepLabSegLib.weights import load_weights
+
+RECORDED = seeded.recordings() if seeded.RECORDED.exists() else []
+SMALL = {"input_shape": (32, 32, 1), "decoder_channels": 16, "projection_filters": 8, "decoder_dilation_rates": (1, 2)}
+
+
+def label(recording: dict[str, Any]) -> str:
+    arguments = recording["arguments"]
+    return f"{arguments['encoder_name']}-{len(arguments['input_shape']) - 1}D-P{arguments['encoder_depth']}"
+
+
+def network(name: str = "efficientnet_b0", depth: int = 3, **options: Any) -> DeepLabV3Plus:
+    return DeepLabV3Plus(encoder_name=name, encoder_depth=depth, **{**SMALL, **options}).eval()
+
+
+def output(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.logits(torch.linspace(-1, 1, 1024).view(1, 1, 32, 32))
+
+
+def recorded(name: str, dims: int = 2) -> dict[str, Any]:
+    wanted = (name, dims + 1)
+    return next(r for r in RECORDED if (r["arguments"]["encoder_name"], len(r["arguments"]["input_shape"])) == wanted)
+
+
+# --- medicai's files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recording", RECORDED, ids=label)
+def test_a_reference_network_gives_its_logits_here(recording: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="needs h5py to write the file")
+    arrays = seeded.values(recording["groups"])
+    path = seeded.write(tmp_path / "w.weights.h5", recording["groups"], arrays)
+    model = DeepLabV3Plus(**recording["arguments"]).eval()
+    report = load_weights(model, path)
+    with torch.no_grad():
+        got = model(torch.from_numpy(seeded.image(recording["arguments"]["input_shape"])).movedim(-1, 1))
+    assert list(got.shape) == recording["shape"]
+    kept = got[:, :, ::5, ::5] if got.ndim == 4 else got[:, :, ::6, ::6, ::6]
+    expected = torch.tensor(recording["logits"])
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(kept / recording["scale"], expected, rtol=0, atol=1e-4)
+    accounted = len(report.loaded) + sum(map(len, report.ignored.values()))
+    assert accounted == len(arrays)
+    assert not report.kept
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], Path]:
+    """A small network of the reference: arguments, arrays by name, and where to write."""
+    pytest.importorskip("h5py", reason="needs h5py to write the file")
+    recording = recorded("convnext_v2_atto")
+    return recording, seeded.values(recording["groups"]), tmp_path / "w.weights.h5"
+
+
+def test_a_keras_archive_loads_like_the_weights_in_it(file: tuple) -> None:
+    recording, arrays, path = file
+    seeded.write(path, recording["groups"], arrays)
+    archive = path.with_name("model.keras")
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("config.json", "{}")
+        zipped.write(path, "model.weights.h5")
+    models = [DeepLabV3Plus(**recording["arguments"]) for _ in range(2)]
+    for model, source in zip(models, (path, archive), strict=True):
+        load_weights(model, source)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_backbones_file_fills_the_encoder_and_keeps_the_decoder(file: tuple) -> None:
+    recording, arrays, path = file
+    decoder = ("aspp", "decoder", "low_level", "pyramid", "conv2d")
+    groups = [g for g in recording["groups"] if not g[1].startswith(decoder) and "atrous" not in g[0]]
+    kept = {f"{g}/vars/{n}" for g, _, shapes in groups for n in range(len(shapes))}
+    seeded.write(path, groups, {name: a for name, a in arrays.items() if name in kept})
+    model = DeepLabV3Plus(**recording["arguments"])
+    before = model.head.weight.clone()
+    report = load_weights(model, path)
+    assert torch.equal(model.head.weight, before)
+    assert all(name.startswith("encoder.") for name in report.loaded)
+    assert any("backbone alone" in rule for rule in report.kept)
+    assert "backbone alone" in str(report)
+    encoder = make_encoder("convnext_v2_atto", recording["arguments"]["input_shape"], 4)
+    assert load_weights(encoder, path).loaded.keys() == {n.removeprefix("encoder.") for n in report.loaded}
+
+
+def test_training_state_is_ignored_by_name(file: tuple) -> None:
+    recording, arrays, path = file
+    extra = {"optimizer/vars/0": np.int64(3), "layers/dropout/seed_generator/vars/0": np.zeros(2, "uint32")}
+    seeded.write(path, recording["groups"], {**arrays, **extra})
+    report = load_weights(DeepLabV3Plus(**recording["arguments"]), path)
+    assert report.ignored == {
+        "the optimizer's state": ["optimizer/vars/0"],
+        "states of random generators": ["layers/dropout/seed_generator/vars/0"],
+    }
+
+
+def test_stages_beyond_the_depth_are_ignored_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="needs h5py to write the file")
+    recording = recorded("resnext50")
+    path = seeded.write(tmp_path / "w.h5", recording["groups"], seeded.values(recording["groups"]))
+    report = load_weights(DeepLabV3Plus(**recording["arguments"]), path)
+    assert list(report.ignored) == ["levels beyond encoder_depth"]
+    assert all("encoder/layers/" in name for name in report.ignored["levels beyond encoder_depth"])
+
+
+def test_a_missing_tensor_is_named_with_its_shape_and_nothing_is_loaded(file: tuple) -> None:
+    recording, arrays, path = file
+    lost = next(name for name, a in arrays.items() if a.shape == (40,))
+    seeded.write(path, recording["groups"], {name: a for name, a in arrays.items() if name != lost})
+    model = DeepLabV3Plus(**recording["arguments"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"encoder\.\S+ \(40\) is missing"):
+        load_weights(model, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_another_shape_is_named_on_both_sides(file: tuple) -> None:
+    recording, arrays, path = file
+    seeded.write(path, recording["groups"], arrays)
+    model = DeepLabV3Plus(**{**recording["arguments"], "num_classes": 7})
+    with pytest.raises(WeightsError, match=r"has shape \(1, 1, 16, 3\); head.weight in the model has \(7, 16, 1, 1\)"):
+        load_weights(model, path)
+
+
+def test_another_familys_file_is_recognised(file: tuple) -> None:
+    recording, arrays, path = file
+    seeded.write(path, recording["groups"], arrays)
+    with pytest.raises(WeightsError, match="the file holds a convnext, and the model's encoder is a resnet"):
+        load_weights(network("resnet18"), path)
+
+
+def test_an_unknown_layer_is_named(file: tuple) -> None:
+    recording, arrays, path = file
+    group = ["layers/dense_99", "my_own_layer", [[3]]]
+    seeded.write(path, [*recording["groups"], group], {**arrays, "layers/dense_99/vars/0": np.zeros(3, "float32")})
+    with pytest.raises(WeightsError, match="my_own_layer"):
+        load_weights(DeepLabV3Plus(**recording["arguments"]), path)
+
+
+def test_a_file_without_layer_names_says_how_to_get_them(file: tuple) -> None:
+    _, arrays, path = file
+    seeded.write(path, [], arrays)
+    with pytest.raises(WeightsError, match="save it again"):
+        load_weights(network("convnext_v2_atto"), path)
+
+
+def test_without_h5py_the_message_says_what_to_install(file: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording, arrays, path = file
+    seeded.write(path, recording["groups"], arrays)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(WeightsError, match="pip install h5py"):
+        load_weights(network(), path)
+
+
+def test_an_encoder_of_the_users_own_has_no_table(file: tuple) -> None:
+    recording, arrays, path = file
+    seeded.write(path, recording["groups"], arrays)
+
+    class Own(nn.Module):
+        channels, strides, input_shape = (4, 4, 4), (2, 4, 8), (32, 32, 1)
+
+    with pytest.raises(WeightsError, match="Own"):
+        load_weights(DeepLabV3Plus(encoder=Own(), encoder_depth=3), path)
+
+
+# --- torch's files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
+@pytest.mark.parametrize("kind", ["torch", "checkpoint", "safetensors"])
+def test_a_state_dict_loads_under_any_wrapper(kind: str, prefix: str, dims: int, tmp_path: Path) -> None:
+    shape = (*(32,) * dims, 1)
+    torch.manual_seed(0)
+    source, target = (network("convnext_v2_atto", input_shape=shape) for _ in range(2))
+    state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    path = tmp_path / "weights"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"epoch": 3, "state_dict": state} if kind == "checkpoint" else state, path)
+    report = load_weights(target, path)
+    assert len(report.loaded) == sum(not name.endswith("num_batches_tracked") for name in state)
+    for a, b in zip(source.parameters(), target.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_deeper_encoders_state_dict_loads_into_a_shallower_one(tmp_path: Path) -> None:
+    deep, shallow = make_encoder("densenet121", (32, 32, 1)), make_encoder("densenet121", (32, 32, 1), 3)
+    torch.save(deep.state_dict(), tmp_path / "w.pt")
+    report = load_weights(shallow, tmp_path / "w.pt")
+    assert torch.equal(shallow.stages[1][0].conv1.weight, deep.stages[1][0].conv1.weight)
+    assert set(report.ignored) == {"levels beyond encoder_depth", "counts of batches seen"}
+
+
+def test_half_precision_weights_take_the_models_precision(tmp_path: Path) -> None:
+    model = network()
+    torch.save({name: tensor.half() for name, tensor in model.state_dict().items()}, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    assert model.head.weight.dtype == torch.float32
+
+
+# --- damage and harm -------------------------------------------------------------------------------------------------
+
+
+class Harm:
+    """A pickle of this runs a command."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_code_in_a_pickle_is_refused_and_never_runs(as_zip: bool, tmp_path: Path) -> None:
+    target, path = tmp_path / "ran", tmp_path / "w.pt"
+    torch.save({"head": torch.ones(2), "x": Harm(target)}, path, _use_new_zipfile_serialization=as_zip)
+    with pytest.raises(WeightsError, match=r"tensors are read|version 1\.6"):
+        load_weights(network(), path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("call", ["bytearray", "Tensor"])
+def test_a_small_pickle_cannot_ask_for_much_memory(call: str, tmp_path: Path) -> None:
+    code = {"bytearray": b"cbuiltins\nbytearray\n", "Tensor": b"ctorch\nTensor\n"}[call]
+    content = b"\x80\x02" + code + b"(\x8a\x05" + (2**36).to_bytes(5, "little") + b"tR."
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("w/data.pkl", content)
+        archive.writestr("w/version", "3")
+    with pytest.raises(WeightsError, match="tensors are read"):
+        load_weights(network(), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("member", "said"), [("../data.pkl", "outside"), ("/data.pkl", "outside"), ("a/../../data.pkl", "outside")]
+)
+def test_zip_members_outside_the_archive_are_refused(member: str, said: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr(member, b"")
+    with pytest.raises(WeightsError, match=said):
+        load_weights(network(), tmp_path / "w.pt")
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(1 << 24))
+    with pytest.raises(WeightsError, match="compressed"):
+        load_weights(network(), tmp_path / "w.keras")
+
+
+def test_a_declared_size_beyond_the_file_is_refused(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="needs h5py to write the file")
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.create_dataset("layers/conv2d/vars/0", (1 << 20, 1 << 20), "float32")  # never written: takes no room
+    with pytest.raises(WeightsError, match="declares 4398046511104 bytes"):
+        load_weights(network(), tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("kind", ["chunks", "compression"])
+def test_compressed_variables_are_refused(kind: str, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="needs h5py to write the file")
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        option = {"chunks": (1,)} if kind == "chunks" else {"compression": "gzip"}
+        file.create_dataset("layers/conv2d/vars/0", data=np.zeros(4, "float32"), **option)
+    with pytest.raises(WeightsError, match="compressed or stored elsewhere"):
+        load_weights(network(), tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"GIF89a", b"\x80\x02}.", b"\xff" * 99])
+def test_what_is_no_weights_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(content)
+    with pytest.raises(WeightsError):
+        load_weights(network(), tmp_path / "w")
+
+
+def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="not a file"):
+        load_weights(network(), tmp_path / "none.pt")
+
+
+def test_a_pickle_without_tensors_is_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="no tensors by name"):
+        load_weights(network(), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "keras"])
+def test_cut_and_flipped_files_load_or_raise_a_weights_error(kind: str, file: tuple, tmp_path: Path) -> None:
+    recording, arrays, path = file
+    model = DeepLabV3Plus(**recording["arguments"])
+    if kind == "keras":
+        seeded.write(path, recording["groups"], arrays)
+    elif kind == "torch":
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        damaged = bytearray(whole)
+        if n % 2:
+            damaged = damaged[: rng.integers(len(whole))]
+        else:
+            for place in rng.integers(0, 4096 if n % 4 else len(whole), 8):
+                damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        with suppress(WeightsError):
+            load_weights(model, path)
+
+
+def test_pickle_itself_is_never_imported_for_reading() -> None:
+    # The reader scans opcodes with pickletools and hands the file to torch's restricted unpickler.
+    source = Path(sys.modules["DeepLabSegLib.weights.files"].__file__ or "").read_text()
+    assert "weights_only=True" in source
+    assert "import pickle\n" not in source
+    assert pickle.HIGHEST_PROTOCOL >= 2
