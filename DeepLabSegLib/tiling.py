@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from DeepLabSegLib.errors import InvalidInput
 
@@ -56,11 +57,15 @@ def predict(
 ) -> Tensor:
     """Class scores of `x`: `(N, C, *S) -> (N, classes, *S)`, blended from tiles, on the CPU.
 
-    `tile` None, or larger than the image, takes the whole extent. `batch` images go through the network at once;
-    `on_tile(done, total)` is called after each such step and may raise to stop.
+    `tile` None takes the whole extent; an image smaller than the tile is padded with zeros on both sides, as the
+    reference does. `batch` images go through the network at once; `on_tile(done, total)` is called after each such
+    step and may raise to stop.
     """
+    window = tuple(x.shape[2:]) if tile is None else tuple(tile)
+    lacking = [max(0, t - s) for t, s in zip(window, x.shape[2:], strict=True)]
+    inner = tuple(slice(n // 2, n // 2 + s) for n, s in zip(lacking, x.shape[2:], strict=True))
+    x = F.pad(x, [side for n in reversed(lacking) for side in (n // 2, n - n // 2)])
     shape = tuple(x.shape[2:])
-    window = shape if tile is None else tuple(min(t, s) for t, s in zip(tile, shape, strict=True))
     starts = [tile_starts(s, t, overlap) for s, t in zip(shape, window, strict=True)]
     shares = [tile_weights(s, t, b, blending) for s, t, b in zip(shape, window, starts, strict=True)]
     places = list(product(*(range(len(axis)) for axis in starts)))
@@ -89,4 +94,4 @@ def predict(
             on_tile(done, total)
     if scores is None:
         raise InvalidInput("there is no image to segment; the batch is empty")
-    return scores
+    return scores[(slice(None), slice(None), *inner)]

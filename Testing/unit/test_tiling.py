@@ -49,6 +49,14 @@ def test_without_a_tile_the_whole_image_goes_through_at_once():
     assert seen == [(2, 1, 9, 11), (2, 1, 9, 11), (1, 1, 9, 11)]
 
 
+def test_an_image_smaller_than_the_tile_is_padded_with_zeros_on_both_sides():
+    seen = []
+    x = torch.ones(1, 1, 3, 8)
+    result = run(lambda t: seen.append(t) or t.clone(), x, (6, 8))
+    torch.testing.assert_close(seen[0][0, 0, :, 0], torch.tensor([0.0, 1, 1, 1, 0, 0]))
+    torch.testing.assert_close(result, x)
+
+
 def test_progress_counts_every_step_and_may_stop_the_run():
     steps = []
 
