@@ -29,6 +29,8 @@ __all__ = [
     "Bundle",
     "ModelInput",
     "find_model",
+    "installed_models",
+    "is_bundle",
     "list_models",
     "model_folders",
     "read_bundle",
@@ -132,6 +134,20 @@ class Bundle:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is meant as a bundle; otherwise it may be bare weights."""
+    source = Path(path)
+    if source.is_dir() or source.name in (JSON_NAME, TENSORS_NAME) or not source.is_file():
+        return True
+    if source.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(source, framework="pt") as file:
+            return JSON_NAME in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return True  # whose error says what is wrong
 
 
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -302,7 +318,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     here = installed_models()
     if name in here:
         return here[name]
-    if Path(name).exists() or os.sep in name or name.endswith(".safetensors"):
+    if Path(name).exists() or os.sep in name or Path(name).suffix:
         return Path(name)
     raise BundleError(f"there is no model {name!r}; here are {', '.join(here) or 'none'}, or give the path of a bundle")
 

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color
 
 __all__ = ["IMAGE_SUFFIXES", "check_output", "read_image", "read_labels", "replacing", "write_labels"]
 
@@ -176,7 +176,7 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
     segments = _segments_from_metadata(itk_image)
     if not segments:
         found = np.unique(array)
-        segments = tuple(Segment(int(v), f"Label {v}", _color(int(v))) for v in found[found > 0])
+        segments = tuple(Segment(int(v), f"Label {v}", default_color(int(v))) for v in found[found > 0])
     return Labels(array, image.geometry, segments)
 
 
@@ -191,13 +191,6 @@ def _segments_from_metadata(itk_image: sitk.Image) -> tuple[Segment, ...]:
         value, layer = int(values.get("LabelValue", 1)), int(values.get("Layer", 0))
         segments.append(Segment(value, values.get("Name", f"Label {value}"), color, layer=layer))  # type: ignore[arg-type]
     return tuple(segments)
-
-
-def _color(value: int) -> tuple[int, int, int]:
-    """A colour for a label without one: hues a golden angle apart."""
-    hue = 6 * (value * 0.618034 % 1)
-    parts = [np.clip(abs((hue + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
-    return tuple(round(60 + 180 * float(part)) for part in parts)  # type: ignore[return-value]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["Geometry", "Image", "Labels", "Segment", "Terminology"]
+__all__ = ["Geometry", "Image", "Labels", "Segment", "Terminology", "default_color"]
 
 TERMINOLOGY_CONTEXT = "Segmentation category and type - DICOM master list"
 ANATOMIC_CONTEXT = "Anatomic codes - DICOM master list"
@@ -194,6 +194,13 @@ class Labels:
         """Millilitres per segment, by name."""
         ml = self.geometry.voxel_volume / 1000
         return {segment.name: float(np.count_nonzero(self.mask(segment)) * ml) for segment in self.segments}
+
+
+def default_color(value: int) -> tuple[int, int, int]:
+    """A colour for a label without one: hues a golden angle apart."""
+    hue = 6 * (value * 0.618034 % 1)
+    parts = [np.clip(abs((hue + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
+    return tuple(round(60 + 180 * float(part)) for part in parts)  # type: ignore[return-value]
 
 
 def _floats(name: str, values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:

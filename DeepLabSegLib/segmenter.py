@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from DeepLabSegLib.bundle import Bundle, find_model, read_bundle, read_network
+from DeepLabSegLib.bundle import Bundle, find_model, is_bundle, read_bundle, read_network
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.preprocess import LETTERS, check_voxels, model_grid, resample, slabs
 from DeepLabSegLib.tiling import Blending, predict
+from DeepLabSegLib.weights.convert import convert
 
 __all__ = ["OnProgress", "Progress", "SegmentOptions", "Segmenter", "load_model"]
 
@@ -184,17 +186,24 @@ class Segmenter:
 
 
 def load_model(name_or_path: str | os.PathLike[str], device: str = "auto") -> Segmenter:
-    """A `Segmenter` for a model by name (see `list_models`) or by the path of its bundle.
+    """A `Segmenter` for a model by name (see `list_models`), by the path of its bundle, or from bare weights.
 
-    `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps".
+    `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps". What bare weights can't tell
+    (see `weights.convert`) is assumed, and said in a warning.
 
     Raises
     ------
     BundleError : no such model, or one that is incomplete, damaged or inconsistent.
+    WeightsError : bare weights that can't be read or are of no known network.
     InvalidInput : a device that isn't here.
     """
     choose_device(device)  # before the weights are read
     path = find_model(name_or_path)
+    if not is_bundle(path):
+        bundle, network, assumed = convert(path)
+        if assumed:
+            warnings.warn(f"{path} doesn't tell {'; '.join(assumed)}; `convert` it to say what is right", stacklevel=2)
+        return Segmenter(bundle, network, device)
     bundle = read_bundle(path)
     return Segmenter(bundle, read_network(path, bundle), device)
 

@@ -1,7 +1,8 @@
 """Other people's weights: files of several origins, read safely and accounted for tensor by tensor."""
 
 from DeepLabSegLib.errors import WeightsError
+from DeepLabSegLib.weights.convert import convert
 from DeepLabSegLib.weights.detect import Detection, detect
 from DeepLabSegLib.weights.load import LoadReport, load_weights
 
-__all__ = ["Detection", "LoadReport", "WeightsError", "detect", "load_weights"]
+__all__ = ["Detection", "LoadReport", "WeightsError", "convert", "detect", "load_weights"]

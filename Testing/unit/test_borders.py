@@ -15,9 +15,10 @@ FLOORS = [
     {"errors", "image", "schema"},
     {"models", "preprocess", "tiling", "optimize"},
     {"weights", "bundle"},
-    {"segmenter", "evaluate", "overlay"},
+    {"segmenter", "evaluate", "overlay", "export"},
     {"mrml", "files", "worker", "batch"},
     {"training"},
+    {"commands"},
     {"cli"},
 ]
 ONLY_IN = {"slicer": "mrml.py", "vtk": "mrml.py", "SimpleITK": "files.py"}

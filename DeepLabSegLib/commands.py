@@ -1,0 +1,338 @@
+"""What each command of `deeplabseg` does; it returns its report as data and as text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import DeepLabSegLib
+from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.image import Segment
+from DeepLabSegLib.schema import from_json, to_json
+
+SAMPLE = "head-t1-colin27.nii.gz"
+
+Report = tuple[Any, str]
+"""Data for programs, and the same as text."""
+
+
+def segment(options: argparse.Namespace) -> Report:
+    """Segment one image file or DICOM folder."""
+    from DeepLabSegLib import files
+
+    output = files.check_output(options.output, files.LABEL_SUFFIXES, options.overwrite)
+    report = _segment_file(Path(options.input), output, options)
+    return report, _volume_table(report["volumes_ml"]) + f"\n{output} written in {report['seconds']:.1f} s"
+
+
+def demo(options: argparse.Namespace) -> Report:
+    """Segment the bundled scan with the bundled model; write the result and a picture of it."""
+    from DeepLabSegLib import bundle, files, overlay
+
+    folder = Path(options.output)
+    _make_folder(folder)
+    output = files.check_output(folder / "head-t1-colin27.seg.nrrd", files.LABEL_SUFFIXES, options.overwrite)
+    picture = files.check_output(folder / "head-t1-colin27.png", (".png",), options.overwrite)
+    sample = bundle.resource("SampleData") / SAMPLE
+    report = _segment_file(sample, output, options)
+    with files.replacing(picture) as temporary:
+        overlay.render(files.read_image(sample), files.read_labels(output)).save(temporary)
+    report["picture"] = str(picture)
+    table = _volume_table(report["volumes_ml"])
+    return report, f"{table}\nsegmented in {report['seconds']:.1f} s\n{output}\n{picture}"
+
+
+def evaluate(options: argparse.Namespace) -> Report:
+    """Compare segmentations with references."""
+    from DeepLabSegLib import evaluate as measures
+    from DeepLabSegLib import files
+
+    if len(options.prediction) != len(options.reference):
+        raise InvalidInput(
+            f"{len(options.prediction)} predictions and {len(options.reference)} references are given; "
+            "give one reference per prediction, in the same order"
+        )
+    groups = measures.read_groups(options.groups) if options.groups else None
+    cases: dict[str, dict[str, measures.Scores]] = {}
+    pairs = list(zip(options.prediction, options.reference, strict=True))
+    for prediction_path, reference_path in _tqdm(pairs, "evaluate", options):
+        prediction, reference = files.read_labels(prediction_path), files.read_labels(reference_path)
+        wanted = groups or measures.groups_by_value(prediction, reference)
+        try:
+            cases[str(prediction_path)] = measures.compare(prediction, reference, wanted)
+        except InvalidInput as error:
+            raise InvalidInput(f"{prediction_path} and {reference_path}: {error}") from None
+    names = list(dict.fromkeys(name for scores in cases.values() for name in scores))
+    rows = {name: [scores[name] for scores in cases.values() if name in scores] for name in names}
+    summary = {
+        name: {
+            "cases": len(scores),
+            "dice": _mean([s.dice for s in scores]),
+            "dice_min": min((s.dice for s in scores if not math.isnan(s.dice)), default=None),
+            "hausdorff95_mm": _mean([s.hausdorff95 for s in scores]),
+            "volume_difference_percent": _mean([s.volume_difference for s in scores]),
+        }
+        for name, scores in rows.items()
+    }
+    table: list[tuple[str, ...]] = [("label", "cases", "Dice", "lowest", "HD95 mm", "volume %")]
+    for name, row in summary.items():
+        table.append((name, *(_number(row[key]) for key in row)))
+    per_case = {
+        case: {
+            name: {"dice": _finite(s.dice), "hausdorff95_mm": _finite(s.hausdorff95), "volume_ml": s.volume,
+                   "reference_volume_ml": s.reference_volume}
+            for name, s in scores.items()
+        }
+        for case, scores in cases.items()
+    }  # fmt: skip
+    return {"summary": summary, "cases": per_case}, _table(table)
+
+
+def models(options: argparse.Namespace) -> Report:
+    """List the models that are here."""
+    from DeepLabSegLib import bundle
+
+    found = {name: bundle.read_bundle(path) for name, path in bundle.installed_models().items()}
+    rows = [(name, f"{b.network.dims}D {b.network.encoder_name}", b.description) for name, b in found.items()]
+    return [to_json(b) for b in found.values()], _table(rows)
+
+
+def encoders(options: argparse.Namespace) -> Report:
+    """List the encoders by family."""
+    from DeepLabSegLib.models.encoders import FAMILIES
+
+    catalogue = {family: list(rows) for family, (_, rows) in FAMILIES.items()}
+    return catalogue, _table([(family, ", ".join(names)) for family, names in catalogue.items()])
+
+
+def info(options: argparse.Namespace) -> Report:
+    """Show everything a model or weights file says of itself, after checking its tensors."""
+    from DeepLabSegLib import bundle
+
+    path = bundle.find_model(options.model)
+    if not bundle.is_bundle(path):
+        return _weights_info(path)
+    content = bundle.read_bundle(path)
+    parameters = sum(p.numel() for p in bundle.read_network(path, content).parameters())
+    rows = [
+        ("name", content.name),
+        ("description", content.description),
+        ("network", f"{_network(content.network)}, {parameters / 1e6:.2f} million parameters"),
+        ("input", f"{', '.join(content.input.channels)}; orientation {content.input.orientation or 'as acquired'}; "
+                  f"spacing {' x '.join('as acquired' if s is None else f'{s:g} mm' for s in content.input.spacing)}"),
+        ("labels", ", ".join(f"{label.value} {label.name}" for label in content.labels)),
+        ("license", content.license),
+        ("training data", content.training_data),
+        *((f"figure: {name}", f"{value:g}") for name, value in content.figures.items()),
+        *([("reproduce", content.reproduce)] if content.reproduce else []),
+        ("sha256", content.sha256),
+    ]  # fmt: skip
+    return to_json(content) | {"parameters": parameters}, _table(rows)
+
+
+def convert(options: argparse.Namespace) -> Report:
+    """Make a model bundle from a weights file: medicai's, ours, or a torch state_dict of ours."""
+    from DeepLabSegLib import bundle, weights
+    from DeepLabSegLib.models.deeplab import DeepLabSpec
+
+    target = Path(options.output)
+    if target.exists() and not options.overwrite:
+        raise OutputError(f"{target} exists; give another name, or --overwrite")
+    given = {
+        "encoder_name": options.encoder,
+        "encoder_depth": options.depth,
+        "classifier_activation": options.activation,
+        "decoder_activation": options.decoder_activation,
+        "decoder_normalization": options.decoder_normalization,
+        "decoder_dilation_rates": options.dilation_rates,
+        "head_upsample": options.head_upsample,
+    }
+    network = {name: value for name, value in given.items() if value is not None}
+    model_input = None
+    if options.normalization is not None:
+        found = weights.detect(options.weights)
+        channels = options.channels or [f"channel {n}" for n in range(1, found.in_channels + 1)]
+        model_input = bundle.ModelInput(
+            tuple(channels),
+            options.orientation,
+            options.spacing or (None, None, None),
+            _normalization(options.normalization),
+            options.tile,
+        )
+    elif options.orientation or options.spacing or options.tile or options.channels:
+        raise InvalidInput(
+            "say with --normalization how voxel values go in: none, zscore, percentile:L:U or window:L:U"
+        )
+    content, model, assumed = weights.convert(
+        options.weights,
+        labels=_labels(options.labels),
+        network=network,
+        model_input=model_input,
+        name=options.name or target.name.removesuffix(".safetensors"),
+        license=options.license,
+        training_data=options.training_data,
+    )
+    content = bundle.save_bundle(target, content, model, half=options.half, overwrite=options.overwrite)
+    data = {"output": str(target), "network": to_json(DeepLabSpec(**vars(content.network))), "assumed": list(assumed)}
+    lines = [f"{target}: {_network(content.network)}", *(f"assumed, for want of knowledge: {text}" for text in assumed)]
+    return data, "\n".join(lines)
+
+
+def export(options: argparse.Namespace) -> Report:
+    """Write a model's network as ONNX (.onnx) or TorchScript (.pt), and check what was written by running it."""
+    from DeepLabSegLib import export as exporting
+    from DeepLabSegLib import files
+
+    output = files.check_output(options.output, exporting.EXPORT_SUFFIXES, options.overwrite)
+    segmenter = DeepLabSegLib.load_model(options.model, "cpu")
+    size = options.size or segmenter.bundle.input.tile
+    if size is None:
+        raise InvalidInput(
+            f"the model {segmenter.bundle.name} has no tile of its own; give --size, for example 256x256"
+        )
+    with files.replacing(output) as temporary:
+        difference = exporting.export(segmenter.network, temporary, size)
+    text = (
+        f"{output} takes (1, {segmenter.bundle.network.in_channels}, {', '.join(map(str, size))}); largest difference"
+    )
+    return {"output": str(output), "size": list(size), "difference": difference}, f"{text} {difference:.1e}"
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _weights_info(path: Path) -> Report:
+    from DeepLabSegLib import weights
+
+    found = weights.detect(path)
+    spec = None if found.spec is None else to_json(found.spec)
+    return to_json(found) | {"sure": found.sure, "spec": spec}, str(found)
+
+
+def _network(spec: Any) -> str:
+    return f"DeepLabV3+ {spec.dims}D, {spec.encoder_name}, depth {spec.encoder_depth}, {spec.num_classes} classes"
+
+
+def _labels(text: str | None) -> list[Any] | None:
+    """Names between commas, or a JSON file with segments as in `model.json`."""
+    if text is None:
+        return None
+    if not text.endswith(".json"):
+        return [name.strip() for name in text.split(",")]
+    try:
+        content = json.loads(Path(text).read_text(encoding="utf-8"))
+        if not isinstance(content, list):
+            raise InvalidInput("a list of labels is needed")
+        return [
+            label if isinstance(label, str) else from_json(Segment, label, f"[{n}]") for n, label in enumerate(content)
+        ]
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{text} can't be read as labels: {error}") from None
+
+
+def _normalization(text: str) -> Any:
+    from DeepLabSegLib.preprocess import Normalization
+
+    method, *bounds = text.split(":")
+    try:
+        lower, upper = map(float, bounds) if bounds else (None, None)
+    except ValueError:
+        raise InvalidInput(f"normalization is {text!r}; write for example zscore, or percentile:0.5:99.5") from None
+    return from_json(Normalization, {"method": method, "lower": lower, "upper": upper}, "normalization")
+
+
+def _segment_file(source: Path, output: Path, options: argparse.Namespace) -> dict[str, Any]:
+    image = DeepLabSegLib.read_image(source)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        segmenter = DeepLabSegLib.load_model(options.model, options.device)
+    for note in notes:
+        print(f"deeplabseg: note: {note.message}", file=sys.stderr)  # noqa: T201 its purpose
+    settings = DeepLabSegLib.SegmentOptions(
+        **{
+            name: value
+            for name in ("tile", "overlap", "blending", "slice_axis", "threshold")
+            if (value := getattr(options, name, None)) is not None
+        }
+    )
+    started = time.perf_counter()
+    with _progress_bar(options) as bar:
+        labels = segmenter.segment(image, settings, bar)
+    seconds = time.perf_counter() - started
+    DeepLabSegLib.write_labels(labels, output, overwrite=options.overwrite)
+    return {
+        "input": str(source),
+        "output": str(output),
+        "model": segmenter.bundle.name,
+        "device": str(segmenter.device),
+        "seconds": round(seconds, 3),
+        "volumes_ml": {name: round(ml, 3) for name, ml in labels.volumes_ml().items()},
+    }
+
+
+class _progress_bar:
+    """A bar per stage on a terminal, nothing in a pipe; it is called with `Progress`."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.stage = ""
+        self.bar: Any = None
+
+    def __enter__(self) -> Callable[[DeepLabSegLib.Progress], None]:
+        return self.step
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def step(self, progress: DeepLabSegLib.Progress) -> None:
+        if progress.stage != self.stage:
+            self.__exit__()
+            self.stage = progress.stage
+            self.bar = _tqdm(None, progress.stage, self.options, total=progress.total)
+        self.bar.update(progress.done - self.bar.n)
+
+
+def _tqdm(items: Any, description: str, options: argparse.Namespace, **more: Any) -> Any:
+    from tqdm import tqdm
+
+    # None: a bar only where standard error is a terminal.
+    return tqdm(items, description, leave=False, disable=True if options.json else None, **more)
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; give a folder")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} can't be made ({error.strerror}); make its parent first") from None
+
+
+def _volume_table(volumes: dict[str, float]) -> str:
+    return _table([("structure", "ml"), *((name, f"{ml:.1f}") for name, ml in volumes.items())])
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))] if rows else []
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else None
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"

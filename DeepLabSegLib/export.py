@@ -1,0 +1,81 @@
+"""A network for other programs: ONNX and TorchScript, for one size of window, checked by running what was written."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+
+__all__ = ["EXPORT_SUFFIXES", "export"]
+
+TOLERANCE = 1e-4
+
+
+def export(network: DeepLabV3Plus, path: Path, size: Sequence[int]) -> float:
+    """Write `network` to `path` (`.onnx`, or `.pt`/`.ts` for TorchScript) for inputs `(1, C, *size)`.
+
+    What was written is run on noise and compared: returned is the largest difference, of values after the
+    classifier's activation. `path` itself is only as safe as the caller makes it (see `files.replacing`).
+
+    Raises
+    ------
+    InvalidInput : sizes that don't fit the network.
+    OutputError : a missing package, or a written file whose results differ by more than `TOLERANCE`.
+    """
+    spec = network.spec
+    if len(size) != spec.dims or min(size) < 1:
+        raise InvalidInput(f"size is {tuple(size)}; this network needs {spec.dims} sizes of at least 1")
+    network = network.cpu().eval()
+    example = torch.randn(1, spec.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), _quiet():
+        expected = network(example)
+        difference = float((EXPORTERS[path.suffix](network, example, path) - expected).abs().max())
+    if not difference <= TOLERANCE:
+        raise OutputError(f"the exported network differs by {difference:.2g}, more than {TOLERANCE}; it is not kept")
+    return difference
+
+
+def _torchscript(network: DeepLabV3Plus, example: Tensor, path: Path) -> Tensor:
+    torch.jit.save(torch.jit.trace(network, example), path)
+    return torch.jit.load(path)(example)
+
+
+def _onnx(network: DeepLabV3Plus, example: Tensor, path: Path) -> Tensor:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 torch.onnx needs it
+    except ImportError as error:
+        raise OutputError(f"ONNX needs the package {error.name}; install DeepLabSegLib[onnx]") from None
+    torch.onnx.export(network, (example,), path, dynamo=True, verbose=False, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: example.numpy()})[0])
+
+
+EXPORTERS: dict[str, Callable[[DeepLabV3Plus, Tensor, Path], Tensor]] = {
+    ".onnx": _onnx,
+    ".pt": _torchscript,
+    ".ts": _torchscript,
+}
+EXPORT_SUFFIXES = tuple(EXPORTERS)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporters warn of themselves and of packages that play no part here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

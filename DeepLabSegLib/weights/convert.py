@@ -1,0 +1,97 @@
+"""From bare weights to a model: what the file tells is detected, what it can't tell is given or said to be assumed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from DeepLabSegLib.bundle import Bundle, ModelInput
+from DeepLabSegLib.errors import InvalidInput, WeightsError
+from DeepLabSegLib.image import Segment, default_color
+from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
+from DeepLabSegLib.preprocess import Normalization
+from DeepLabSegLib.weights.detect import detect
+from DeepLabSegLib.weights.load import load_weights
+
+__all__ = ["convert"]
+
+UNKNOWN = "unknown"
+
+
+def convert(
+    path: str | os.PathLike[str],
+    *,
+    labels: Sequence[Segment | str] | None = None,
+    network: Mapping[str, Any] | None = None,
+    model_input: ModelInput | None = None,
+    name: str | None = None,
+    description: str | None = None,
+    license: str = UNKNOWN,
+    training_data: str = UNKNOWN,
+) -> tuple[Bundle, DeepLabV3Plus, tuple[str, ...]]:
+    """A bundle and its network from a weights file; and, in words, what had to be assumed.
+
+    Parameters
+    ----------
+    path : a weights file that `load_weights` reads.
+    labels : a segment or a name per class, in the classes' order. A label less than classes means that class 0 is
+        background (softmax); a label each means that classes may overlap (sigmoid). None names them "Class 1", ...
+    network : fields of `DeepLabSpec` that the file can't tell, for example `decoder_dilation_rates`.
+    model_input : channels, orientation, spacing, normalisation and tile; None takes images as they are.
+    name, description, license, training_data : what the bundle says of itself; the name is the file's if None.
+
+    Raises
+    ------
+    WeightsError : a file that can't be read, is of no known network, or doesn't fit `network`.
+    InvalidInput : labels or fields that don't fit the network.
+    """
+    source = Path(path)
+    network = dict(network or {})
+    unknown = sorted(set(network) - {f.name for f in fields(DeepLabSpec)})
+    if unknown:
+        raise InvalidInput(f"network has unknown fields {', '.join(unknown)}; see DeepLabSpec")
+    found = detect(source)
+    if found.num_classes is None:
+        raise WeightsError(f"{source} holds an encoder alone ({found}); train a decoder, or give a whole network")
+    spec = found.spec
+    if spec is None:
+        raise WeightsError(f"{source}: {found}; a bundle needs an encoder of the tables")
+    if labels is not None:
+        network.setdefault("classifier_activation", _activation(len(labels), spec.num_classes))
+    open_questions = [text for text in found.open if text.split(" ")[0] not in network]
+    spec = replace(spec, **network)
+    if model_input is None:
+        channels = tuple(f"channel {n}" for n in range(1, spec.in_channels + 1))
+        model_input = ModelInput(channels, None, (None, None, None), Normalization("none"))
+        open_questions.append("the input (assumed: images as they are, without normalisation)")
+    foreground = spec.num_classes - (spec.classifier_activation != "sigmoid")
+    if labels is None:
+        labels = [f"Class {n}" for n in range(1, foreground + 1)]
+    bundle = Bundle(
+        name=name or source.name.partition(".")[0],
+        description=description or f"Converted from {source.name}",
+        license=license,
+        training_data=training_data,
+        network=spec,
+        input=model_input,
+        labels=tuple(_segment(n, label) for n, label in enumerate(labels, start=1)),
+    )
+    model = DeepLabV3Plus.from_spec(spec)
+    load_weights(model, source)
+    return bundle, model.eval(), tuple(open_questions)
+
+
+def _activation(labels: int, classes: int) -> str:
+    if labels not in (classes, classes - 1):
+        raise InvalidInput(
+            f"{labels} labels are given, and the network has {classes} classes; give {classes} for overlapping "
+            f"classes, or {classes - 1} where class 0 is background"
+        )
+    return "sigmoid" if labels == classes else "softmax"
+
+
+def _segment(value: int, label: Segment | str) -> Segment:
+    return Segment(value, label, default_color(value)) if isinstance(label, str) else label

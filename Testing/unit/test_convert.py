@@ -1,0 +1,140 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import itk, make_bundle, make_network, make_spec
+
+from DeepLabSegLib import SegmentOptions, read_image
+from DeepLabSegLib.bundle import read_bundle, save_bundle
+from DeepLabSegLib.cli import main
+from DeepLabSegLib.errors import InvalidInput, WeightsError
+from DeepLabSegLib.files import read_labels
+from DeepLabSegLib.segmenter import load_model
+from DeepLabSegLib.weights import convert
+
+RATES = ("--dilation-rates", "2x4")
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(params=[2, 3])
+def weights(request, tmp_path):
+    """A torch checkpoint of a small softmax network, as a training script leaves it."""
+    network = make_network(make_spec(request.param))
+    path = tmp_path / "trained.pth"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, path)
+    return path, network
+
+
+def test_bare_weights_become_a_bundle_that_segments_as_the_network_does(tmp_path, weights, scan):
+    path, network = weights
+    output = tmp_path / "model"
+    assert run("convert", path, "-o", output, "--labels", "Liver, Spleen", "--normalization", "zscore", *RATES) == 0
+    bundle = read_bundle(output)
+    assert [label.name for label in bundle.labels] == ["Liver", "Spleen"]
+    assert bundle.network.classifier_activation == "softmax"
+    assert bundle.network.encoder_name == "resnet18"
+    segmenter = load_model(output, "cpu")
+    x = torch.randn(1, 1, *(24,) * bundle.network.dims)
+    torch.testing.assert_close(segmenter.network(x), network(x))
+    assert segmenter.segment(scan).array.any()
+
+
+def test_what_was_assumed_is_said(tmp_path, weights, capsys):
+    path, _ = weights
+    assert run("convert", path, "-o", tmp_path / "model", "--json") == 0
+    assumed = " ".join(json.loads(capsys.readouterr().out)["assumed"])
+    for doubt in ("decoder_dilation_rates", "classifier_activation", "without normalisation"):
+        assert doubt in assumed
+    with pytest.warns(UserWarning, match="decoder_dilation_rates"):
+        load_model(path, "cpu")
+
+
+def test_segment_opens_bare_weights_and_notes_what_it_assumes(tmp_path, weights, scan, capsys):
+    path, _ = weights
+    sitk.WriteImage(itk(scan), tmp_path / "scan.nii.gz")
+    output = tmp_path / "result.seg.nrrd"
+    assert run("segment", tmp_path / "scan.nii.gz", "-o", output, "--model", path) == 0
+    assert "note: " in capsys.readouterr().err
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        expected = load_model(path, "cpu").segment(read_image(tmp_path / "scan.nii.gz"), SegmentOptions())
+    np.testing.assert_array_equal(read_labels(output).layers, expected.layers)
+
+
+def test_labels_may_come_from_a_file_with_colours_and_terminology(tmp_path, weights):
+    path, _ = weights
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(["Liver", {"value": 2, "name": "Spleen", "color": [1, 2, 3]}]))
+    assert run("convert", path, "-o", tmp_path / "model.safetensors", "--labels", labels, *RATES) == 0
+    assert read_bundle(tmp_path / "model.safetensors").labels[1].color == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--labels", "a,b,c,d"), "4 labels are given, and the network has 3 classes"),
+        (("--labels", "gone.json"), "can't be read as labels"),
+        (("--encoder", "resnet34"), "doesn't fit the model"),
+        (("--normalization", "best"), "choose one of 'percentile'"),
+        (("--normalization", "window:1"), "write for example"),
+        (("--tile", "32x32"), "say with --normalization"),
+        (("--activation", "relu7"), "'relu'"),
+    ],
+)
+def test_what_does_not_fit_the_weights_is_refused_and_nothing_is_written(tmp_path, weights, capsys, arguments, words):
+    path, _ = weights
+    assert run("convert", path, "-o", tmp_path / "model", *arguments) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_existing_bundle_is_kept(tmp_path, weights, capsys):
+    (tmp_path / "model").mkdir()
+    assert run("convert", weights[0], "-o", tmp_path / "model") == 1
+    assert "exists" in capsys.readouterr().err
+
+
+def test_an_encoder_alone_makes_no_model(tmp_path):
+    path = tmp_path / "encoder.pth"
+    torch.save(make_network(make_spec(2)).encoder.state_dict(), path)
+    with pytest.raises(WeightsError, match="encoder alone"):
+        convert(path)
+    with pytest.raises(InvalidInput, match="unknown fields heads"):
+        convert(path, network={"heads": 3})
+
+
+def test_info_shows_what_a_weights_file_tells_and_what_stays_open(weights, capsys):
+    path, network = weights
+    assert run("info", path) == 0
+    text = capsys.readouterr().out
+    assert f"resnet18, {network.spec.dims}D, 1 channels in, DeepLabV3+, 3 classes, depth 3" in text
+    assert "open: decoder_activation" in text
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_exported_network_gives_the_same_numbers(tmp_path, capsys, dims, name):
+    bundle = make_bundle(dims, tile=(24,) * dims)
+    save_bundle(tmp_path / "model", bundle, make_network(bundle.network))
+    assert run("export", tmp_path / "model", "-o", tmp_path / name, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["difference"] < 1e-4
+    assert report["size"] == [24] * dims
+    assert (tmp_path / name).stat().st_size > 100_000
+
+
+def test_an_export_that_cannot_be_made_leaves_no_file(tmp_path, bundle_folder, capsys):
+    for arguments, words in [
+        (("-o", tmp_path / "m.onnx"), "give --size"),
+        (("-o", tmp_path / "m.onnx", "--size", "24x24x24"), "needs 2 sizes"),
+        (("-o", tmp_path / "m.tflite"), "no known ending"),
+    ]:
+        assert run("export", bundle_folder, *arguments) == 1
+        assert words in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [bundle_folder.name]
