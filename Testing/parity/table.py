@@ -25,7 +25,7 @@ from DeepLabSegLib.models import ENCODERS
 HERE = Path(__file__).parent
 BAR = 1e-4
 NORMS = ("batch", "layer", "unit", "group", "instance")
-ACTIVATIONS = ("elu", "gelu", "leaky_relu", "sparsemax", "hard_sigmoid", "softmax", "celu", "squareplus")
+ACTIVATIONS = ("elu", "gelu", "leaky_relu", "hard_sigmoid", "softmax", "celu", "squareplus")
 
 TEXT = """# Parity with medicai 0.0.4
 
