@@ -85,10 +85,10 @@ class Detection:
         return len(self.names) == 1
 
     def __str__(self) -> str:
-        name = " or ".join(self.names) or f"a {self.family} of no known variant"
-        what = (
-            "backbone" if self.spec is None else f"DeepLabV3+, {self.num_classes} classes, depth {self.encoder_depth}"
-        )
+        name = " or ".join(self.names) or f"no known variant of {self.family}"
+        what = "backbone" if self.num_classes is None else f"DeepLabV3+, {self.num_classes} classes"
+        if self.encoder_depth is not None:
+            what += f", depth {self.encoder_depth}"
         lines = [f"{name}, {self.dims}D, {self.in_channels} channels in, {what} ({self.origin} names)"]
         return "\n".join([*lines, *(f"open: {text}" for text in self.open)])
 
