@@ -175,9 +175,10 @@ class _GlobalResponseNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        energy = (x.square().sum(dim=tuple(range(1, x.ndim - 1)), keepdim=True) + self.eps).sqrt()
+        # In float32, as in the reference: squares summed over a volume leave half precision's range.
+        energy = (x.float().square().sum(dim=tuple(range(1, x.ndim - 1)), keepdim=True) + self.eps).sqrt()
         relative = energy / (energy.mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * (x * relative) + self.bias + x
+        return self.weight * (x * relative.to(x.dtype)) + self.bias + x
 
 
 def _rescaling(channels: int) -> nn.Module:

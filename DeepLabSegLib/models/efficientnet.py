@@ -255,6 +255,11 @@ class EfficientNetBackbone(Encoder):
         self.stages = nn.ModuleList()
         done = 0
         for row in rows:
+            if row.filters_in != width:
+                raise InvalidInput(
+                    f"blocks_args has a row whose scaled filters_in is {row.filters_in}, and the layer before it gives "
+                    f"{width}; they must be equal"
+                )
             if row.strides != 1:
                 channels.append(width)
                 if len(channels) == encoder_depth:

@@ -61,6 +61,11 @@ class ResNetSpec:
                 f"groups={self.groups}, width_per_group={self.width_per_group} with basic_block; "
                 "grouped convolutions need bottleneck_block or bottleneck_block_vd"
             )
+        if self.block_type == "basic_block" and (self.conv_filters[-1], self.num_strides[0]) != (64, 1):
+            raise InvalidInput(
+                f"conv_filters ends with {self.conv_filters[-1]}, num_strides starts with {self.num_strides[0]}; "
+                "the first basic_block adds its input as it is, which needs 64 and 1"
+            )
         if self.block_type == "bottleneck_block_vd" and self.use_pre_activation:
             raise InvalidInput("bottleneck_block_vd has no pre-activation form; set use_pre_activation=False")
 

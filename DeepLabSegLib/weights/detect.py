@@ -62,7 +62,7 @@ class Detection:
     family : the encoder's family.
     names : encoder names that fit every tensor. Several are the same network up to the file's depth; none, where the
         encoder is no variant of the tables.
-    encoder_depth : None for a backbone alone.
+    encoder_depth : None for a backbone alone, and where no name fits.
     num_classes : None for a backbone alone.
     spec : the network to build for `load_weights`, with the reference's defaults for what is open; None for a backbone
         alone and where no name fits.
@@ -85,10 +85,10 @@ class Detection:
         return len(self.names) == 1
 
     def __str__(self) -> str:
-        name = " or ".join(self.names) or f"a {self.family} of no known variant"
-        what = (
-            "backbone" if self.spec is None else f"DeepLabV3+, {self.num_classes} classes, depth {self.encoder_depth}"
-        )
+        name = " or ".join(self.names) or f"no known variant of {self.family}"
+        what = "backbone" if self.num_classes is None else f"DeepLabV3+, {self.num_classes} classes"
+        if self.encoder_depth is not None:
+            what += f", depth {self.encoder_depth}"
         lines = [f"{name}, {self.dims}D, {self.in_channels} channels in, {what} ({self.origin} names)"]
         return "\n".join([*lines, *(f"open: {text}" for text in self.open)])
 
@@ -113,14 +113,17 @@ def detect_in(file: WeightsFile, path: str) -> Detection:
         family = "senet"
     first = _first_kernel(family, encoder, path)
     keras = file.origin == "keras"
-    dims, in_channels = len(first) - 2, first[-2] if keras else first[1]
-    if dims not in (2, 3):
+    if len(first) not in (4, 5) or 0 in first:
         raise WeightsError(f"{path}: its first kernel has shape {first}; one for images or volumes has 4 or 5 axes")
-    found = Detection("medicai" if keras else "torch", dims, in_channels, family, ())
+    in_channels = first[-2] if keras else first[1]
+    found = Detection("medicai" if keras else "torch", len(first) - 2, in_channels, family, ())
     names = list(_fitting_names(family, _blocks(encoder)))
-    if "head" not in modules:
-        return _of_backbone(file, found, names)
-    return _of_network(file, found, names, modules, path)
+    try:
+        if "head" not in modules:
+            return _of_backbone(file, found, names)
+        return _of_network(file, found, names, modules, path)
+    except RuntimeError as error:  # torch's, over sizes that no memory could hold
+        raise WeightsError(f"{path}: its shapes make no network: {error}") from error
 
 
 def _of_backbone(file: WeightsFile, found: Detection, names: list[str]) -> Detection:

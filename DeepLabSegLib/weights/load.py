@@ -140,12 +140,15 @@ def _from_keras(file: WeightsFile, model: nn.Module, report: LoadReport) -> dict
         if rule:
             _ignore(report, rule, [name])
         elif not vars_:
-            raise WeightsError(f"{name} is no variable of a Keras 3 layer; save the model with Keras 3")
+            raise WeightsError(
+                f"the file holds {name}, which is no layer's variable as Keras 3 writes it; save the model again, "
+                'as "name.keras" or with save_weights("name.weights.h5")'
+            )
         else:
             groups.setdefault(group, []).append(name)
     if not any(group in file.layers for group in groups):
         raise WeightsError(
-            "the file has no layer names, as Keras before 3.8 wrote it; open it with medicai under a later Keras and "
+            "the file has no layer names, as Keras before 3.7 wrote it; open it with medicai under a later Keras and "
             "save it again"
         )
 
@@ -259,14 +262,14 @@ def _not_built(name: str, encoder: nn.Module) -> str | None:
 
 def _is_cut(encoder: nn.Module) -> bool:
     """Whether the encoder was built with fewer levels than its family has."""
-    spec = encoder.spec
+    spec = getattr(encoder, "spec", None)
     stages: Mapping[type[nn.Module], int] = {
         ResNetBackbone: len(getattr(spec, "num_blocks", ())),
         DenseNetBackbone: len(getattr(spec, "blocks", ())),
         EfficientNetBackbone: len(getattr(spec, "blocks_args", ())),
     }
     total = next((count for kind, count in stages.items() if isinstance(encoder, kind)), 0)
-    return len(encoder.stages) < total  # type: ignore[arg-type]
+    return total > 0 and len(encoder.stages) < total  # type: ignore[arg-type]
 
 
 def _account_for_rest(
@@ -281,8 +284,10 @@ def _account_for_rest(
         norm = re.match(r"(?:encoder\.)?norms\.(\d+)\.", name)
         if backbone and not name.startswith("encoder."):
             rule = "the decoder: the file holds a backbone alone"
-        elif origin == "keras" and norm and (backbone or int(norm[1]) + 1 not in read):
-            rule = "normalisations of levels that medicai builds only where a decoder reads them"
+        elif norm and whole and int(norm[1]) + 1 not in read:
+            rule = "normalisations of levels that the decoder doesn't read"
+        elif norm and origin == "keras" and (backbone or not whole):
+            rule = "normalisations that medicai builds only where a decoder reads them"
         else:
             problems.append(f"  {name} {_shape(tensor.shape)} is missing in the file")
             continue

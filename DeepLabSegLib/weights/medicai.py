@@ -1,7 +1,7 @@
 """medicai's layer names, and where each is in our networks.
 
 A table per family: a pattern for the reference's layer name, and the module of ours, in which `{0}`, `{1}` ... stand
-for the pattern's groups. Names are the layers' own, which Keras (3.8 and later) writes beside each layer's variables;
+for the pattern's groups. Names are the layers' own, which Keras (3.7 and later) writes beside each layer's variables;
 the numbered paths in the file (`conv2d_3`) aren't read, since they count layers of a class in an order of Keras's.
 """
 

@@ -74,6 +74,17 @@ def compare(case: Case, seed: int = 0) -> dict[str, float]:
     return {name: difference(a, b) for name, a, b in zip(names, got, expected, strict=True)}
 
 
+def compare_backbones(theirs: keras.Model, ours: torch.nn.Module, seed: int = 0) -> list[float]:
+    """The differences of the levels of two backbones built alike, for the weights of `theirs`."""
+    images = pictures(theirs.input_shape[1:], seed)
+    randomize(theirs, images, seed)
+    pyramid = keras.Model(theirs.inputs, list(theirs.pyramid_outputs.values()))
+    with torch.no_grad():
+        expected = [y.movedim(-1, 1) for y in pyramid([images[:COMPARED]], training=False)]
+        got = carried_over(theirs, ours)(torch.from_numpy(images[:COMPARED]).movedim(-1, 1))
+    return [difference(a, b) for a, b in zip(got, expected, strict=True)]
+
+
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """max|ours - theirs| / max|theirs|; infinite where shapes differ or theirs says nothing."""
     largest = theirs.abs().max().item()

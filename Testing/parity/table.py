@@ -25,7 +25,7 @@ from DeepLabSegLib.models import ENCODERS
 HERE = Path(__file__).parent
 BAR = 1e-4
 NORMS = ("batch", "layer", "unit", "group", "instance")
-ACTIVATIONS = ("elu", "gelu", "leaky_relu", "sparsemax", "hard_sigmoid", "softmax", "celu", "squareplus")
+ACTIVATIONS = ("elu", "gelu", "leaky_relu", "hard_sigmoid", "softmax", "celu", "squareplus")
 
 TEXT = """# Parity with medicai 0.0.4
 
@@ -39,9 +39,9 @@ by it as `.weights.h5`, and loaded here by `load_weights`. The bar is {bar:g}; t
 |---|---|---|---|
 {cases}
 
-"Parameters" counts running statistics too and is that of both networks (depth 5, or 4 for ConvNeXt, which has no P5).
-Rows without numbers are too large for the machine that made the table: for them every name and shape of the
-reference's variables was matched without filling them.
+ConvNeXt has no P5: its depths are 4, 3 and 3. "Parameters" counts running statistics too and is that of both networks
+of the first line. Rows without numbers are too large for the machine that made the table: for them every name and shape
+of the reference's variables was matched without filling them.
 
 ## Encoders
 
@@ -64,8 +64,8 @@ refused by Keras on torch; it is batch normalisation where one process computes.
   least so many voxels along each axis that their last level isn't empty, and say so.
 - `head_upsample=None`, the default, brings the output to the input's size for every encoder and size. The reference's
   default, 4, is right only for encoders whose P2 has stride 4 and sizes divisible by 4; given as a number it is obeyed.
-- Levels beyond `encoder_depth` are not built; the reference builds them and saves their weights, which `load_weights`
-  ignores by name.
+- Levels beyond `encoder_depth` are not built; the reference builds them, needs inputs large enough for them, and saves
+  their weights, which `load_weights` ignores by name.
 - ConvNeXt levels that the decoder doesn't read (P1, and those between P2 and the deepest) are normalised in a backbone
   built on its own, as in the reference's `pyramid_outputs`; in a network built by name these normalisations are left
   out, as they are in the reference's network and its files. Here such levels are compared before the normalisation.

@@ -9,9 +9,12 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("medicai", reason="needs medicai, the reference implementation", exc_type=ImportError)
 
-from reference import Case, compare
+import keras
+import medicai.models
+from reference import Case, compare, compare_backbones
 from table import BAR, cases, measure
 
+import DeepLabSegLib.models
 from DeepLabSegLib.models import ENCODERS
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
@@ -44,6 +47,76 @@ def label(case: Case) -> str:
 def test_every_pyramid_level_and_the_logits_equal_the_references(case: Case) -> None:
     differences = compare(case)
     assert max(differences.values()) <= BAR, differences
+
+
+ROW = {"kernel_size": 3, "expand_ratio": 2, "se_ratio": 0.25}
+ROWS_V1 = [
+    {**ROW, "repeats": 2, "filters_in": 32, "filters_out": 16, "strides": 1, "id_skip": True},
+    {**ROW, "repeats": 1, "filters_in": 16, "filters_out": 24, "strides": 2, "id_skip": False, "kernel_size": 5},
+]
+ROWS_V2 = [
+    {**ROW, "num_repeat": 2, "input_filters": 16, "output_filters": 16, "strides": 1, "conv_type": 1},
+    {**ROW, "num_repeat": 1, "input_filters": 16, "output_filters": 24, "strides": 2, "conv_type": 0},
+]
+BACKBONES: tuple[tuple[str, tuple[int, ...], dict], ...] = (
+    ("DenseNetBackbone", (41, 50, 1), {"blocks": [2, 1, 2], "growth_rate": 8, "compression": 0.7, "bn_size": 2}),
+    ("DenseNetBackbone", (24, 18, 20, 2), {"blocks": [1, 2], "include_rescaling": True, "dropout_rate": 0.1}),
+    ("ConvNeXtBackbone", (41, 50, 3), {"depths": [1, 1], "projection_dims": [8, 12], "include_rescaling": True}),
+    ("ConvNeXtBackbone", (24, 18, 20, 1), {"depths": [1, 2], "projection_dims": [8, 12], "drop_path_rate": 0.1}),
+    ("ConvNeXtBackbone", (24, 20, 1), {"depths": [1, 1], "projection_dims": [8, 4], "layer_scale_init_value": None}),
+    ("ConvNeXtBackboneV2", (24, 20, 1), {"depths": [1, 1], "projection_dims": [8, 12], "include_rescaling": True}),
+    ("EfficientNetBackbone", (41, 50, 2), {"width_coefficient": 0.5, "depth_coefficient": 0.5, "activation": "relu"}),
+    (
+        "EfficientNetBackbone",
+        (20, 17, 16, 1),
+        {"width_coefficient": 1.0, "depth_coefficient": 1.0, "blocks_args": ROWS_V1, "include_rescaling": True},
+    ),
+    (
+        "EfficientNetBackboneV2",
+        (41, 50, 1),
+        {"width_coefficient": 1.1, "depth_coefficient": 1.2, "blocks_args": ROWS_V2, "activation": "leaky_relu"},
+    ),
+    (
+        "ResNetBackbone",
+        (41, 50, 2),
+        {"num_blocks": [1, 1], "num_filters": [64, 96], "num_strides": [1, 2], "block_type": "bottleneck_block"},
+    ),
+    (
+        "ResNetBackbone",
+        (20, 17, 16, 1),
+        {
+            "num_blocks": [2, 1],
+            "num_filters": [64, 80],
+            "num_strides": [1, 1],
+            "block_type": "basic_block",
+            "conv_filters": [8, 64],
+            "conv_kernel_sizes": [5, 3],
+            "se_block": True,
+            "se_ratio": 4,
+            "se_activation": "gelu",
+            "use_pre_activation": True,
+            "include_rescaling": True,
+        },
+    ),
+    (
+        "ResNetBackbone",
+        (33, 42, 1),
+        {"num_blocks": [1, 2, 1, 1], "block_type": "bottleneck_block_vd", "groups": 4, "width_per_group": 8},
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "shape", "arguments"), BACKBONES, ids=lambda value: str(value)[:40])
+def test_a_backbone_of_ones_own_arguments_equals_the_references(
+    name: str, shape: tuple[int, ...], arguments: dict
+) -> None:
+    keras.utils.clear_session()
+    named = {} if name == "ResNetBackbone" else {"name": "theirs"}  # without one most can't be called again
+    theirs = getattr(medicai.models, name)(input_shape=shape, **named, **arguments)
+    ours = getattr(DeepLabSegLib.models, name)(input_shape=shape, **arguments)
+    differences = compare_backbones(theirs, ours)
+    assert len(differences) == len(ours.channels)
+    assert max(differences) <= BAR, differences
 
 
 @pytest.mark.slow

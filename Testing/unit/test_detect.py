@@ -129,7 +129,7 @@ def test_a_network_of_no_known_variant_is_named_by_its_family() -> None:
         encoder = DenseNetBackbone((64, 64, 1), blocks=[2, 3, 4], growth_rate=8)
         found = detect_in(shapes_of(DeepLabV3Plus(encoder=encoder, encoder_depth=4)), "file")
     assert (found.family, found.names, found.spec) == ("densenet", (), None)
-    assert "no known variant" in str(found)
+    assert "no known variant of densenet, 2D, 1 channels in, DeepLabV3+, 1 classes" in str(found)
 
 
 def test_a_detected_file_opens(tmp_path: Path) -> None:
@@ -156,6 +156,14 @@ def test_a_keras_archive_closes_what_tensors_leave_open(tmp_path: Path) -> None:
     assert found.spec.classifier_activation == "softmax"
     assert found.spec.head_upsample == 8
     assert [text.split()[0] for text in found.open] == ["decoder_activation"]
+
+
+@pytest.mark.parametrize("shape", [(64,), (64, 0, 7, 7), (64, 1, 7), (64, 2**62, 7, 7)])
+def test_shapes_that_make_no_network_are_refused_or_fit_nothing(shape: tuple[int, ...]) -> None:
+    file = shapes_of(make_encoder("resnet18", (32, 32, 1), 3))
+    tensors = {**file.tensors, "stem.conv1.weight": Stored("stem.conv1.weight", shape, lambda: torch.empty(0))}
+    with pytest.raises(WeightsError):
+        detect_in(WeightsFile("torch", tensors, {}), "file")
 
 
 def test_names_of_another_origin_are_refused() -> None:

@@ -130,6 +130,8 @@ def test_the_smallest_input_works_and_one_less_is_refused(name: str, size: tuple
         (ConvNeXtBackbone, {"depths": [0], "projection_dims": [8]}, "positive"),
         (ConvNeXtBackboneV2, {"depths": [1], "projection_dims": [8], "drop_path_rate": 2}, "drop_path_rate"),
         (ResNetBackbone, {"num_blocks": [1], "block_type": "block"}, "block_type"),
+        (ResNetBackbone, {"num_blocks": [1] * 4, "block_type": "basic_block", "conv_filters": [32]}, "conv_filters"),
+        (ResNetBackbone, {"num_blocks": [1] * 4, "block_type": "basic_block", "num_strides": [2, 1, 1, 1]}, "strides"),
     ],
 )
 def test_a_bad_argument_is_refused_by_name(backbone: type, arguments: dict, said: str) -> None:
@@ -139,7 +141,7 @@ def test_a_bad_argument_is_refused_by_name(backbone: type, arguments: dict, said
 
 def test_efficientnet_rows_may_come_as_the_references_dictionaries() -> None:
     row = {"kernel_size": 3, "expand_ratio": 4, "se_ratio": 0.25, "strides": 2}
-    first = {"repeats": 1, "filters_in": 16, "filters_out": 24}
+    first = {"repeats": 1, "filters_in": 32, "filters_out": 24}
     second = {"num_repeat": 1, "input_filters": 16, "output_filters": 24, "conv_type": 0}
     shared = {"input_shape": (32, 32, 1), "width_coefficient": 1.0, "depth_coefficient": 1.0}
     v1 = EfficientNetBackbone(blocks_args=[{**row, **first}], **shared)

@@ -215,6 +215,21 @@ def test_a_deeper_encoders_state_dict_loads_into_a_shallower_one(tmp_path: Path)
     assert set(report.ignored) == {"levels beyond encoder_depth", "counts of batches seen"}
 
 
+def test_a_named_networks_state_dict_loads_over_a_backbone_handed_in(tmp_path: Path) -> None:
+    named = network("convnext_v2_atto")
+    torch.save(named.state_dict(), tmp_path / "w.pt")
+    options = {key: value for key, value in SMALL.items() if key != "input_shape"}
+    handed = DeepLabV3Plus(encoder=make_encoder("convnext_v2_atto", (32, 32, 1)), encoder_depth=3, **options)
+    with pytest.raises(WeightsError, match=r"encoder\.downsamplings\.3"):
+        load_weights(handed, tmp_path / "w.pt")
+    handed = DeepLabV3Plus(encoder=make_encoder("convnext_v2_atto", (32, 32, 1), 3), encoder_depth=3, **options).eval()
+    report = load_weights(handed, tmp_path / "w.pt")
+    assert report.kept == {
+        "normalisations of levels that the decoder doesn't read": ["encoder.norms.0.weight", "encoder.norms.0.bias"]
+    }
+    assert torch.equal(output(handed), output(named))
+
+
 def test_half_precision_weights_take_the_models_precision(tmp_path: Path) -> None:
     model = network()
     torch.save({name: tensor.half() for name, tensor in model.state_dict().items()}, tmp_path / "w.pt")
