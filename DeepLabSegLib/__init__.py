@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from DeepLabSegLib.models.deeplab import DeepLabV3Plus
     from DeepLabSegLib.models.encoders import list_encoders
     from DeepLabSegLib.segmenter import Progress, Segmenter, SegmentOptions, load_model
+    from DeepLabSegLib.weights.load import load_weights
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOME = {
     "list_encoders": "models.encoders",
     "list_models": "bundle",
     "load_model": "segmenter",
+    "load_weights": "weights.load",
     "read_image": "files",
     "read_labels": "files",
     "write_labels": "files",
@@ -53,6 +55,7 @@ __all__ = [
     "list_encoders",
     "list_models",
     "load_model",
+    "load_weights",
     "read_image",
     "read_labels",
     "write_labels",
