@@ -1,0 +1,40 @@
+"""The commands that README promises are the ones that are run, and what it shows is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_ci_runs_the_readmes_test_command():
+    setup = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert len(setup) == 2
+    assert setup[0].endswith("deeplabseg demo")
+    assert setup[1].endswith("python -m pytest")
+    assert setup[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "Resources/SampleData/README.md"])
+def test_links_and_pictures_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} points to {target}"
+
+
+def test_files_named_in_the_guides_exist():
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for name in re.findall(r"`((?:Testing|DeepLabSegLib|Resources)/[\w./]+)`", (ROOT / page).read_text()):
+            assert (ROOT / name).exists(), f"{page} names {name}"
+
+
+def test_the_readmes_figures_are_those_of_the_model():
+    from DeepLabSegLib.bundle import read_bundle, resource
+
+    figures = read_bundle(resource("Models") / "head-mri-2d").figures
+    assert figures
+    for name, value in figures.items():
+        assert f"| {name} | {value:.3f} |" in README
