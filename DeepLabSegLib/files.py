@@ -107,7 +107,8 @@ def _read(path: str | os.PathLike[str]) -> sitk.Image:
 def _check_nifti_is_whole(source: Path, itk_image: sitk.Image) -> None:
     """ITK fills what a truncated NIfTI file lacks with zeros; here that is an error."""
     voxels = itk_image.GetNumberOfPixels() * itk_image.GetNumberOfComponentsPerPixel()
-    expected = 352 + voxels * itk_image.GetSizeOfPixelComponent()
+    # The header's own size per voxel: ITK turns scaled integers into floats.
+    expected = 352 + voxels * int(itk_image.GetMetaData("bitpix")) // 8
     opener = gzip.open if source.suffix.lower() == ".gz" else Path.open
     found, reason = 0, "it ends early"
     with opener(source, "rb") as file:

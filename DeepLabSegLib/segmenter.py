@@ -155,6 +155,7 @@ class Segmenter:
             options.tile or self.bundle.input.tile,
             overlap=options.overlap,
             blending=options.blending,
+            multiple=self.network.stride,
             batch=SLICES_AT_ONCE if flat else 1,
             device=self.device,
             on_tile=on_tile,

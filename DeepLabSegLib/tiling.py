@@ -51,17 +51,19 @@ def predict(
     *,
     overlap: float,
     blending: Blending,
+    multiple: int = 1,
     batch: int,
     device: torch.device,
     on_tile: Callable[[int, int], None],
 ) -> Tensor:
     """Class scores of `x`: `(N, C, *S) -> (N, classes, *S)`, blended from tiles, on the CPU.
 
-    `tile` None takes the whole extent; an image smaller than the tile is padded with zeros on both sides, as the
-    reference does. `batch` images go through the network at once; `on_tile(done, total)` is called after each such
+    `tile` None takes the whole extent, rounded up to a `multiple`: a network whose maps don't fit into each other a
+    whole number of times sees them slightly out of place. An image smaller than the tile is padded with zeros on both
+    sides, as the reference does. `batch` images go through the network at once; `on_tile(done, total)` is called after each such
     step and may raise to stop.
     """
-    window = tuple(x.shape[2:]) if tile is None else tuple(tile)
+    window = tuple(tile or (-(-s // multiple) * multiple for s in x.shape[2:]))
     lacking = [max(0, t - s) for t, s in zip(window, x.shape[2:], strict=True)]
     inner = tuple(slice(n // 2, n // 2 + s) for n, s in zip(lacking, x.shape[2:], strict=True))
     x = F.pad(x, [side for n in reversed(lacking) for side in (n // 2, n - n // 2)])

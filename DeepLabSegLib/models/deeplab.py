@@ -208,6 +208,8 @@ class DeepLabV3Plus(nn.Module):
             made.drop_unread((2, encoder_depth))
             encoder = made
         channels = _encoder_channels(encoder, encoder_depth)
+        # Sizes that are multiples of it keep all maps in place; others are allowed.
+        self.stride = int(tuple(encoder.strides)[encoder_depth - 1])  # type: ignore[arg-type]
 
         dims = spec.dims
         norm = decoder_norm(spec.decoder_normalization)

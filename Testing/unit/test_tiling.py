@@ -57,6 +57,17 @@ def test_an_image_smaller_than_the_tile_is_padded_with_zeros_on_both_sides():
     torch.testing.assert_close(result, x)
 
 
+def test_the_whole_image_is_rounded_up_to_what_the_network_divides_by():
+    seen = []
+    x = torch.randn(1, 1, 9, 16)
+    result = predict(
+        lambda t: seen.append(tuple(t.shape)) or t.clone(), x, None, overlap=0, blending="gaussian", multiple=8,
+        batch=1, device=CPU, on_tile=lambda done, total: None,
+    )  # fmt: skip
+    assert seen == [(1, 1, 16, 16)]
+    torch.testing.assert_close(result, x)
+
+
 def test_progress_counts_every_step_and_may_stop_the_run():
     steps = []
 
