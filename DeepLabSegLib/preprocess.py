@@ -138,6 +138,8 @@ def _resample_axis(x: Tensor, axis: int, coordinates: NDArray, step: float, mode
 
 def _resample_oblique(array: Tensor, matrix: NDArray, offset: NDArray, shape: Sequence[int], mode: str) -> Tensor:
     """One trilinear (or nearest) step for grids whose axes are not parallel."""
+    kind = array.dtype
+    array = array.float()  # grid_sample takes no integers; labels stay exact up to 2**24
     sizes = np.array(array.shape[1:], dtype=np.float64)
     lowest = array.amin(dim=(1, 2, 3), keepdim=True)
     # grid_sample counts (i, j, k) from -1 to 1 between the outer faces of the first and last voxels.
@@ -152,7 +154,7 @@ def _resample_oblique(array: Tensor, matrix: NDArray, offset: NDArray, shape: Se
         plane = F.grid_sample(array[None], grid, mode=mode_name, padding_mode="border", align_corners=False)[0, :, 0]
         outside = (grid[0, 0].abs() > 1 + 1e-4).any(dim=-1)
         result[:, k] = torch.where(outside, lowest[:, 0], plane)
-    return result
+    return result.to(kind)
 
 
 def _tensor(values: NDArray, like: Tensor) -> Tensor:

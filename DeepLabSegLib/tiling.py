@@ -60,8 +60,8 @@ def predict(
 
     `tile` None takes the whole extent, rounded up to a `multiple`: a network whose maps don't fit into each other a
     whole number of times sees them slightly out of place. An image smaller than the tile is padded with zeros on both
-    sides, as the reference does. `batch` images go through the network at once; `on_tile(done, total)` is called after each such
-    step and may raise to stop.
+    sides, as the reference does. `batch` images go through the network at once; `on_tile(done, total)` is called
+    after each such step and may raise to stop.
     """
     window = tuple(tile or (-(-s // multiple) * multiple for s in x.shape[2:]))
     lacking = [max(0, t - s) for t, s in zip(window, x.shape[2:], strict=True)]

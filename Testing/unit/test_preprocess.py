@@ -78,6 +78,14 @@ def test_nearest_neighbour_makes_no_new_values(scan):
         assert set(resample(labels, scan.geometry, grid, "nearest").unique().tolist()) == {0, 7}
 
 
+def test_labels_stay_labels_on_an_oblique_grid(scan):
+    labels = torch.from_numpy((scan.array > 300).astype(np.uint8) * 7)
+    turn = ((0.8, 0.6, 0.0), (-0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
+    moved = resample(labels, scan.geometry, Geometry((20, 30, 30), (2, 2, 2), (-20, 30, 10), turn), "nearest")
+    assert moved.dtype == torch.uint8
+    assert set(moved.unique().tolist()) == {0, 7}
+
+
 def test_slabs_cover_the_grid_and_lie_where_they_belong(monkeypatch, rng):
     monkeypatch.setattr("DeepLabSegLib.preprocess.SLAB_VOXELS", 5000)
     image = make_scan(rng, (11, 40, 36))

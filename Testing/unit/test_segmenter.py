@@ -54,8 +54,8 @@ def test_however_a_scan_is_stored_the_segmentation_is_the_same_in_space(dims, pe
     assert stored.geometry.is_close(expected.geometry)
 
 
-def test_a_2d_network_sees_the_slices_one_by_one(scan):
-    segmenter = make_segmenter(2)
+def test_a_2d_network_sees_the_slices_one_by_one(rng):
+    segmenter, scan = make_segmenter(2), make_scan(rng, (12, 40, 32))
     whole = segmenter.segment(scan).array
     values = (scan.array - scan.array.mean()) / scan.array.std(ddof=1)
     for k in (0, 5, 11):
