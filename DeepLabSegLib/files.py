@@ -5,10 +5,8 @@ SimpleITK counts axes (i, j, k) and places voxels in LPS; here they are turned t
 
 from __future__ import annotations
 
-import gzip
 import os
 import uuid
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from DeepLabSegLib import headers
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color
 
@@ -93,8 +92,7 @@ def _read(path: str | os.PathLike[str]) -> sitk.Image:
             raise InvalidInput(f"{source} is empty (0 bytes); copy or export it again")
         with _quiet():
             itk_image = sitk.ReadImage(str(source))
-        if source.name.lower().endswith((".nii", ".nii.gz")):
-            _check_nifti_is_whole(source, itk_image)
+        headers.check(source, itk_image.GetSize(), itk_image.GetNumberOfComponentsPerPixel())
         return itk_image
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else "unknown reason"
@@ -102,23 +100,6 @@ def _read(path: str | os.PathLike[str]) -> sitk.Image:
             f"{source} can't be read as an image ({reason}); "
             f"readable are {', '.join(IMAGE_SUFFIXES)} and folders of one DICOM series"
         ) from None
-
-
-def _check_nifti_is_whole(source: Path, itk_image: sitk.Image) -> None:
-    """ITK fills what a truncated NIfTI file lacks with zeros; here that is an error."""
-    voxels = itk_image.GetNumberOfPixels() * itk_image.GetNumberOfComponentsPerPixel()
-    # The header's own size per voxel: ITK turns scaled integers into floats.
-    expected = 352 + voxels * int(itk_image.GetMetaData("bitpix")) // 8
-    opener = gzip.open if source.suffix.lower() == ".gz" else Path.open
-    found, reason = 0, "it ends early"
-    with opener(source, "rb") as file:
-        try:
-            while chunk := file.read(2**22):
-                found += len(chunk)
-        except (EOFError, OSError, zlib.error) as error:
-            found, reason = 0, str(error)
-    if found < expected:
-        raise InvalidInput(f"{source} is damaged ({reason}); copy or export it again")
 
 
 def _read_dicom(folder: Path) -> sitk.Image:

@@ -1,3 +1,4 @@
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,20 @@ def test_a_header_without_sense_is_refused_with_the_files_name(tmp_path):
     (tmp_path / "flat.nrrd").write_bytes(header.encode() + bytes(16))
     with pytest.raises(InvalidInput, match=r"flat\.nrrd"):
         read_image(tmp_path / "flat.nrrd")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_spacing_that_makes_no_sense_is_refused_whatever_the_format(tmp_path, scan, value):
+    sitk.WriteImage(itk(scan), tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    content[80:84] = struct.pack("<f", value)  # pixdim[1] of the NIfTI-1 header
+    (tmp_path / "scan.nii").write_bytes(content)
+    header = f"ObjectType = Image\nNDims = 3\nElementSpacing = {value} 1 1\nDimSize = 2 2 2\n"
+    header += "ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (tmp_path / "scan.mha").write_bytes(header.encode() + bytes(16))
+    for name in ("scan.nii", "scan.mha"):
+        with pytest.raises(InvalidInput, match=name):
+            read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["r.seg.nrrd", "r.nii.gz", "r.nii", "r.nrrd", "r.mha"])

@@ -1,0 +1,74 @@
+"""Faults of image files that ITK lets pass in silence: a NIfTI file cut short, a spacing that makes no sense."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from io import BufferedIOBase
+from math import prod
+from pathlib import Path
+
+from DeepLabSegLib.errors import InvalidInput
+
+__all__ = ["check"]
+
+
+def check(source: Path, size: Sequence[int], components: int) -> None:
+    """Raise `InvalidInput` for a NIfTI or MetaImage file with such a fault; other formats pass.
+
+    `size` is the image's, per axis, and `components` the numbers per voxel.
+    """
+    name = source.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        with _opened(source) as file:
+            header = file.read(540)
+        spacing, bits = _nifti_fields(header)
+        _check_nifti_is_whole(source, 352 + prod(size) * components * bits // 8)
+    elif name.endswith((".mha", ".mhd")):
+        spacing = _metaimage_spacing(source)
+    else:
+        return
+    # ITK takes 1 for what makes no sense in NIfTI and drops a MetaImage's sign. A single slice needs no spacing.
+    if any(count > 1 and not 0 < value < float("inf") for value, count in zip(spacing, size, strict=False)):
+        shown = " x ".join(f"{value:g}" for value in spacing)
+        raise InvalidInput(
+            f"{source}: spacing is {shown} mm; every axis needs a positive, finite size, so correct the header"
+        )
+
+
+def _nifti_fields(header: bytes) -> tuple[tuple[float, ...], int]:
+    """`pixdim[1..3]` and `bitpix` of a NIfTI-1 or NIfTI-2 header, in either byte order.
+
+    ITK has read the file before, so it is one of these or an Analyze header, which has the first's layout.
+    """
+    order = next((o for o in "<>" if struct.unpack_from(f"{o}i", header)[0] in (348, 540)), "<")
+    if struct.unpack_from(f"{order}i", header)[0] == 540:
+        return struct.unpack_from(f"{order}3d", header, 112), struct.unpack_from(f"{order}h", header, 14)[0]
+    return struct.unpack_from(f"{order}3f", header, 80), struct.unpack_from(f"{order}h", header, 72)[0]
+
+
+def _check_nifti_is_whole(source: Path, expected: int) -> None:
+    """ITK fills what a truncated file lacks with zeros."""
+    found, reason = 0, "it ends early"
+    try:
+        with _opened(source) as file:
+            while chunk := file.read(2**22):
+                found += len(chunk)
+    except (EOFError, OSError, zlib.error) as error:
+        found, reason = 0, str(error)
+    if found < expected:
+        raise InvalidInput(f"{source} is damaged ({reason}); copy or export it again")
+
+
+def _metaimage_spacing(source: Path) -> tuple[float, ...]:
+    with source.open("rb") as file:
+        found = re.search(rb"^ElementSpacing\s*=([^\r\n]*)", file.read(2**14), re.MULTILINE)
+    return tuple(float(text) for text in found[1].split()) if found else ()
+
+
+def _opened(source: Path) -> BufferedIOBase:
+    """A file's bytes, unpacked where it is gzipped."""
+    return gzip.open(source, "rb") if source.suffix.lower() == ".gz" else source.open("rb")
