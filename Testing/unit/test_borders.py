@@ -26,7 +26,7 @@ ONLY_IN = {"slicer": "mrml.py", "vtk": "mrml.py", "SimpleITK": "files.py"}
 
 def imports(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -14,12 +14,12 @@ def test_ci_runs_the_readmes_test_command():
     assert len(setup) == 2
     assert setup[0].endswith("deeplabseg demo")
     assert setup[1].endswith("python -m pytest")
-    assert setup[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert setup[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "Resources/SampleData/README.md"])
 def test_links_and_pictures_lead_somewhere(page):
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in target:
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} points to {target}"
@@ -27,7 +27,7 @@ def test_links_and_pictures_lead_somewhere(page):
 
 def test_files_named_in_the_guides_exist():
     for page in ("README.md", "CONTRIBUTING.md"):
-        for name in re.findall(r"`((?:Testing|DeepLabSegLib|Resources)/[\w./]+)`", (ROOT / page).read_text()):
+        for name in re.findall(r"`((?:Testing|DeepLabSegLib|Resources)/[\w./]+)`", (ROOT / page).read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{page} names {name}"
 
 
