@@ -53,11 +53,13 @@ def axis_letters(geometry: Geometry) -> str:
     return "".join(letters)
 
 
-def model_grid(source: Geometry, orientation: str | None, spacing: Sequence[float | None]) -> Geometry:
-    """The grid that a model works on: `orientation` and `spacing`, centred on and covering `source`.
+def model_grid(source: Geometry, orientation: str | None, spacing: Sequence[float | None], cell: int = 1) -> Geometry:
+    """The grid that a model works on: `orientation` and `spacing`, covering `source`.
 
     `orientation` None keeps the source's own axes; a spacing of None keeps the source's voxel size along the axis
-    that comes to lie there.
+    that comes to lie there. Where voxels keep their size along an axis, they keep their places too. Elsewhere the grid
+    consists of whole cells of `cell` voxels at fixed places in space, so that a point of the body comes to lie at the
+    same place of the network's own grid however the scan was cropped.
     """
     if orientation is None:
         axes = np.array(source.direction)
@@ -72,9 +74,16 @@ def model_grid(source: Geometry, orientation: str | None, spacing: Sequence[floa
     nearest = [source.spacing[column] for column in along.argmax(axis=1)]
     size = np.array([keep if wanted is None else wanted for wanted, keep in zip(spacing, nearest, strict=True)])
     shape = np.maximum(1, np.ceil(extent / size - 1e-3)).astype(int)
-    centre = source.affine @ np.array([*(np.array(source.shape) - 1) / 2, 1.0])
-    origin = centre[:3] - (axes.T * size) @ ((shape - 1) / 2)
-    return Geometry(tuple(shape), tuple(size), tuple(origin), tuple(map(tuple, axes)))
+    centre = axes @ (source.affine @ np.array([*(np.array(source.shape) - 1) / 2, 1.0]))[:3]
+    first = centre - size * (shape - 1) / 2
+    for axis in range(3):
+        if spacing[axis] is None or (along[axis].max() > 1 - 1e-6 and abs(size[axis] / nearest[axis] - 1) < 1e-4):
+            continue
+        pitch = size[axis] * cell
+        low, high = (centre[axis] + side * extent[axis] / 2 for side in (-1, 1))
+        low, high = np.floor(low / pitch + 1e-3) * pitch, np.ceil(high / pitch - 1e-3) * pitch
+        shape[axis], first[axis] = max(cell, round((high - low) / size[axis])), low + size[axis] / 2
+    return Geometry(tuple(shape), tuple(size), tuple(axes.T @ first), tuple(map(tuple, axes)))
 
 
 def slabs(geometry: Geometry) -> Iterator[tuple[slice, Geometry]]:
@@ -92,8 +101,7 @@ def resample(
     """`(C, *source.shape) -> (C, *target.shape)`.
 
     Linear interpolation is widened to the target's voxel where that is larger (a triangle filter), so that shrinking
-    doesn't alias. Beyond the source's edge its border voxels are repeated along the axes; corners that an oblique
-    target adds get the channel's minimum.
+    doesn't alias. Voxels whose centres lie outside the source get the channel's minimum.
     """
     # Target index -> source index; a grid that differs by less than 1e-4 voxels is the same grid.
     index = np.linalg.inv(source.affine) @ target.affine
@@ -127,13 +135,19 @@ def _resample_axis(x: Tensor, axis: int, coordinates: NDArray, step: float, mode
     first_moment, second_moment = (np.sum(weights * away**n, axis=1, keepdims=True) for n in (1, 2))
     weights *= 1 - away * first_moment / np.maximum(second_moment, 1e-9)
     weights /= weights.sum(axis=1, keepdims=True)
+    outside = np.flatnonzero((coordinates < -0.5) | (coordinates > size - 0.5))
     taps = np.clip(taps, 0, size - 1)
     shape = [-1 if n == axis else 1 for n in range(x.ndim)]
     result = None
     for tap, weight in zip(taps.T, weights.T.astype(np.float32), strict=True):
         part = x.index_select(axis, _tensor(tap, x)) * _tensor(weight, x).view(shape)
         result = part if result is None else result.add_(part)
-    return result if result is not None else x
+    if result is None:
+        return x
+    if len(outside):
+        lowest = x.amin(dim=tuple(range(1, x.ndim)), keepdim=True)
+        result[(slice(None),) * axis + (_tensor(outside, x),)] = lowest.squeeze(axis)
+    return result
 
 
 def _resample_oblique(array: Tensor, matrix: NDArray, offset: NDArray, shape: Sequence[int], mode: str) -> Tensor:

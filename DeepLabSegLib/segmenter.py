@@ -131,7 +131,8 @@ class Segmenter:
             # The chosen axis comes first, the others keep their order; spacing belongs to the place, not the axis.
             letter = next(c for c in orientation if LETTERS[c][0] == SLICE_AXES[str(options.slice_axis)])
             orientation = letter + orientation.replace(letter, "")
-        grid = model_grid(source, orientation, spacing)
+        whole = options.tile is None and wanted.tile is None
+        grid = model_grid(source, orientation, spacing, self.network.stride if whole else 1)
         if np.prod(grid.shape, dtype=float) > MAX_GRID_VOXELS:
             raise InvalidInput(
                 f"at the model's spacing the image has {' x '.join(map(str, grid.shape))} voxels, more than "

@@ -27,7 +27,9 @@ def test_links_and_pictures_lead_somewhere(page):
 
 def test_files_named_in_the_guides_exist():
     for page in ("README.md", "CONTRIBUTING.md"):
-        for name in re.findall(r"`((?:Testing|DeepLabSegLib|Resources)/[\w./]+)`", (ROOT / page).read_text(encoding="utf-8")):
+        for name in re.findall(
+            r"`((?:Testing|DeepLabSegLib|Resources)/[\w./]+)`", (ROOT / page).read_text(encoding="utf-8")
+        ):
             assert (ROOT / name).exists(), f"{page} names {name}"
 
 

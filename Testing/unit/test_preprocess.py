@@ -51,7 +51,7 @@ def test_interpolation_puts_values_where_the_geometry_says(degrees, spacing):
     torch.testing.assert_close(result[0][inside], expected[0][inside], atol=2e-3, rtol=1e-4)
 
 
-def test_the_models_grid_covers_the_scan_and_shares_its_centre():
+def test_the_models_grid_covers_the_scan():
     turn = ((0.8, 0.6, 0.0), (-0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
     source = Geometry((10, 20, 30), (5.0, 1.0, 1.0), (1.0, 2.0, 3.0), turn)
     grid = model_grid(source, "SAR", (None, 0.8, 0.8))
@@ -59,7 +59,28 @@ def test_the_models_grid_covers_the_scan_and_shares_its_centre():
     index = (np.linalg.inv(grid.affine) @ source.affine @ corners.T)[:3].T
     assert (index >= -0.5).all()
     assert (index <= np.array(grid.shape) - 0.5).all()
-    np.testing.assert_allclose(index.min(0) + index.max(0), np.array(grid.shape) - 1, atol=1e-6)
+    assert grid.spacing == pytest.approx((1.0, 0.8, 0.8))  # i points up, and its 1 mm is kept
+
+
+@pytest.mark.parametrize("cell", [1, 16])
+def test_a_cropped_scan_meets_the_same_places_of_the_models_grid(scan, cell):
+    cropped = Geometry((12, 30, 20), scan.geometry.spacing, tuple((scan.geometry.affine @ [0, 7, 11, 1])[:3]))
+    grids = [model_grid(geometry, "SAR", (None, 0.8, 0.8), cell) for geometry in (scan.geometry, cropped)]
+    apart = np.linalg.inv(grids[0].affine) @ [*grids[1].origin, 1]
+    np.testing.assert_allclose(apart[1:3] / cell, np.rint(apart[1:3] / cell), atol=1e-6)
+    assert all(size % cell == 0 for grid in grids for size in grid.shape[1:])
+
+
+def test_voxels_that_keep_their_size_keep_their_places(scan):
+    grid = model_grid(scan.geometry, "SAR", scan.geometry.spacing, 16)
+    assert grid.is_close(scan.geometry)
+
+
+def test_what_lies_outside_the_scan_is_as_dark_as_its_darkest_voxel(scan):
+    larger = Geometry((12, 60, 36), scan.geometry.spacing, tuple((scan.geometry.affine @ [0, -10.4, 0, 1])[:3]))
+    result = resample(tensor(scan), scan.geometry, larger)
+    assert (result[:, :, :10] == tensor(scan).min()).all()
+    assert (result[:, :, 10:40] > tensor(scan).min()).any()
 
 
 def test_shrinking_averages_instead_of_picking_single_voxels():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.tiling import predict, tile_starts, tile_weights
+from DeepLabSegLib.tiling import predict, tile_importance, tile_starts
 
 CPU = torch.device("cpu")
 
@@ -35,12 +35,13 @@ def test_tiles_cover_every_voxel_are_evenly_spread_and_share_what_was_asked(size
     assert not steps or max(steps) - min(steps) <= 1
 
 
-def test_shares_of_all_tiles_add_up_to_one_at_every_voxel():
-    starts = tile_starts(45, 16, 0.6)
-    total = torch.zeros(45)
-    for start, share in zip(starts, tile_weights(45, 16, starts, "gaussian"), strict=True):
-        total[start : start + 16] += torch.from_numpy(share)
-    torch.testing.assert_close(total, torch.ones(45))
+def test_the_middle_of_a_tile_counts_most_and_no_voxel_less_than_a_thousandth():
+    importance = tile_importance((16, 9), "gaussian")
+    assert importance.shape == (16, 9)
+    assert importance.argmax() in (7 * 9 + 4, 8 * 9 + 4)
+    assert importance.min() == pytest.approx(1e-3)
+    torch.testing.assert_close(importance, importance.flip(0, 1))
+    assert (tile_importance((4, 4), "constant") == 1).all()
 
 
 def test_without_a_tile_the_whole_image_goes_through_at_once():
