@@ -21,7 +21,7 @@ from DeepLabSegLib.models.densenet import DenseNetSpec
 from DeepLabSegLib.models.efficientnet import EfficientNetSpec
 from DeepLabSegLib.models.encoders import FAMILIES, make_encoder
 from DeepLabSegLib.models.resnet import ResNetSpec
-from DeepLabSegLib.weights import medicai
+from DeepLabSegLib.weights import imagenet, medicai
 from DeepLabSegLib.weights.files import WeightsFile, open_weights
 from DeepLabSegLib.weights.load import match
 
@@ -208,9 +208,11 @@ def _modules(file: WeightsFile) -> dict[str, list[tuple[int, ...]]]:
     """Shapes of the tensors by module, in our names; a kernel's axes stay in the file's order."""
     found: dict[str, list[tuple[int, ...]]] = {}
     if file.origin == "torch":
+        of_imagenet = imagenet.origin_of(file.tensors)
+        ours = imagenet.renamed(of_imagenet, file.tensors) if of_imagenet else {name: name for name in file.tensors}
         for name, stored in file.tensors.items():
-            if not name.endswith("num_batches_tracked"):
-                found.setdefault(name.rpartition(".")[0], []).append(stored.shape)
+            if ours[name] is not None and not name.endswith("num_batches_tracked"):
+                found.setdefault(str(ours[name]).rpartition(".")[0], []).append(stored.shape)
         return found
     groups: dict[str, list[tuple[int, ...]]] = {}
     for name, stored in file.tensors.items():
