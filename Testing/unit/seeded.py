@@ -40,6 +40,11 @@ def values(groups: list, seed: int = 0) -> dict[str, np.ndarray]:
     return found
 
 
+def small() -> dict[str, Any]:
+    """A small network over a backbone of its own arguments: `input_shape`, `backbone`, `options` and `groups`."""
+    return json.loads((FIXTURES / "small.json").read_text())
+
+
 def imagenet() -> dict[str, Any]:
     """`source`, the versions of torchvision and timm, and `networks` with their tensors `[name, shape]`."""
     return json.loads(gzip.decompress(IMAGENET.read_bytes()))
