@@ -210,7 +210,7 @@ OBJECTS: tuple[Callable[[np.ndarray], Any], ...] = (
     lambda a: [torch.ones(2)],
     lambda a: {"inner": torch.ones(2)},
     lambda a: torch.zeros(1).expand(1 << 20, 1 << 20),
-    lambda a: torch.zeros(1).expand(a.shape),
+    lambda a: torch.zeros(()).expand(a.shape),
     lambda a: torch.ones(3).to_sparse(),
     lambda a: torch.nn.Parameter(torch.ones(2)),
 )
