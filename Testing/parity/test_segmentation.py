@@ -12,7 +12,6 @@ import torch
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("medicai", reason="needs medicai, the reference implementation", exc_type=ImportError)
-
 pytest.importorskip("SimpleITK", reason="needs SimpleITK, which reads the scan", exc_type=ImportError)
 
 import keras
