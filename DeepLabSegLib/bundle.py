@@ -42,6 +42,7 @@ __all__ = [
 JSON_NAME = "model.json"
 TENSORS_NAME = "model.safetensors"
 MAX_JSON_BYTES = 2**20
+MAX_RATES = 64
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,11 @@ def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:
     Names and shapes are compared before any tensor is read, then the checksum. Raises `BundleError`.
     """
     source = _tensors_file(Path(path))
+    if len(bundle.network.decoder_dilation_rates) > MAX_RATES:  # a branch each, before any tensor is compared
+        raise BundleError(
+            f"{path}: model.json: network.decoder_dilation_rates has {len(bundle.network.decoder_dilation_rates)} "
+            f"entries; at most {MAX_RATES} are read"
+        )
     try:
         with torch.device("meta"):
             network = DeepLabV3Plus.from_spec(bundle.network)

@@ -153,6 +153,9 @@ def _of_network(
     options, doubts = _decoder_options(modules, file, path)
     options["input_shape"] = (*(None,) * found.dims, found.in_channels)
     known = _from_config(file.config)
+    rates = known.get("decoder_dilation_rates", ())
+    if not isinstance(rates, list | tuple) or len(rates) != len(options["decoder_dilation_rates"]):
+        known.pop("decoder_dilation_rates", None)  # a branch each, and the tensors have another number of branches
     matches: list[tuple[int, DeepLabSpec]] = []
     for name, depth in candidates:
         if file.origin == "torch" and matches and matches[-1][1].encoder_depth > depth:

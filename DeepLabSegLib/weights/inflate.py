@@ -19,7 +19,8 @@ def inflate(flat: nn.Module, model: nn.Module) -> LoadReport:
     Kernels are repeated along depth and divided by their depth (Carreira and Zisserman, CVPR 2017), so that a stack of
     equal slices gives the 2D answer in every slice. Padding at the first and last slices makes it differ there, as far
     as the kernels reach; networks with gates or response normalisations (efficientnet, senet, convnext_v2), which see
-    the whole volume, differ a little everywhere. `model` changes only if everything fits.
+    the whole volume, differ a little everywhere, and so does a decoder, by its pooling. `model` changes only if
+    everything fits.
 
     Raises
     ------

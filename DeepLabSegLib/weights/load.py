@@ -147,6 +147,11 @@ def _from_imagenet(
             f"the file holds {origin.name}, and the model's encoder is a {family or type(encoder).__name__}; "
             "build the model to match"
         )
+    if encoder.dims != 2:
+        raise WeightsError(
+            f"the file holds {origin.name}, which is 2D, and the model is {encoder.dims}D; load it into the 2D model "
+            "and carry that over with weights.inflate"
+        )
     found = {}
     for name, target in imagenet.renamed(origin, file.tensors).items():
         if target is None:

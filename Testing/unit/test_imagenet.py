@@ -117,6 +117,13 @@ def test_torchvisions_older_densenet_names_are_read() -> None:
     )
 
 
+def test_a_3d_model_is_told_how_to_get_2d_weights() -> None:
+    with torch.device("meta"):
+        volume = make_encoder("resnet18", (None, None, None, 1))
+    with pytest.raises(WeightsError, match=r"carry that over with weights\.inflate"):
+        match(file_of(row_of("torchvision", "resnet18")), volume, "file")
+
+
 @pytest.mark.parametrize("row", MEASURED, ids=label)
 def test_an_imagenet_file_is_detected(row: dict[str, Any]) -> None:
     found = detect_in(file_of(row), "file")
@@ -234,6 +241,16 @@ def test_slices_far_from_the_ends_give_the_2d_answer_as_they_are() -> None:
     for level, slices in zip(expected, got, strict=True):
         torch.testing.assert_close(slices[:, :, slices.shape[2] // 2], level, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(slices[:, :, 0], level, rtol=1e-4, atol=1e-4)
+
+
+def test_an_imagenet_file_reaches_a_whole_3d_network(tmp_path: Path) -> None:
+    options = {"encoder_name": "convnext_v2_atto", "encoder_depth": 4, "decoder_channels": 8, "projection_filters": 8}
+    flat = DeepLabV3Plus(input_shape=(None, None, 1), **options)
+    volume = DeepLabV3Plus(input_shape=(None, None, None, 1), **options)
+    load_weights(flat, saved(row_of("timm", "convnextv2_atto"), tmp_path))
+    assert inflate(flat, volume).loaded.keys() == volume.state_dict().keys()
+    kernel = volume.encoder.downsamplings[0].conv.weight
+    torch.testing.assert_close(kernel.sum(2), flat.encoder.downsamplings[0].conv.weight)
 
 
 def test_networks_that_differ_in_more_than_depth_are_refused() -> None:
