@@ -18,6 +18,7 @@ from DeepLabSegLib.models.efficientnet import EfficientNetBackbone
 from DeepLabSegLib.models.encoder import Encoder
 from DeepLabSegLib.models.resnet import ResNetBackbone
 from DeepLabSegLib.weights import imagenet, medicai
+from DeepLabSegLib.weights.adapt import adapted
 from DeepLabSegLib.weights.files import Stored, WeightsFile, open_weights
 
 __all__ = ["LoadReport", "load_weights"]
@@ -162,7 +163,7 @@ def _from_imagenet(
             _ignore(report, rule, [name])
         else:
             found[prefix + target] = file.tensors[name]
-    found, changed = imagenet.adapted(found, model, origin)
+    found, changed = adapted(found, model, origin)
     report.changed.update(changed)
     report.differs = origin.differs
     return found

@@ -16,9 +16,10 @@ from DeepLabSegLib.errors import WeightsError
 from DeepLabSegLib.models import DeepLabV3Plus, make_encoder
 from DeepLabSegLib.models.layers import SamePad
 from DeepLabSegLib.weights import detect, inflate, load_weights
+from DeepLabSegLib.weights.adapt import for_channels
 from DeepLabSegLib.weights.detect import detect_in
 from DeepLabSegLib.weights.files import Stored, WeightsFile
-from DeepLabSegLib.weights.imagenet import CLASSIFIER, for_channels
+from DeepLabSegLib.weights.imagenet import CLASSIFIER
 from DeepLabSegLib.weights.load import match
 
 NETWORKS = seeded.imagenet()["networks"]
