@@ -42,6 +42,7 @@ __all__ = [
 JSON_NAME = "model.json"
 TENSORS_NAME = "model.safetensors"
 MAX_JSON_BYTES = 2**20
+MAX_RATES = 64
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Bundle:
             raise InvalidInput(f"one class with {network.classifier_activation} leaves no foreground; use sigmoid")
         values = [segment.value for segment in self.labels]
         foreground = network.num_classes - (network.classifier_activation != "sigmoid")
-        if values != list(range(1, foreground + 1)):
+        # The length first: num_classes may be any number, and the list is no longer than the file.
+        if len(values) != foreground or values != list(range(1, len(values) + 1)):
             raise InvalidInput(
                 f"labels have the values {values}; a {network.classifier_activation} network of {network.num_classes} "
                 f"classes needs 1 to {foreground}, in order"
@@ -168,8 +170,16 @@ def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:
     Names and shapes are compared before any tensor is read, then the checksum. Raises `BundleError`.
     """
     source = _tensors_file(Path(path))
-    with torch.device("meta"):
-        network = DeepLabV3Plus.from_spec(bundle.network)
+    if len(bundle.network.decoder_dilation_rates) > MAX_RATES:  # a branch each, before any tensor is compared
+        raise BundleError(
+            f"{path}: model.json: network.decoder_dilation_rates has {len(bundle.network.decoder_dilation_rates)} "
+            f"entries; at most {MAX_RATES} are read"
+        )
+    try:
+        with torch.device("meta"):
+            network = DeepLabV3Plus.from_spec(bundle.network)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's, over sizes that no memory could hold
+        raise BundleError(f"{path}: model.json: network makes no network: {error}") from None
     # The counters of batch normalisation say nothing at inference and are not stored.
     wanted = {name: tensor for name, tensor in network.state_dict().items() if not _is_counter(name)}
     try:

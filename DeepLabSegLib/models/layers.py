@@ -374,7 +374,7 @@ def resize(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
 def initialize(module: nn.Module) -> None:
     """He initialisation of every convolution (He et al., ICCV 2015); biases are set to zero."""
     for child in module.modules():
-        if isinstance(child, nn.Conv2d | nn.Conv3d):
+        if isinstance(child, nn.Conv2d | nn.Conv3d) and not child.weight.is_meta:  # which has no numbers to draw
             nn.init.kaiming_normal_(child.weight, nonlinearity="relu")
             if child.bias is not None:
                 nn.init.zeros_(child.bias)

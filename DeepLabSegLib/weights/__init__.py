@@ -3,6 +3,7 @@
 from DeepLabSegLib.errors import WeightsError
 from DeepLabSegLib.weights.convert import convert
 from DeepLabSegLib.weights.detect import Detection, detect
+from DeepLabSegLib.weights.inflate import inflate
 from DeepLabSegLib.weights.load import LoadReport, load_weights
 
-__all__ = ["Detection", "LoadReport", "WeightsError", "convert", "detect", "load_weights"]
+__all__ = ["Detection", "LoadReport", "WeightsError", "convert", "detect", "inflate", "load_weights"]

@@ -21,7 +21,7 @@ from DeepLabSegLib.models.densenet import DenseNetSpec
 from DeepLabSegLib.models.efficientnet import EfficientNetSpec
 from DeepLabSegLib.models.encoders import FAMILIES, make_encoder
 from DeepLabSegLib.models.resnet import ResNetSpec
-from DeepLabSegLib.weights import medicai
+from DeepLabSegLib.weights import imagenet, medicai
 from DeepLabSegLib.weights.files import WeightsFile, open_weights
 from DeepLabSegLib.weights.load import match
 
@@ -117,11 +117,13 @@ def detect_in(file: WeightsFile, path: str) -> Detection:
         raise WeightsError(f"{path}: its first kernel has shape {first}; one for images or volumes has 4 or 5 axes")
     in_channels = first[-2] if keras else first[1]
     found = Detection("medicai" if keras else "torch", len(first) - 2, in_channels, family, ())
-    names = list(_fitting_names(family, _blocks(encoder)))
+    blocks = _blocks(encoder)
+    names = list(_fitting_names(family, blocks))
     try:
         if "head" not in modules:
             return _of_backbone(file, found, names)
-        return _of_network(file, found, names, modules, path)
+        depths = [depth for depth in DEPTHS if _stages(family, depth) <= len(blocks)]
+        return _of_network(file, found, [(name, depth) for depth in depths for name in names], modules, path)
     except RuntimeError as error:  # torch's, over sizes that no memory could hold
         raise WeightsError(f"{path}: its shapes make no network: {error}") from error
 
@@ -142,14 +144,22 @@ def _of_backbone(file: WeightsFile, found: Detection, names: list[str]) -> Detec
 
 
 def _of_network(
-    file: WeightsFile, found: Detection, names: list[str], modules: Mapping[str, list[tuple[int, ...]]], path: str
+    file: WeightsFile,
+    found: Detection,
+    candidates: list[tuple[str, int]],
+    modules: Mapping[str, list[tuple[int, ...]]],
+    path: str,
 ) -> Detection:
     options, doubts = _decoder_options(modules, file, path)
     options["input_shape"] = (*(None,) * found.dims, found.in_channels)
     known = _from_config(file.config)
-    candidates = [(name, depth) for depth in DEPTHS for name in names]
+    rates = known.get("decoder_dilation_rates", ())
+    if not isinstance(rates, list | tuple) or len(rates) != len(options["decoder_dilation_rates"]):
+        known.pop("decoder_dilation_rates", None)  # a branch each, and the tensors have another number of branches
     matches: list[tuple[int, DeepLabSpec]] = []
     for name, depth in candidates:
+        if file.origin == "torch" and matches and matches[-1][1].encoder_depth > depth:
+            break  # torch's files hold the levels that were built, and no more
         try:
             spec = DeepLabSpec(**{"encoder_name": name, "encoder_depth": depth, **options, **known})
             with torch.device("meta"):
@@ -208,9 +218,11 @@ def _modules(file: WeightsFile) -> dict[str, list[tuple[int, ...]]]:
     """Shapes of the tensors by module, in our names; a kernel's axes stay in the file's order."""
     found: dict[str, list[tuple[int, ...]]] = {}
     if file.origin == "torch":
+        of_imagenet = imagenet.origin_of(file.tensors)
+        ours = imagenet.renamed(of_imagenet, file.tensors) if of_imagenet else {name: name for name in file.tensors}
         for name, stored in file.tensors.items():
-            if not name.endswith("num_batches_tracked"):
-                found.setdefault(name.rpartition(".")[0], []).append(stored.shape)
+            if ours[name] is not None and not name.endswith("num_batches_tracked"):
+                found.setdefault(str(ours[name]).rpartition(".")[0], []).append(stored.shape)
         return found
     groups: dict[str, list[tuple[int, ...]]] = {}
     for name, stored in file.tensors.items():
@@ -241,6 +253,13 @@ def _blocks(encoder: Mapping[str, Any]) -> tuple[int, ...]:
         if at:
             counts[int(at[1])] = max(counts.get(int(at[1]), 0), int(at[2]) + 1)
     return tuple(counts[n] for n in sorted(counts))
+
+
+def _stages(family: str, depth: int) -> int:
+    """The fewest stages that an encoder of `depth` levels has."""
+    if family == "convnext":
+        return min(depth, 4)
+    return depth - 1  # an efficientnet has more, as its later stages keep their size
 
 
 def _fitting_names(family: str, blocks: tuple[int, ...]) -> Iterator[str]:

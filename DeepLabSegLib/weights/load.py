@@ -17,7 +17,8 @@ from DeepLabSegLib.models.densenet import DenseNetBackbone
 from DeepLabSegLib.models.efficientnet import EfficientNetBackbone
 from DeepLabSegLib.models.encoder import Encoder
 from DeepLabSegLib.models.resnet import ResNetBackbone
-from DeepLabSegLib.weights import medicai
+from DeepLabSegLib.weights import imagenet, medicai
+from DeepLabSegLib.weights.adapt import adapted
 from DeepLabSegLib.weights.files import Stored, WeightsFile, open_weights
 
 __all__ = ["LoadReport", "load_weights"]
@@ -36,17 +37,22 @@ FAMILY_OF = {
 class LoadReport:
     """What became of every tensor: of the file's (`loaded`, `ignored`) and of the model's (`loaded`, `kept`).
 
-    `loaded` maps the model's names to the file's; `ignored` and `kept` map a rule to the names it covers.
+    `loaded` maps the model's names to the file's; `ignored`, `kept` and `changed` (tensors loaded with other numbers
+    than the file's) map a rule to the names it covers. `differs` says what computes otherwise where the file is from.
     """
 
     loaded: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
     kept: dict[str, list[str]] = field(default_factory=dict)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors loaded"]
         lines += [f"{len(names)} of the file ignored: {rule}" for rule, names in self.ignored.items()]
         lines += [f"{len(names)} of the model kept as they were: {rule}" for rule, names in self.kept.items()]
+        lines += [f"{len(names)} changed: {rule}" for rule, names in self.changed.items()]
+        lines += [f"differs: {text}" for text in self.differs]
         return "\n".join(lines)
 
 
@@ -55,7 +61,9 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
 
     Read are medicai's `.weights.h5` and `.keras` files (with h5py), safetensors and torch state_dicts, also under a
     `state_dict` key or with wrappers' prefixes; of a whole network or of a backbone alone, which then fills the
-    encoder. Nothing in the file is executed. The model changes only if everything fits.
+    encoder; and ImageNet's encoders in torchvision's and timm's names, into 2D encoders with any number of channels
+    (see `weights.imagenet`; `inflate` carries them on to 3D). Nothing in the file is executed. The model changes only
+    if everything fits.
 
     Raises
     ------
@@ -82,10 +90,16 @@ def match(file: WeightsFile, model: nn.Module, path: str) -> tuple[dict[str, Sto
     """
     report = LoadReport()
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not _is_counter(name)}
-    found = _from_keras(file, model, report) if file.origin == "keras" else _from_torch(file, model, report)
+    from_imagenet = imagenet.origin_of(file.tensors) if file.origin == "torch" else None
+    if file.origin == "keras":
+        found = _from_keras(file, model, report)
+    elif from_imagenet is not None:
+        found = _from_imagenet(file, from_imagenet, model, report)
+    else:
+        found = _from_torch(file, model, report)
     problems = _misfits(found, wanted, model, file.origin)
     rest = {name: tensor for name, tensor in wanted.items() if name not in found}
-    problems += _account_for_rest(rest, found, file.origin, model, report)
+    problems += _account_for_rest(rest, found, file.origin if from_imagenet is None else "imagenet", model, report)
     if problems:
         shown = "\n".join(problems[:SHOWN])
         more = f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
@@ -123,10 +137,46 @@ def _from_torch(file: WeightsFile, model: nn.Module, report: LoadReport) -> dict
     return found
 
 
+def _from_imagenet(
+    file: WeightsFile, origin: imagenet.Origin, model: nn.Module, report: LoadReport
+) -> dict[str, Stored]:
+    """torchvision's and timm's names, by the origin's table."""
+    encoder, prefix = _encoder_of(model)
+    family = _family_of(encoder)
+    if family != origin.family:
+        raise WeightsError(
+            f"the file holds {origin.name}, and the model's encoder is a {family or type(encoder).__name__}; "
+            "build the model to match"
+        )
+    if encoder.dims != 2:
+        raise WeightsError(
+            f"the file holds {origin.name}, which is 2D, and the model is {encoder.dims}D; load it into the 2D model "
+            "and carry that over with weights.inflate"
+        )
+    found = {}
+    for name, target in imagenet.renamed(origin, file.tensors).items():
+        if target is None:
+            _ignore(report, imagenet.CLASSIFIER, [name])
+        elif _is_counter(name):
+            _ignore(report, "counts of batches seen", [name])
+        elif rule := _not_built(target, encoder):
+            _ignore(report, rule, [name])
+        else:
+            found[prefix + target] = file.tensors[name]
+    found, changed = adapted(found, model, origin)
+    report.changed.update(changed)
+    report.differs = origin.differs
+    return found
+
+
+def _family_of(encoder: nn.Module) -> str | None:
+    return next((name for kind, name in FAMILY_OF.items() if isinstance(encoder, kind)), None)
+
+
 def _from_keras(file: WeightsFile, model: nn.Module, report: LoadReport) -> dict[str, Stored]:
     """medicai's layer names, by the table of the encoder's family."""
     encoder, prefix = _encoder_of(model)
-    family = next((name for kind, name in FAMILY_OF.items() if isinstance(encoder, kind)), None)
+    family = _family_of(encoder)
     if family is None:
         raise WeightsError(
             f"Keras weights can't be matched with the encoder {type(encoder).__name__}: tables exist for "
@@ -165,7 +215,7 @@ def _from_keras(file: WeightsFile, model: nn.Module, report: LoadReport) -> dict
             rule = "the decoder, for an encoder alone" if model is encoder else None
             module = in_decoder
         elif key in ("predictions", "head_norm"):
-            rule = "the classifier of an encoder that was trained to classify"
+            rule = imagenet.CLASSIFIER
         else:
             unknown.append(key)
             continue
@@ -288,6 +338,8 @@ def _account_for_rest(
             rule = "normalisations of levels that the decoder doesn't read"
         elif norm and origin == "keras" and (backbone or not whole):
             rule = "normalisations that medicai builds only where a decoder reads them"
+        elif norm and origin == "imagenet":
+            rule = "normalisations of levels, which an encoder that classifies doesn't have"
         else:
             problems.append(f"  {name} {_shape(tensor.shape)} is missing in the file")
             continue

@@ -89,8 +89,10 @@ CHANGES: dict[str, Callable[[str], str]] = {
     "-": lambda text: str(int(text) - 1),
     "+": lambda text: str(int(text) + 1),
     "a": lambda letter: str(ord(letter) - ord("a")),
+    "h": lambda text: str(int(text) // 2),
+    "n": lambda text: ("conv", "norm")[int(text)],
 }
-"""What `{0}`, `{0-}`, `{0+}` and `{0a}` do with a pattern's group."""
+"""What `{0}`, `{0-}`, `{0+}`, `{0a}`, `{0h}` and `{0n}` do with a pattern's group."""
 
 UNNAMED = re.compile(r"(conv)[23]d|(global_response_normalization)|(?:depthwise_conv3d|normalization|dense)")
 SESSION_NUMBER = re.compile(r"(.*?)(?:_(\d+))?")
@@ -106,7 +108,7 @@ def rename(key: str, table: Table) -> str | None:
 
 
 def _filled(target: str, groups: tuple[str, ...]) -> str:
-    return re.sub(r"\{(\d+)([-+a]?)\}", lambda m: CHANGES[m[2]](groups[int(m[1])]), target)
+    return re.sub(r"\{(\d+)([-+ahn]?)\}", lambda m: CHANGES[m[2]](groups[int(m[1])]), target)
 
 
 def layer_keys(layers: Mapping[str, str], holders: Iterable[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ os.environ["KERAS_BACKEND"] = "torch"
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
 import keras
+import medicai.models
 import seeded
 from keras import layers as keras_layers
 from medicai.utils import get_act_layer
@@ -79,6 +80,20 @@ def network(case: Case) -> dict:
     }
 
 
+def small() -> dict:
+    """A network small enough to be damaged thousands of times, over a backbone of its own arguments: its groups."""
+    keras.utils.clear_session()
+    shape, backbone = (32, 32, 1), {"depths": [1, 1, 1], "projection_dims": [4, 6, 8]}
+    encoder = medicai.models.ConvNeXtBackboneV2(input_shape=shape, name="small", **backbone)
+    options = {**OPTIONS, "encoder_depth": 3, "num_classes": 3}
+    file = described(ReferenceNetwork(encoder=encoder, **options))
+    groups: dict[str, list] = {group: [] for group in file.layers}
+    for name, stored in file.tensors.items():
+        groups[name.partition("/vars/")[0]].append(list(stored.shape))
+    listed = [[group, file.layers[group], shapes] for group, shapes in sorted(groups.items())]
+    return {"input_shape": shape, "backbone": backbone, "options": options, "groups": listed}
+
+
 def counts() -> dict[str, list[int]]:
     """`{"resnet18": [2D, 3D]}`: numbers of whole networks for one channel and three classes."""
     found: dict[str, list[int]] = {}
@@ -106,6 +121,7 @@ def main() -> None:
     seeded.FIXTURES.mkdir(exist_ok=True)
     known = {"numbers": NUMBERS, "activations": activations(), "counts": counts()}
     (seeded.FIXTURES / "known.json").write_text(json.dumps(known, indent=1) + "\n")
+    (seeded.FIXTURES / "small.json").write_text(json.dumps(small()) + "\n")
     content = json.dumps([network(case) for case in NETWORKS], separators=(",", ":"))
     seeded.RECORDED.write_bytes(gzip.compress(content.encode(), mtime=0))
 

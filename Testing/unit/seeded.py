@@ -14,6 +14,7 @@ import numpy as np
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORDED = FIXTURES / "reference.json.gz"
+IMAGENET = FIXTURES / "imagenet.json.gz"
 
 
 def recordings() -> list[dict[str, Any]]:
@@ -37,6 +38,34 @@ def values(groups: list, seed: int = 0) -> dict[str, np.ndarray]:
                 value = 0.3 * rng.standard_normal(shape)
             found[f"{path}/vars/{n}"] = value.astype("float32")
     return found
+
+
+def small() -> dict[str, Any]:
+    """A small network over a backbone of its own arguments: `input_shape`, `backbone`, `options` and `groups`."""
+    return json.loads((FIXTURES / "small.json").read_text())
+
+
+def imagenet() -> dict[str, Any]:
+    """`source`, the versions of torchvision and timm, and `networks` with their tensors `[name, shape]`."""
+    return json.loads(gzip.decompress(IMAGENET.read_bytes()))
+
+
+def state(tensors: list, seed: int = 0) -> dict[str, np.ndarray]:
+    """A torch state_dict for `[[name, shape], ...]`, drawn from `seed`; variances are positive."""
+    rng = np.random.RandomState(seed)  # its stream is frozen
+    found = {}
+    for name, shape in tensors:
+        if name.endswith("num_batches_tracked"):
+            found[name] = np.int64(0)
+            continue
+        if name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
+            value = rng.uniform(0.6, 1.4, shape)
+        elif name.endswith("weight"):
+            value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        else:
+            value = 0.3 * rng.standard_normal(shape)
+        found[name] = value.astype("float32")
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def image(shape: list[int]) -> np.ndarray:

@@ -164,3 +164,17 @@ def test_a_one_class_softmax_has_no_foreground():
     with pytest.raises(InvalidInput, match="use sigmoid"):
         make_bundle(2, classes=1, activation="softmax")
     assert make_spec(2, 1, "sigmoid").num_classes == 1
+
+
+@pytest.mark.parametrize("field", ["num_classes", "decoder_channels", "projection_filters"])
+@pytest.mark.parametrize("value", [2**31, 2**62, 10**30])
+def test_a_small_file_cannot_ask_for_much_memory(bundle_folder, field, value):
+    edit(bundle_folder, lambda content: content["network"].update({field: value}))
+    with pytest.raises(BundleError):
+        read_network(bundle_folder, read_bundle(bundle_folder))
+
+
+def test_a_small_file_cannot_ask_for_endless_branches(bundle_folder):
+    edit(bundle_folder, lambda content: content["network"].update(decoder_dilation_rates=[1] * 100_000))
+    with pytest.raises(BundleError, match="100000 entries; at most 64 are read"):
+        read_network(bundle_folder, read_bundle(bundle_folder))

@@ -158,6 +158,15 @@ def test_a_keras_archive_closes_what_tensors_leave_open(tmp_path: Path) -> None:
     assert [text.split()[0] for text in found.open] == ["decoder_activation"]
 
 
+def test_a_configuration_with_other_branches_than_the_tensors_is_not_believed() -> None:
+    model = DeepLabV3Plus(encoder_name="convnext_v2_atto", input_shape=(64, 64, 1), encoder_depth=3)
+    config = {"config": {"decoder_dilation_rates": [1] * 1_000_000}}
+    found = detect_in(WeightsFile("torch", shapes_of(model).tensors, {}, config), "file")
+    assert found.spec is not None
+    assert len(found.spec.decoder_dilation_rates) == 3
+    assert any("decoder_dilation_rates" in text for text in found.open)
+
+
 @pytest.mark.parametrize("shape", [(64,), (64, 0, 7, 7), (64, 1, 7), (64, 2**62, 7, 7)])
 def test_shapes_that_make_no_network_are_refused_or_fit_nothing(shape: tuple[int, ...]) -> None:
     file = shapes_of(make_encoder("resnet18", (32, 32, 1), 3))
