@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from DeepLabSegLib.errors import DeepLabSegError
     from DeepLabSegLib.files import read_image, read_labels, write_labels
     from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+    from DeepLabSegLib.models.convnext import ConvNeXtBackbone
     from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+    from DeepLabSegLib.models.densenet import DenseNetBackbone
+    from DeepLabSegLib.models.efficientnet import EfficientNetBackbone
     from DeepLabSegLib.models.encoders import list_encoders
+    from DeepLabSegLib.models.resnet import ResNetBackbone
     from DeepLabSegLib.segmenter import Progress, Segmenter, SegmentOptions, load_model
     from DeepLabSegLib.weights.load import load_weights
 
@@ -24,12 +28,16 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for: importing the package alone doesn't import torch.
 _HOME = {
+    "ConvNeXtBackbone": "models.convnext",
     "DeepLabSegError": "errors",
     "DeepLabV3Plus": "models.deeplab",
+    "DenseNetBackbone": "models.densenet",
+    "EfficientNetBackbone": "models.efficientnet",
     "Geometry": "image",
     "Image": "image",
     "Labels": "image",
     "Progress": "segmenter",
+    "ResNetBackbone": "models.resnet",
     "Segment": "image",
     "SegmentOptions": "segmenter",
     "Segmenter": "segmenter",
@@ -43,12 +51,16 @@ _HOME = {
 }
 
 __all__ = [
+    "ConvNeXtBackbone",
     "DeepLabSegError",
     "DeepLabV3Plus",
+    "DenseNetBackbone",
+    "EfficientNetBackbone",
     "Geometry",
     "Image",
     "Labels",
     "Progress",
+    "ResNetBackbone",
     "Segment",
     "SegmentOptions",
     "Segmenter",

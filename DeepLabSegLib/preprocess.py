@@ -125,8 +125,18 @@ def _resample_axis(x: Tensor, axis: int, coordinates: NDArray, step: float, mode
     exact = np.abs(coordinates - nearest).max() < 1e-4 and abs(step - 1) < 1e-6
     if mode == "nearest" or exact:
         index = np.clip(nearest, 0, size - 1).astype(np.int64)
-        return x if np.array_equal(index, np.arange(size)) else x.index_select(axis, _tensor(index, x))
-    support = max(1.0, step)
+        result = x if np.array_equal(index, np.arange(size)) else x.index_select(axis, _tensor(index, x))
+    else:
+        result = _weighted_taps(x, axis, coordinates, max(1.0, step))
+    outside = np.flatnonzero((coordinates < -0.5) | (coordinates > size - 0.5))
+    if len(outside):
+        lowest = x.amin(dim=tuple(range(1, x.ndim)), keepdim=True)
+        result[(slice(None),) * axis + (_tensor(outside, x),)] = lowest.squeeze(axis)
+    return result
+
+
+def _weighted_taps(x: Tensor, axis: int, coordinates: NDArray, support: float) -> Tensor:
+    """`x` under a triangle filter of half-width `support` voxels around each of `coordinates`."""
     first = np.floor(coordinates - support).astype(np.int64) + 1
     taps = first[:, None] + np.arange(int(np.ceil(2 * support)))
     away = taps - coordinates[:, None]
@@ -135,18 +145,15 @@ def _resample_axis(x: Tensor, axis: int, coordinates: NDArray, step: float, mode
     first_moment, second_moment = (np.sum(weights * away**n, axis=1, keepdims=True) for n in (1, 2))
     weights *= 1 - away * first_moment / np.maximum(second_moment, 1e-9)
     weights /= weights.sum(axis=1, keepdims=True)
-    outside = np.flatnonzero((coordinates < -0.5) | (coordinates > size - 0.5))
-    taps = np.clip(taps, 0, size - 1)
+    taps = np.clip(taps, 0, x.shape[axis] - 1)
     shape = [-1 if n == axis else 1 for n in range(x.ndim)]
-    result = None
-    for tap, weight in zip(taps.T, weights.T.astype(np.float32), strict=True):
-        part = x.index_select(axis, _tensor(tap, x)) * _tensor(weight, x).view(shape)
-        result = part if result is None else result.add_(part)
-    if result is None:
-        return x
-    if len(outside):
-        lowest = x.amin(dim=tuple(range(1, x.ndim)), keepdim=True)
-        result[(slice(None),) * axis + (_tensor(outside, x),)] = lowest.squeeze(axis)
+    parts = (
+        x.index_select(axis, _tensor(tap, x)) * _tensor(weight, x).view(shape)
+        for tap, weight in zip(taps.T, weights.T.astype(np.float32), strict=True)
+    )
+    result = next(parts)
+    for part in parts:
+        result += part
     return result
 
 

@@ -64,7 +64,8 @@ def predict(
     window = tuple(tile or (-(-s // multiple) * multiple for s in x.shape[2:]))
     lacking = [max(0, t - s) for t, s in zip(window, x.shape[2:], strict=True)]
     inner = tuple(slice(n // 2, n // 2 + s) for n, s in zip(lacking, x.shape[2:], strict=True))
-    x = F.pad(x, [side for n in reversed(lacking) for side in (n // 2, n - n // 2)])
+    if any(lacking):
+        x = F.pad(x, [side for n in reversed(lacking) for side in (n // 2, n - n // 2)])
     shape = tuple(x.shape[2:])
     starts = [tile_starts(s, t, overlap) for s, t in zip(shape, window, strict=True)]
     areas = [tuple(slice(n, n + t) for n, t in zip(corner, window, strict=True)) for corner in product(*starts)]

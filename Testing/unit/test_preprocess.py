@@ -76,9 +76,11 @@ def test_voxels_that_keep_their_size_keep_their_places(scan):
     assert grid.is_close(scan.geometry)
 
 
-def test_what_lies_outside_the_scan_is_as_dark_as_its_darkest_voxel(scan):
-    larger = Geometry((12, 60, 36), scan.geometry.spacing, tuple((scan.geometry.affine @ [0, -10.4, 0, 1])[:3]))
-    result = resample(tensor(scan), scan.geometry, larger)
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("shift", [-10.4, -10.0])
+def test_what_lies_outside_the_scan_is_as_dark_as_its_darkest_voxel(scan, shift, mode):
+    larger = Geometry((12, 60, 36), scan.geometry.spacing, tuple((scan.geometry.affine @ [0, shift, 0, 1])[:3]))
+    result = resample(tensor(scan), scan.geometry, larger, mode)
     assert (result[:, :, :10] == tensor(scan).min()).all()
     assert (result[:, :, 10:40] > tensor(scan).min()).any()
 
