@@ -13,7 +13,8 @@ from DeepLabSegLib.preprocess import model_grid, resample
 
 __all__ = ["render"]
 
-PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))
+PLANES = (("axial", 0, "RL"), ("coronal", 1, "RL"), ("sagittal", 2, "AP"))
+"""Name, axis of the grid that is cut, and the directions at the picture's left and right edge."""
 BACKGROUND = (18, 18, 22)
 MARGIN = 12
 
@@ -34,14 +35,14 @@ def render(image: Image, labels: Labels, opacity: float = 0.5, height: int = 420
     ]
     middle = _middle([mask.numpy() for mask, _ in masks], grid.shape)
     tiles = []
-    for name, axis in PLANES:
+    for name, axis, sides in PLANES:
         colour = np.repeat(grey.take(middle[axis], axis)[..., None] * 255, 3, axis=-1)
         for mask, segment in masks:
             inside = mask.numpy().take(middle[axis], axis)
             colour[inside] = (1 - opacity) * colour[inside] + opacity * np.array(segment.color)
         plane = Picture.fromarray(colour.astype(np.uint8))
         plane = plane.resize((max(1, round(plane.width * height / plane.height)), height), Picture.Resampling.LANCZOS)
-        tiles.append((name, plane))
+        tiles.append((name, sides, plane))
     return _compose(tiles, labels)
 
 
@@ -58,15 +59,17 @@ def _middle(masks: list[NDArray], shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int((w[0] + w[-1]) // 2) for w in where)
 
 
-def _compose(tiles: list[tuple[str, Picture.Image]], labels: Labels) -> Picture.Image:
+def _compose(tiles: list[tuple[str, str, Picture.Image]], labels: Labels) -> Picture.Image:
     font = ImageFont.load_default(15)
     legend_width = 250
-    width = sum(plane.width + MARGIN for _, plane in tiles) + MARGIN + legend_width
-    canvas = Picture.new("RGB", (width, tiles[0][1].height + 2 * MARGIN + 22), BACKGROUND)
+    width = sum(plane.width + MARGIN for _, _, plane in tiles) + MARGIN + legend_width
+    canvas = Picture.new("RGB", (width, tiles[0][2].height + 2 * MARGIN + 22), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     x = MARGIN
-    for name, plane in tiles:
+    for name, sides, plane in tiles:
         canvas.paste(plane, (x, MARGIN))
+        for side, at in zip(sides, (x + 6, x + plane.width - 16), strict=True):
+            draw.text((at, MARGIN + plane.height // 2), side, fill=(225, 225, 228), font=font)
         draw.text((x, MARGIN + plane.height + 4), name, fill=(170, 170, 175), font=font)
         x += plane.width + MARGIN
     for n, (segment, ml) in enumerate(zip(labels.segments, labels.volumes_ml().values(), strict=True)):
