@@ -140,7 +140,6 @@ def info(options: argparse.Namespace) -> Report:
 def convert(options: argparse.Namespace) -> Report:
     """Make a model bundle from a weights file: medicai's, ours, or a torch state_dict of ours."""
     from DeepLabSegLib import bundle, weights
-    from DeepLabSegLib.models.deeplab import DeepLabSpec
 
     target = Path(options.output)
     if target.exists() and not options.overwrite:
@@ -180,7 +179,7 @@ def convert(options: argparse.Namespace) -> Report:
         training_data=options.training_data,
     )
     content = bundle.save_bundle(target, content, model, half=options.half, overwrite=options.overwrite)
-    data = {"output": str(target), "network": to_json(DeepLabSpec(**vars(content.network))), "assumed": list(assumed)}
+    data = {"output": str(target), "network": to_json(content.network), "assumed": list(assumed)}
     lines = [f"{target}: {_network(content.network)}", *(f"assumed, for want of knowledge: {text}" for text in assumed)]
     return data, "\n".join(lines)
 
@@ -263,7 +262,7 @@ def _segment_file(source: Path, output: Path, options: argparse.Namespace) -> di
         }
     )
     started = time.perf_counter()
-    with _progress_bar(options) as bar:
+    with _ProgressBar(options) as bar:
         labels = segmenter.segment(image, settings, bar)
     seconds = time.perf_counter() - started
     DeepLabSegLib.write_labels(labels, output, overwrite=options.overwrite)
@@ -277,7 +276,7 @@ def _segment_file(source: Path, output: Path, options: argparse.Namespace) -> di
     }
 
 
-class _progress_bar:
+class _ProgressBar:
     """A bar per stage on a terminal, nothing in a pipe; it is called with `Progress`."""
 
     def __init__(self, options: argparse.Namespace) -> None:
