@@ -138,11 +138,11 @@ class Segmenter:
                 f"at the model's spacing the image has {' x '.join(map(str, grid.shape))} voxels, more than "
                 f"{MAX_GRID_VOXELS}; check the spacing in the header ({source.spacing} mm), or crop the image"
             )
-        in_plane = grid.shape[-self.bundle.network.dims :]
-        if min(in_plane) < 2:
+        seen = model_grid(source, orientation, (None, None, None)).shape[-self.bundle.network.dims :]
+        if min(seen) < 2:
             raise InvalidInput(
-                f"the network would see {' x '.join(map(str, in_plane))} voxels; choose another slice_axis, "
-                "or a model for single slices"
+                f"the network would see {' x '.join(map(str, seen))} voxels of the scan at once; choose another "
+                "slice_axis, or a model for single slices"
             )
         return grid
 

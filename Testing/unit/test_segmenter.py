@@ -129,6 +129,9 @@ def test_what_does_not_fit_the_model_is_refused_before_work_begins(scan, rng):
         acquired.segment(scan, SegmentOptions(slice_axis="axial"))
     with pytest.raises(InvalidInput, match="choose another slice_axis"):
         flat.segment(Image(scan.array[:, :1], Geometry((1, 40, 36))), SegmentOptions(slice_axis="coronal"))
+    single = Image(scan.array[:, :1], Geometry((1, 40, 36), (5.0, 1.0, 1.0)))
+    with pytest.raises(InvalidInput, match="1 x 36 voxels of the scan at once"):
+        make_segmenter(2, orientation="ASR", spacing=(None, 0.8, 0.8)).segment(single)
     with pytest.raises(InvalidInput, match="check the spacing"):
         make_segmenter(3, spacing=(1.0, 1.0, 1.0)).segment(Image(scan.array, Geometry((12, 40, 36), (1e3, 1e3, 1e3))))
 
