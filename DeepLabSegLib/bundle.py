@@ -22,6 +22,8 @@ from torch import Tensor
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
+from DeepLabSegLib.models.layers import is_counter
+from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.preprocess import Normalization, check_orientation
 from DeepLabSegLib.schema import dumps, from_json, to_json
 
@@ -106,10 +108,10 @@ class Bundle:
             raise InvalidInput(
                 f"input.tile has {len(self.input.tile)} sizes; the {network.dims}D network needs {network.dims}"
             )
-        if not self.overlapping and network.classifier_activation != "sigmoid" and network.num_classes < 2:
+        foreground = network.foreground_classes
+        if foreground < 1:
             raise InvalidInput(f"one class with {network.classifier_activation} leaves no foreground; use sigmoid")
         values = [segment.value for segment in self.labels]
-        foreground = network.num_classes - (network.classifier_activation != "sigmoid")
         # The length first: num_classes may be any number, and the list is no longer than the file.
         if len(values) != foreground or values != list(range(1, len(values) + 1)):
             raise InvalidInput(
@@ -125,7 +127,7 @@ class Bundle:
     @property
     def overlapping(self) -> bool:
         """Whether a voxel may belong to several labels: sigmoid with several classes."""
-        return self.network.classifier_activation == "sigmoid" and self.network.num_classes > 1
+        return not self.network.exclusive and self.network.num_classes > 1
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -146,10 +148,9 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
     if source.suffix != ".safetensors":
         return False
     try:
-        with safe_open(source, framework="pt") as file:
-            return JSON_NAME in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return True  # whose error says what is wrong
+        return JSON_NAME in _metadata(source)
+    except BundleError:
+        return True  # reading it as one says what is wrong
 
 
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -181,7 +182,7 @@ def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:
     except (RuntimeError, TypeError, OverflowError) as error:  # torch's, over sizes that no memory could hold
         raise BundleError(f"{path}: model.json: network makes no network: {error}") from None
     # The counters of batch normalisation say nothing at inference and are not stored.
-    wanted = {name: tensor for name, tensor in network.state_dict().items() if not _is_counter(name)}
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if not is_counter(name)}
     try:
         with safe_open(source, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 no mapping
@@ -189,13 +190,14 @@ def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:
             state = {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{source} can't be read as safetensors ({error}); copy the model again") from None
-    if digest(state) != bundle.sha256:
+    found = digest(state)
+    if found != bundle.sha256:
         raise BundleError(
-            f"{source} doesn't match the sha256 in its model.json ({digest(state)} instead of {bundle.sha256}); "
+            f"{source} doesn't match the sha256 in its model.json ({found} instead of {bundle.sha256}); "
             "copy the model again from where you had it"
         )
     state = {name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}
-    counters = {name: torch.zeros((), dtype=torch.long) for name in network.state_dict() if _is_counter(name)}
+    counters = {name: torch.zeros((), dtype=torch.long) for name in network.state_dict() if is_counter(name)}
     network.load_state_dict(state | counters, assign=True)
     return network.eval()
 
@@ -206,12 +208,8 @@ def digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def _is_counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
 
 
 def _check_shapes(source: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]) -> None:
@@ -250,14 +248,19 @@ def _json_text(source: Path) -> str:
         if beside.stat().st_size > MAX_JSON_BYTES:
             raise BundleError(f"{beside} has {beside.stat().st_size} bytes; a model.json has at most {MAX_JSON_BYTES}")
         return beside.read_text(encoding="utf-8")
-    try:
-        with safe_open(source, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{source} can't be read as safetensors ({error}); copy the model again") from None
+    metadata = _metadata(source)
     if JSON_NAME not in metadata:
         raise BundleError(f"{source} carries no {JSON_NAME} in its metadata and has none beside it; it is bare weights")
     return metadata[JSON_NAME]
+
+
+def _metadata(source: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file."""
+    try:
+        with safe_open(source, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{source} can't be read as safetensors ({error}); copy the model again") from None
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -278,7 +281,7 @@ def save_bundle(
             tensor.detach().cpu().half() if half and tensor.is_floating_point() else tensor.detach().cpu()
         ).contiguous()
         for name, tensor in network.state_dict().items()
-        if not _is_counter(name)
+        if not is_counter(name)
     }
     bundle = replace(bundle, sha256=digest(state))
     text = dumps(to_json(bundle)) + "\n"
@@ -288,20 +291,16 @@ def save_bundle(
         else:
             target.mkdir(exist_ok=True)
             _save_tensors(target / TENSORS_NAME, state, None)
-            (target / f".{JSON_NAME}").write_text(text, encoding="utf-8")
-            (target / f".{JSON_NAME}").replace(target / JSON_NAME)
+            with replacing(target / JSON_NAME) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{target} can't be written ({error})") from None
     return bundle
 
 
 def _save_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None) -> None:
-    temporary = path.with_name(f".{path.name}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(save(state, metadata))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- the models that are here ----------------------------------------------------------------------------------------

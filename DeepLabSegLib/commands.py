@@ -14,7 +14,8 @@ from typing import Any
 
 import DeepLabSegLib
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.image import Segment
+from DeepLabSegLib.image import Image, Labels, Segment
+from DeepLabSegLib.outputs import check_output, replacing
 from DeepLabSegLib.schema import from_json, to_json
 
 SAMPLE = "head-t1-colin27.nii.gz"
@@ -27,8 +28,8 @@ def segment(options: argparse.Namespace) -> Report:
     """Segment one image file or DICOM folder."""
     from DeepLabSegLib import files
 
-    output = files.check_output(options.output, files.LABEL_SUFFIXES, options.overwrite)
-    report = _segment_file(Path(options.input), output, options)
+    output = check_output(options.output, files.LABEL_SUFFIXES, options.overwrite)
+    report, _, _ = _segment_file(Path(options.input), output, options)
     return report, _volume_table(report["volumes_ml"]) + f"\n{output} written in {report['seconds']:.1f} s"
 
 
@@ -38,12 +39,12 @@ def demo(options: argparse.Namespace) -> Report:
 
     folder = Path(options.output)
     _make_folder(folder)
-    output = files.check_output(folder / "head-t1-colin27.seg.nrrd", files.LABEL_SUFFIXES, options.overwrite)
-    picture = files.check_output(folder / "head-t1-colin27.png", (".png",), options.overwrite)
+    output = check_output(folder / "head-t1-colin27.seg.nrrd", files.LABEL_SUFFIXES, options.overwrite)
+    picture = check_output(folder / "head-t1-colin27.png", (".png",), options.overwrite)
     sample = bundle.resource("SampleData") / SAMPLE
-    report = _segment_file(sample, output, options)
-    with files.replacing(picture) as temporary:
-        overlay.render(files.read_image(sample), files.read_labels(output)).save(temporary)
+    report, image, labels = _segment_file(sample, output, options)
+    with replacing(picture) as temporary:
+        overlay.render(image, labels).save(temporary)
     report["picture"] = str(picture)
     table = _volume_table(report["volumes_ml"])
     return report, f"{table}\nsegmented in {report['seconds']:.1f} s\n{output}\n{picture}"
@@ -156,8 +157,7 @@ def convert(options: argparse.Namespace) -> Report:
     network = {name: value for name, value in given.items() if value is not None}
     model_input = None
     if options.normalization is not None:
-        found = weights.detect(options.weights)
-        channels = options.channels or [f"channel {n}" for n in range(1, found.in_channels + 1)]
+        channels = options.channels or weights.channel_names(weights.detect(options.weights).in_channels)
         model_input = bundle.ModelInput(
             tuple(channels),
             options.orientation,
@@ -187,16 +187,15 @@ def convert(options: argparse.Namespace) -> Report:
 def export(options: argparse.Namespace) -> Report:
     """Write a model's network as ONNX (.onnx) or TorchScript (.pt), and check what was written by running it."""
     from DeepLabSegLib import export as exporting
-    from DeepLabSegLib import files
 
-    output = files.check_output(options.output, exporting.EXPORT_SUFFIXES, options.overwrite)
+    output = check_output(options.output, exporting.EXPORT_SUFFIXES, options.overwrite)
     segmenter = DeepLabSegLib.load_model(options.model, "cpu")
     size = options.size or segmenter.bundle.input.tile
     if size is None:
         raise InvalidInput(
             f"the model {segmenter.bundle.name} has no tile of its own; give --size, for example 256x256"
         )
-    with files.replacing(output) as temporary:
+    with replacing(output) as temporary:
         difference = exporting.export(segmenter.network, temporary, size)
     text = (
         f"{output} takes (1, {segmenter.bundle.network.in_channels}, {', '.join(map(str, size))}); largest difference"
@@ -247,7 +246,7 @@ def _normalization(text: str) -> Any:
     return from_json(Normalization, {"method": method, "lower": lower, "upper": upper}, "normalization")
 
 
-def _segment_file(source: Path, output: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _segment_file(source: Path, output: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Image, Labels]:
     image = DeepLabSegLib.read_image(source)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
@@ -266,7 +265,7 @@ def _segment_file(source: Path, output: Path, options: argparse.Namespace) -> di
         labels = segmenter.segment(image, settings, bar)
     seconds = time.perf_counter() - started
     DeepLabSegLib.write_labels(labels, output, overwrite=options.overwrite)
-    return {
+    report = {
         "input": str(source),
         "output": str(output),
         "model": segmenter.bundle.name,
@@ -274,6 +273,7 @@ def _segment_file(source: Path, output: Path, options: argparse.Namespace) -> di
         "seconds": round(seconds, 3),
         "volumes_ml": {name: round(ml, 3) for name, ml in labels.volumes_ml().items()},
     }
+    return report, image, labels
 
 
 class _ProgressBar:

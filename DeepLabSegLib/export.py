@@ -23,7 +23,7 @@ def export(network: DeepLabV3Plus, path: Path, size: Sequence[int]) -> float:
     """Write `network` to `path` (`.onnx`, or `.pt`/`.ts` for TorchScript) for inputs `(1, C, *size)`.
 
     What was written is run on noise and compared: returned is the largest difference, of values after the
-    classifier's activation. `path` itself is only as safe as the caller makes it (see `files.replacing`).
+    classifier's activation. `path` itself is only as safe as the caller makes it (see `outputs.replacing`).
 
     Raises
     ------

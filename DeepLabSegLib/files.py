@@ -6,7 +6,6 @@ SimpleITK counts axes (i, j, k) and places voxels in LPS; here they are turned t
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from DeepLabSegLib import headers
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color
+from DeepLabSegLib.outputs import check_output, replacing
 
-__all__ = ["IMAGE_SUFFIXES", "check_output", "read_image", "read_labels", "replacing", "write_labels"]
+__all__ = ["IMAGE_SUFFIXES", "LABEL_SUFFIXES", "read_image", "read_labels", "write_labels"]
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -176,33 +176,6 @@ def _segments_from_metadata(itk_image: sitk.Image) -> tuple[Segment, ...]:
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwrite: bool = False) -> Path:
-    """`path` if a file of one of `suffixes` can be written there; raise `OutputError` otherwise."""
-    target = Path(path)
-    if not target.name.lower().endswith(suffixes):
-        raise OutputError(f"{target} has no known ending; choose one of {', '.join(suffixes)}")
-    if not target.parent.is_dir():
-        raise OutputError(f"the folder {target.parent} does not exist; make it first")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"the folder {target.parent} can't be written to; choose another one")
-    if target.is_dir():
-        raise OutputError(f"{target} is a folder; give the name of a file")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target} exists and is kept; give another name, or --overwrite (overwrite=True)")
-    return target
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it takes the place of `path` only when all went well."""
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -23,10 +23,7 @@ def check(source: Path, size: Sequence[int], components: int) -> None:
     """
     name = source.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        with _opened(source) as file:
-            header = file.read(540)
-        spacing, bits = _nifti_fields(header)
-        _check_nifti_is_whole(source, 352 + prod(size) * components * bits // 8)
+        spacing = _nifti_spacing(source, prod(size) * components)
     elif name.endswith((".mha", ".mhd")):
         spacing = _metaimage_spacing(source)
     else:
@@ -39,6 +36,23 @@ def check(source: Path, size: Sequence[int], components: int) -> None:
         )
 
 
+def _nifti_spacing(source: Path, numbers: int) -> tuple[float, ...]:
+    """`pixdim[1..3]` of a NIfTI file that holds `numbers` voxel values; ITK fills what one lacks with zeros."""
+    header, found, reason = b"", 0, "it ends early"
+    try:
+        with _opened(source) as file:
+            header = file.read(540)
+            found = len(header)
+            while chunk := file.read(2**22):
+                found += len(chunk)
+    except (EOFError, OSError, zlib.error) as error:
+        found, reason = 0, str(error)
+    spacing, bits = _nifti_fields(header) if found >= 352 else ((), 0)
+    if found < 352 + numbers * bits // 8:
+        raise InvalidInput(f"{source} is damaged ({reason}); copy or export it again")
+    return spacing
+
+
 def _nifti_fields(header: bytes) -> tuple[tuple[float, ...], int]:
     """`pixdim[1..3]` and `bitpix` of a NIfTI-1 or NIfTI-2 header, in either byte order.
 
@@ -48,19 +62,6 @@ def _nifti_fields(header: bytes) -> tuple[tuple[float, ...], int]:
     if struct.unpack_from(f"{order}i", header)[0] == 540:
         return struct.unpack_from(f"{order}3d", header, 112), struct.unpack_from(f"{order}h", header, 14)[0]
     return struct.unpack_from(f"{order}3f", header, 80), struct.unpack_from(f"{order}h", header, 72)[0]
-
-
-def _check_nifti_is_whole(source: Path, expected: int) -> None:
-    """ITK fills what a truncated file lacks with zeros."""
-    found, reason = 0, "it ends early"
-    try:
-        with _opened(source) as file:
-            while chunk := file.read(2**22):
-                found += len(chunk)
-    except (EOFError, OSError, zlib.error) as error:
-        found, reason = 0, str(error)
-    if found < expected:
-        raise InvalidInput(f"{source} is damaged ({reason}); copy or export it again")
 
 
 def _metaimage_spacing(source: Path) -> tuple[float, ...]:

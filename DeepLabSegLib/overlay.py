@@ -29,16 +29,14 @@ def render(image: Image, labels: Labels, opacity: float = 0.5, height: int = 420
     scan = resample(torch.from_numpy(image.array[:1].astype(np.float32)), image.geometry, grid)[0].numpy()
     low, high = np.percentile(scan, [0.5, 99.5])
     grey = ((scan - low) / max(high - low, 1e-6)).clip(0, 1)
-    masks = [
-        (resample(torch.from_numpy(labels.mask(s)[None].astype(np.uint8)), labels.geometry, grid, "nearest")[0] > 0, s)
-        for s in labels.segments
-    ]
-    middle = _middle([mask.numpy() for mask, _ in masks], grid.shape)
+    layers = resample(torch.from_numpy(labels.layers.astype(np.int32)), labels.geometry, grid, "nearest").numpy()
+    masks = [layers[segment.layer] == segment.value for segment in labels.segments]
+    middle = _middle(masks, grid.shape)
     tiles = []
     for name, axis, sides in PLANES:
         colour = np.repeat(grey.take(middle[axis], axis)[..., None] * 255, 3, axis=-1)
-        for mask, segment in masks:
-            inside = mask.numpy().take(middle[axis], axis)
+        for mask, segment in zip(masks, labels.segments, strict=True):
+            inside = mask.take(middle[axis], axis)
             colour[inside] = (1 - opacity) * colour[inside] + opacity * np.array(segment.color)
         plane = Picture.fromarray(colour.astype(np.uint8))
         plane = plane.resize((max(1, round(plane.width * height / plane.height)), height), Picture.Resampling.LANCZOS)

@@ -179,10 +179,10 @@ class Segmenter:
         values = np.arange(1, layers + 1, dtype=dtype)[:, None, None, None]
         for planes, slab in slabs(target):
             part = resample(scores, grid, slab)
-            if self.bundle.network.classifier_activation == "sigmoid":
-                labels[:, planes] = (part >= options.threshold).numpy() * values
-            else:
+            if self.bundle.network.exclusive:
                 labels[0, planes] = part.argmax(0).numpy().astype(dtype)
+            else:
+                labels[:, planes] = (part >= options.threshold).numpy() * values
             report("restore", planes.stop, target.shape[0])
         return labels if overlapping else labels[0]
 

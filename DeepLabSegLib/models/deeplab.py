@@ -95,6 +95,16 @@ class DeepLabSpec:
         """Channels of the input."""
         return self.input_shape[-1]  # type: ignore[return-value]  # checked when made
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether a voxel has one class, 0 being background; with sigmoid each class is a question of its own."""
+        return self.classifier_activation != "sigmoid"
+
+    @property
+    def foreground_classes(self) -> int:
+        """Classes that are labels."""
+        return self.num_classes - self.exclusive
+
 
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling. `(N, in, *S) -> (N, out, *S)`.

@@ -38,6 +38,7 @@ __all__ = [
     "check_rate",
     "decoder_norm",
     "initialize",
+    "is_counter",
     "resize",
 ]
 
@@ -369,6 +370,11 @@ def resize(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
     if x.shape[2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode=LAYERS[x.ndim - 2].interpolation, align_corners=False)
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor of that name is torch's count of batches seen, which decides nothing here."""
+    return name.endswith("num_batches_tracked")
 
 
 def initialize(module: nn.Module) -> None:

@@ -16,7 +16,7 @@ from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.weights.detect import detect
 from DeepLabSegLib.weights.load import load_weights
 
-__all__ = ["convert"]
+__all__ = ["channel_names", "convert"]
 
 UNKNOWN = "unknown"
 
@@ -64,12 +64,10 @@ def convert(
     open_questions = [text for text in found.open if text.split(" ")[0] not in network]
     spec = replace(spec, **network)
     if model_input is None:
-        channels = tuple(f"channel {n}" for n in range(1, spec.in_channels + 1))
-        model_input = ModelInput(channels, None, (None, None, None), Normalization("none"))
+        model_input = ModelInput(channel_names(spec.in_channels), None, (None, None, None), Normalization("none"))
         open_questions.append("the input (assumed: images as they are, without normalisation)")
-    foreground = spec.num_classes - (spec.classifier_activation != "sigmoid")
     if labels is None:
-        labels = [f"Class {n}" for n in range(1, foreground + 1)]
+        labels = [f"Class {n}" for n in range(1, spec.foreground_classes + 1)]
     bundle = Bundle(
         name=name or source.name.partition(".")[0],
         description=description or f"Converted from {source.name}",
@@ -82,6 +80,11 @@ def convert(
     model = DeepLabV3Plus.from_spec(spec)
     load_weights(model, source)
     return bundle, model.eval(), tuple(open_questions)
+
+
+def channel_names(count: int) -> tuple[str, ...]:
+    """Names for input channels of which nothing is known."""
+    return tuple(f"channel {n}" for n in range(1, count + 1))
 
 
 def _activation(labels: int, classes: int) -> str:

@@ -20,6 +20,7 @@ from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.models.densenet import DenseNetSpec
 from DeepLabSegLib.models.efficientnet import EfficientNetSpec
 from DeepLabSegLib.models.encoders import FAMILIES, make_encoder
+from DeepLabSegLib.models.layers import is_counter
 from DeepLabSegLib.models.resnet import ResNetSpec
 from DeepLabSegLib.weights import imagenet, medicai
 from DeepLabSegLib.weights.files import WeightsFile, open_weights
@@ -221,7 +222,7 @@ def _modules(file: WeightsFile) -> dict[str, list[tuple[int, ...]]]:
         of_imagenet = imagenet.origin_of(file.tensors)
         ours = imagenet.renamed(of_imagenet, file.tensors) if of_imagenet else {name: name for name in file.tensors}
         for name, stored in file.tensors.items():
-            if ours[name] is not None and not name.endswith("num_batches_tracked"):
+            if ours[name] is not None and not is_counter(name):
                 found.setdefault(str(ours[name]).rpartition(".")[0], []).append(stored.shape)
         return found
     groups: dict[str, list[tuple[int, ...]]] = {}

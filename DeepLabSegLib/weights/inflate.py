@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import WeightsError
-from DeepLabSegLib.weights.load import LoadReport
+from DeepLabSegLib.weights.load import LoadReport, listed
 
 __all__ = ["inflate", "inflated"]
-
-SHOWN = 6  # problems that a message names; the rest are counted
 
 
 def inflate(flat: nn.Module, model: nn.Module) -> LoadReport:
@@ -49,9 +47,7 @@ def inflate(flat: nn.Module, model: nn.Module) -> LoadReport:
             problems.append(f"  {name} has shape {tuple(value.shape)} in 2D and {tuple(shape)} in 3D")
         report.loaded[name] = name
     if problems:
-        shown = "\n".join(sorted(problems)[:SHOWN])
-        more = f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise WeightsError(f"these aren't one network in 2D and 3D:\n{shown}{more}")
+        raise WeightsError(f"these aren't one network in 2D and 3D:\n{listed(sorted(problems))}")
     with torch.no_grad():
         for name, value in source.items():
             shape = target[name].shape

@@ -16,12 +16,13 @@ from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.densenet import DenseNetBackbone
 from DeepLabSegLib.models.efficientnet import EfficientNetBackbone
 from DeepLabSegLib.models.encoder import Encoder
+from DeepLabSegLib.models.layers import is_counter
 from DeepLabSegLib.models.resnet import ResNetBackbone
 from DeepLabSegLib.weights import imagenet, medicai
 from DeepLabSegLib.weights.adapt import adapted
 from DeepLabSegLib.weights.files import Stored, WeightsFile, open_weights
 
-__all__ = ["LoadReport", "load_weights"]
+__all__ = ["LoadReport", "listed", "load_weights", "match"]
 
 SHOWN = 6  # problems that a message names; the rest are counted
 
@@ -89,7 +90,7 @@ def match(file: WeightsFile, model: nn.Module, path: str) -> tuple[dict[str, Sto
     Raises `WeightsError`, whose message starts with `path`, unless every tensor is accounted for.
     """
     report = LoadReport()
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if not _is_counter(name)}
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if not is_counter(name)}
     from_imagenet = imagenet.origin_of(file.tensors) if file.origin == "torch" else None
     if file.origin == "keras":
         found = _from_keras(file, model, report)
@@ -101,15 +102,14 @@ def match(file: WeightsFile, model: nn.Module, path: str) -> tuple[dict[str, Sto
     rest = {name: tensor for name, tensor in wanted.items() if name not in found}
     problems += _account_for_rest(rest, found, file.origin if from_imagenet is None else "imagenet", model, report)
     if problems:
-        shown = "\n".join(problems[:SHOWN])
-        more = f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise WeightsError(f"{path} doesn't fit the model:\n{shown}{more}")
+        raise WeightsError(f"{path} doesn't fit the model:\n{listed(problems)}")
     return found, report
 
 
-def _is_counter(name: str) -> bool:
-    """Torch's count of batches seen, which decides nothing here and which Keras doesn't have."""
-    return name.endswith("num_batches_tracked")
+def listed(problems: Sequence[str]) -> str:
+    """The first problems, a line each, and how many more there are."""
+    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "\n".join([*problems[:SHOWN], *more])
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def _from_torch(file: WeightsFile, model: nn.Module, report: LoadReport) -> dict
     encoder, prefix = _encoder_of(model)
     found = {}
     for name, stored in tensors.items():
-        if _is_counter(name):
+        if is_counter(name):
             _ignore(report, "counts of batches seen", [stored.name])
         elif rule := _not_built(name.removeprefix(prefix), encoder):
             _ignore(report, rule, [stored.name])
@@ -157,7 +157,7 @@ def _from_imagenet(
     for name, target in imagenet.renamed(origin, file.tensors).items():
         if target is None:
             _ignore(report, imagenet.CLASSIFIER, [name])
-        elif _is_counter(name):
+        elif is_counter(name):
             _ignore(report, "counts of batches seen", [name])
         elif rule := _not_built(target, encoder):
             _ignore(report, rule, [name])
@@ -259,7 +259,7 @@ def _tensors_of(module_name: str, model: nn.Module) -> list[str]:
         module = model.get_submodule(module_name)
     except AttributeError:
         return [""] if module_name in dict(model.named_parameters()) else []
-    names = [name for name in module.state_dict() if not _is_counter(name)]
+    names = [name for name in module.state_dict() if not is_counter(name)]
     order = ("weight", "bias", "running_mean", "running_var", "depthwise.weight", "pointwise.weight")
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
