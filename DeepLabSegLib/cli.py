@@ -79,10 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     def run_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--model", default=DEFAULT_MODEL, help="a name from `deeplabseg models`, or a bundle's path")
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+        sub.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
         sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
     sub = command(commands.segment)
-    sub.add_argument("input", help="an image file, or a folder with one DICOM series")
+    sub.add_argument(
+        "input",
+        nargs="+",
+        help="an image file, or a folder with one DICOM series; several are the channels of one scan",
+    )
     sub.add_argument(
         "-o", "--output", required=True, help="where to write; the ending decides: .seg.nrrd, .nii.gz, ..."
     )
@@ -92,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--blending", choices=("gaussian", "constant"), help="how overlapping windows are weighed")
     sub.add_argument("--slice-axis", choices=("axial", "coronal", "sagittal"), help="slices for a 2D model")
     sub.add_argument("--threshold", type=float, help="score from which a voxel counts, for sigmoid models")
+    sub.add_argument(
+        "--mirror", action="store_true", help="average over mirrored windows; slower, often a little better"
+    )
+    sub.add_argument("--uncertainty", metavar="FILE", help="also write how uncertain each voxel is, 0 to 1")
 
     sub = command(commands.demo)
     sub.add_argument("-o", "--output", default="demo", help="folder to write to (default: %(default)s)")

@@ -25,11 +25,15 @@ Report = tuple[Any, str]
 
 
 def segment(options: argparse.Namespace) -> Report:
-    """Segment one image file or DICOM folder."""
+    """Segment one scan: an image file or DICOM folder, or one per channel."""
     from DeepLabSegLib import files
 
     output = check_output(options.output, files.LABEL_SUFFIXES, options.overwrite)
-    report, _, _ = _segment_file(Path(options.input), output, options)
+    if options.uncertainty is not None:
+        check_output(options.uncertainty, files.VOLUME_SUFFIXES, options.overwrite)
+    report, _, labels = _segment_file(options.input, output, options)
+    if labels.uncertainty is not None:
+        files.write_image(Image(labels.uncertainty, labels.geometry), options.uncertainty, overwrite=options.overwrite)
     return report, _volume_table(report["volumes_ml"]) + f"\n{output} written in {report['seconds']:.1f} s"
 
 
@@ -42,7 +46,7 @@ def demo(options: argparse.Namespace) -> Report:
     output = check_output(folder / "head-t1-colin27.seg.nrrd", files.LABEL_SUFFIXES, options.overwrite)
     picture = check_output(folder / "head-t1-colin27.png", (".png",), options.overwrite)
     sample = bundle.resource("SampleData") / SAMPLE
-    report, image, labels = _segment_file(sample, output, options)
+    report, image, labels = _segment_file([sample], output, options)
     with replacing(picture) as temporary:
         overlay.render(image, labels).save(temporary)
     report["picture"] = str(picture)
@@ -246,19 +250,24 @@ def _normalization(text: str) -> Any:
     return from_json(Normalization, {"method": method, "lower": lower, "upper": upper}, "normalization")
 
 
-def _segment_file(source: Path, output: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Image, Labels]:
-    image = DeepLabSegLib.read_image(source)
+def _segment_file(
+    sources: Sequence[str | Path], output: Path, options: argparse.Namespace
+) -> tuple[dict[str, Any], Image, Labels]:
+    from DeepLabSegLib.preprocess import stack_channels
+
+    image = stack_channels([DeepLabSegLib.read_image(source) for source in sources])
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
-        segmenter = DeepLabSegLib.load_model(options.model, options.device)
+        segmenter = DeepLabSegLib.load_model(options.model, options.device, options.precision)
     for note in notes:
         print(f"deeplabseg: note: {note.message}", file=sys.stderr)  # noqa: T201 its purpose
     settings = DeepLabSegLib.SegmentOptions(
         **{
             name: value
-            for name in ("tile", "overlap", "blending", "slice_axis", "threshold")
+            for name in ("tile", "overlap", "blending", "slice_axis", "threshold", "mirror")
             if (value := getattr(options, name, None)) is not None
-        }
+        },
+        uncertainty=getattr(options, "uncertainty", None) is not None,
     )
     started = time.perf_counter()
     with _ProgressBar(options) as bar:
@@ -266,10 +275,11 @@ def _segment_file(source: Path, output: Path, options: argparse.Namespace) -> tu
     seconds = time.perf_counter() - started
     DeepLabSegLib.write_labels(labels, output, overwrite=options.overwrite)
     report = {
-        "input": str(source),
+        "inputs": [str(source) for source in sources],
         "output": str(output),
         "model": segmenter.bundle.name,
         "device": str(segmenter.device),
+        "precision": segmenter.precision,
         "seconds": round(seconds, 3),
         "volumes_ml": {name: round(ml, 3) for name, ml in labels.volumes_ml().items()},
     }
@@ -296,6 +306,8 @@ class _ProgressBar:
             self.__exit__()
             self.stage = progress.stage
             self.bar = _tqdm(None, progress.stage, self.options, total=progress.total)
+        if progress.note is not None:
+            self.bar.write(f"deeplabseg: note: {progress.note}", file=sys.stderr)
         self.bar.update(progress.done - self.bar.n)
 
 

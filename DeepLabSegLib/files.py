@@ -19,7 +19,15 @@ from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color
 from DeepLabSegLib.outputs import check_output, replacing
 
-__all__ = ["IMAGE_SUFFIXES", "LABEL_SUFFIXES", "read_image", "read_labels", "write_labels"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LABEL_SUFFIXES",
+    "VOLUME_SUFFIXES",
+    "read_image",
+    "read_labels",
+    "write_image",
+    "write_labels",
+]
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -205,6 +213,16 @@ def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: boo
     if segmentation:
         for key, value in _segmentation_metadata(labels).items():
             itk_image.SetMetaData(key, value)
+    _write(itk_image, target)
+
+
+def write_image(image: Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write an image as NIfTI, NRRD or MetaImage. Raises `OutputError` as `write_labels`."""
+    target = check_output(path, VOLUME_SUFFIXES, overwrite)
+    _write(_from_array(image.array if image.channels > 1 else image.array[0], image.geometry), target)
+
+
+def _write(itk_image: sitk.Image, target: Path) -> None:
     with replacing(target) as temporary:
         try:
             sitk.WriteImage(itk_image, str(temporary), useCompression=True)
@@ -213,7 +231,7 @@ def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: boo
 
 
 def _from_array(array: NDArray, geometry: Geometry) -> sitk.Image:
-    """`(k, j, i)` or `(layers, k, j, i)` to an image of SimpleITK, layers as components."""
+    """`(k, j, i)` or `(n, k, j, i)` to an image of SimpleITK, layers or channels as components."""
     layered = array.ndim == 4
     itk_image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if layered else array, isVector=layered)
     itk_image.SetSpacing(geometry.spacing[::-1])

@@ -20,7 +20,16 @@ from torch.nn import functional as F
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry, Image
 
-__all__ = ["Normalization", "axis_letters", "check_orientation", "check_voxels", "model_grid", "resample", "slabs"]
+__all__ = [
+    "Normalization",
+    "axis_letters",
+    "check_orientation",
+    "check_voxels",
+    "model_grid",
+    "resample",
+    "slabs",
+    "stack_channels",
+]
 
 LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 """Direction letter -> RAS axis and sign."""
@@ -180,6 +189,24 @@ def _resample_oblique(array: Tensor, matrix: NDArray, offset: NDArray, shape: Se
 
 def _tensor(values: NDArray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
+
+
+def stack_channels(images: Sequence[Image]) -> Image:
+    """The channels of all `images` on the grid of the first, `(sum of C, k, j, i)`.
+
+    Images on another grid are resampled in physical space, linearly; where they don't reach, a channel has its minimum.
+    """
+    first, *others = images
+    if not others:
+        return first
+    arrays = [first.array]
+    for image in others:
+        if image.geometry.is_close(first.geometry):
+            arrays.append(image.array)
+        else:
+            values = torch.from_numpy(image.array.astype(np.float32))
+            arrays.append(resample(values, image.geometry, first.geometry).numpy())
+    return Image(np.concatenate(arrays), first.geometry)
 
 
 # --- voxel values ----------------------------------------------------------------------------------------------------

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, find_model, is_bundle, read_bundle, read_network
+from DeepLabSegLib.devices import choose_device, choose_precision, precision_context
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.preprocess import LETTERS, check_voxels, model_grid, resample, slabs
-from DeepLabSegLib.tiling import Blending, predict
+from DeepLabSegLib.region import Region, crop
+from DeepLabSegLib.tiling import Blending, mirrored, predict
 from DeepLabSegLib.weights.convert import convert
 
 __all__ = ["OnProgress", "Progress", "SegmentOptions", "Segmenter", "load_model"]
@@ -28,6 +29,7 @@ SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 MAX_GRID_VOXELS = 2**30
 SLICES_AT_ONCE = 8
+REGION_MARGIN = 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class SegmentOptions:
     blending : how overlapping tiles are weighed, "gaussian" or "constant".
     slice_axis : "axial", "coronal" or "sagittal" slices for a 2D network; None takes the model's.
     threshold : score from which a voxel belongs to a label, for sigmoid networks.
+    mirror : average the scores over all mirror images of each window (4 runs in 2D, 8 in 3D). Not for models that
+        tell left from right.
+    uncertainty : also give the entropy of the class scores, see `Labels.uncertainty`.
+    region : segment only what lies in this box; elsewhere the result is background. The network also sees
+        `REGION_MARGIN` times its coarsest stride around it, and voxel values are normalised over the whole image.
     """
 
     tile: tuple[int, ...] | None = None
@@ -48,6 +55,9 @@ class SegmentOptions:
     blending: Blending = "gaussian"
     slice_axis: str | None = None
     threshold: float = 0.5
+    mirror: bool = False
+    uncertainty: bool = False
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         if self.tile is not None and (not self.tile or min(self.tile) < 1):
@@ -62,11 +72,15 @@ class SegmentOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `done` of `total` steps of `stage` ("prepare", "segment" or "restore")."""
+    """How far a run is: `done` of `total` steps of `stage` ("prepare", "segment" or "restore").
+
+    `note` is a sentence for the user about what changed on the way, such as smaller tiles for want of memory.
+    """
 
     stage: str
     done: int
     total: int
+    note: str | None = None
 
 
 OnProgress = Callable[[Progress], bool | None]
@@ -76,9 +90,10 @@ OnProgress = Callable[[Progress], bool | None]
 class Segmenter:
     """A model that is loaded and ready; `segment` may be called any number of times."""
 
-    def __init__(self, bundle: Bundle, network: DeepLabV3Plus, device: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, network: DeepLabV3Plus, device: str = "auto", precision: str = "auto") -> None:
         self.bundle = bundle
         self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
         self.network = network.to(self.device).eval()
 
     def segment(
@@ -98,14 +113,29 @@ class Segmenter:
         report = _reporter(on_progress)
         report("prepare", 0, 1)
         self._check(image, options)
-        grid = self._grid(image.geometry, options)
-        values = self.bundle.input.normalization(torch.from_numpy(image.array.astype(np.float32)))
-        prepared = resample(values, image.geometry, grid)
+        values = Image(
+            self.bundle.input.normalization(torch.from_numpy(image.array.astype(np.float32))).numpy(), image.geometry
+        )
+        box = self._box(image.geometry, options)
+        part = values if box is None else crop(values, box)
+        grid = self._grid(part.geometry, options)
+        prepared = resample(torch.from_numpy(part.array), part.geometry, grid)
         report("prepare", 1, 1)
         scores = self._scores(prepared, options, lambda done, total: report("segment", done, total))
-        return Labels(
-            self._restore(scores, grid, image.geometry, options, report), image.geometry, self.bundle.segments
+        labels = self._restore(scores, grid, part.geometry, options, report)
+        return (
+            labels if box is None or options.region is None else _put_back(labels, image.geometry, box, options.region)
         )
+
+    def _box(self, geometry: Geometry, options: SegmentOptions) -> tuple[slice, slice, slice] | None:
+        """The voxels around the region that the network is to see; None for all."""
+        if options.region is None:
+            return None
+        grid = self._grid(geometry, options)
+        # A 2D network sees nothing across its slices.
+        reach = np.array([self.bundle.network.dims == 3, 1, 1]) * grid.spacing * self.network.stride * REGION_MARGIN
+        along = np.abs(np.array(geometry.direction) @ np.array(grid.direction).T)
+        return options.region.box(geometry, along @ reach)
 
     def _check(self, image: Image, options: SegmentOptions) -> None:
         wanted = self.bundle.input.channels
@@ -121,6 +151,11 @@ class Segmenter:
             why = "is 3D" if dims == 3 else "takes slices as they were acquired"
             raise InvalidInput(
                 f"slice_axis is {options.slice_axis!r}, but the model {self.bundle.name} {why}; leave it out"
+            )
+        activation = self.bundle.network.classifier_activation
+        if options.uncertainty and activation not in ("softmax", "sigmoid"):
+            raise InvalidInput(
+                f"uncertainty needs probabilities, and {self.bundle.name} ends with {activation}; leave it out"
             )
         check_voxels(image)
 
@@ -150,17 +185,18 @@ class Segmenter:
         """`(C, k, j, i) -> (classes, k, j, i)`; a 2D network runs slice by slice along k."""
         flat = self.bundle.network.dims == 2
         batch = x.movedim(1, 0) if flat else x[None]
-        scores = predict(
-            self.network,
-            batch,
-            options.tile or self.bundle.input.tile,
-            overlap=options.overlap,
-            blending=options.blending,
-            multiple=self.network.stride,
-            batch=SLICES_AT_ONCE if flat else 1,
-            device=self.device,
-            on_tile=on_tile,
-        )
+        with precision_context(self.device, self.precision):
+            scores = predict(
+                mirrored(self.network) if options.mirror else self.network,
+                batch,
+                options.tile or self.bundle.input.tile,
+                overlap=options.overlap,
+                blending=options.blending,
+                multiple=self.network.stride,
+                batch=SLICES_AT_ONCE if flat else 1,
+                device=self.device,
+                on_tile=on_tile,
+            )
         return scores.movedim(0, 1) if flat else scores[0]
 
     def _restore(
@@ -170,12 +206,13 @@ class Segmenter:
         target: Geometry,
         options: SegmentOptions,
         report: Callable[[str, int, int], None],
-    ) -> NDArray:
+    ) -> Labels:
         """Scores `(classes, *grid.shape)` to labels on `target`, a few planes at a time."""
         overlapping = self.bundle.overlapping
         dtype = np.uint8 if len(self.bundle.labels) < 256 else np.uint16
         layers = len(self.bundle.labels) if overlapping else 1
         labels = np.zeros((layers, *target.shape), dtype)
+        uncertainty = np.zeros(target.shape, np.float32) if options.uncertainty else None
         values = np.arange(1, layers + 1, dtype=dtype)[:, None, None, None]
         for planes, slab in slabs(target):
             part = resample(scores, grid, slab)
@@ -183,46 +220,58 @@ class Segmenter:
                 labels[0, planes] = part.argmax(0).numpy().astype(dtype)
             else:
                 labels[:, planes] = (part >= options.threshold).numpy() * values
+            if uncertainty is not None:
+                uncertainty[planes] = _entropy(part, self.bundle.network.exclusive).numpy()
             report("restore", planes.stop, target.shape[0])
-        return labels if overlapping else labels[0]
+        return Labels(labels if overlapping else labels[0], target, self.bundle.segments, uncertainty)
 
 
-def load_model(name_or_path: str | os.PathLike[str], device: str = "auto") -> Segmenter:
+def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Segmenter:
     """A `Segmenter` for a model by name (see `list_models`), by the path of its bundle, or from bare weights.
 
-    `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps". What bare weights can't tell
-    (see `weights.convert`) is assumed, and said in a warning.
+    `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps"; `precision` is "auto" (bf16 on a
+    GPU that has it), "fp32", "bf16" or "fp16". What bare weights can't tell (see `weights.convert`) is assumed, and
+    said in a warning.
 
     Raises
     ------
     BundleError : no such model, or one that is incomplete, damaged or inconsistent.
     WeightsError : bare weights that can't be read or are of no known network.
-    InvalidInput : a device that isn't here.
+    InvalidInput : a device that isn't here, or a precision that isn't for it.
     """
-    choose_device(device)  # before the weights are read
+    choose_precision(precision, choose_device(device))  # before the weights are read
     path = find_model(name_or_path)
     if not is_bundle(path):
         bundle, network, assumed = convert(path)
         if assumed:
             warnings.warn(f"{path} doesn't tell {'; '.join(assumed)}; `convert` it to say what is right", stacklevel=2)
-        return Segmenter(bundle, network, device)
+        return Segmenter(bundle, network, device, precision)
     bundle = read_bundle(path)
-    return Segmenter(bundle, read_network(path, bundle), device)
+    return Segmenter(bundle, read_network(path, bundle), device, precision)
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of that name; "auto" is a CUDA GPU, else Apple's, else the CPU. Raises `InvalidInput`."""
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InvalidInput(f"device is {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
-    here = {"cpu": True, "mps": mps, "cuda": cuda and (device.index or 0) < torch.cuda.device_count()}
-    if not here.get(device.type, False):
-        raise InvalidInput(f"device {name!r} isn't available to this torch ({torch.__version__}); choose auto or cpu")
-    return device
+def _entropy(scores: Tensor, exclusive: bool) -> Tensor:
+    """`(classes, k, j, i)` probabilities to `(k, j, i)`: their entropy as a share of the largest possible.
+
+    Of classes that may overlap each is a question of its own, and the most uncertain one counts.
+    """
+    scores = scores.clamp(0, 1)  # rounding
+    if exclusive:
+        return torch.special.entr(scores).sum(0) / np.log(len(scores))
+    return ((torch.special.entr(scores) + torch.special.entr(1 - scores)) / np.log(2)).amax(0)
+
+
+def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], region: Region) -> Labels:
+    """`labels` of the voxels in `box` on the `whole` grid, background outside the region."""
+    region.clear_outside(labels.array, labels.geometry)
+    array = np.zeros((*labels.array.shape[:-3], *whole.shape), labels.array.dtype)
+    array[(..., *box)] = labels.array
+    uncertainty = None
+    if labels.uncertainty is not None:
+        region.clear_outside(labels.uncertainty, labels.geometry)
+        uncertainty = np.zeros(whole.shape, np.float32)
+        uncertainty[box] = labels.uncertainty
+    return Labels(array, whole, labels.segments, uncertainty)
 
 
 def _reporter(on_progress: OnProgress | None) -> Callable[[str, int, int], None]:

@@ -6,7 +6,7 @@ Sizes and shapes run over the network's spatial axes, two or three.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import combinations, product
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["Blending", "predict", "tile_importance", "tile_starts"]
+__all__ = ["Blending", "mirrored", "predict", "tile_importance", "tile_starts"]
 
 Blending = Literal["gaussian", "constant"]
 
@@ -39,6 +39,20 @@ def tile_importance(tile: Sequence[int], blending: Blending) -> Tensor:
         profile = torch.exp(-0.5 * ((torch.arange(size) - (size - 1) / 2) / (size / 8)) ** 2)
         importance = importance * profile.view(-1, *[1] * (len(tile) - 1 - axis))
     return importance.clamp_min(1e-3).expand(*tile)
+
+
+def mirrored(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`network` averaged over the 4 (2D) or 8 (3D) mirror images of its input `(N, C, *S)`: test-time augmentation."""
+
+    def average(x: Tensor) -> Tensor:
+        axes = range(2, x.ndim)
+        turns = [turn for count in range(x.ndim - 1) for turn in combinations(axes, count)]
+        total = network(x).float()
+        for turn in turns[1:]:
+            total += network(x.flip(turn)).float().flip(turn)
+        return total / len(turns)
+
+    return average
 
 
 @torch.inference_mode()

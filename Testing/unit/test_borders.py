@@ -12,8 +12,8 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 
 # Floors of the house, lowest first; a file imports only from its own floor and those below.
 FLOORS = [
-    {"errors", "image", "schema", "headers", "outputs"},
-    {"models", "preprocess", "tiling", "optimize"},
+    {"errors", "image", "schema", "headers", "outputs", "region"},
+    {"models", "preprocess", "tiling", "optimize", "devices"},
     {"weights", "bundle"},
     {"segmenter", "evaluate", "overlay", "export"},
     {"mrml", "files", "worker", "batch"},

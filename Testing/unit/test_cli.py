@@ -4,15 +4,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import SAMPLE, itk
+from helpers import SAMPLE, itk, make_bundle, make_network
 
 from DeepLabSegLib import load_model, read_image
+from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.files import read_labels
+from DeepLabSegLib.image import Image
 
 
 @pytest.fixture
@@ -127,3 +130,29 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
                             env={**os.environ, "PYTHONPATH": str(SAMPLE.parents[2])})  # fmt: skip
     assert "Traceback" not in result.stderr
+
+
+def test_channels_come_from_several_files_and_uncertainty_goes_to_one(tmp_path, scan_path, scan):
+    other = tmp_path / "other.nii.gz"
+    sitk.WriteImage(itk(Image(scan.array[..., ::2] * 2, replace(scan.geometry, spacing=(3.0, 1.5, 2.4),
+                    shape=scan.array[0, ..., ::2].shape))), other)  # fmt: skip
+    bundle = make_bundle(2, channels=2)
+    save_bundle(tmp_path / "two", bundle, make_network(bundle.network))
+    output, uncertainty = tmp_path / "result.seg.nrrd", tmp_path / "uncertainty.nii.gz"
+    arguments = (
+        "segment",
+        scan_path,
+        other,
+        "-o",
+        output,
+        "--model",
+        tmp_path / "two",
+        "--mirror",
+        "--precision",
+        "fp32",
+    )
+    assert run(*arguments, "--uncertainty", uncertainty) == 0
+    written = read_image(uncertainty)
+    assert written.geometry.is_close(scan.geometry)
+    assert 0 <= written.array.min() < written.array.max() <= 1
+    assert run(*arguments, "--overwrite", "--uncertainty", tmp_path / "u.txt") == 1

@@ -3,9 +3,10 @@ import pytest
 import torch
 from helpers import make_bundle, make_network, make_scan, make_segmenter, physically_equal
 
+from DeepLabSegLib.devices import choose_device, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image
-from DeepLabSegLib.segmenter import Segmenter, SegmentOptions, choose_device
+from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -142,3 +143,57 @@ def test_a_device_that_is_not_here_is_refused():
         choose_device("gpu please")
     with pytest.raises(InvalidInput, match="isn't available"):
         choose_device("cuda:77")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_with_mirroring_a_mirrored_scan_gives_the_mirrored_labels(dims, scan):
+    segmenter = make_segmenter(dims)
+    options = SegmentOptions(mirror=True)
+    labels = segmenter.segment(scan, options).array
+    turned = segmenter.segment(Image(scan.array[..., ::-1].copy(), scan.geometry), options).array[..., ::-1]
+    plain = segmenter.segment(Image(scan.array[..., ::-1].copy(), scan.geometry)).array[..., ::-1]
+    assert (labels == turned).mean() > 0.999
+    assert (labels == plain).mean() < 0.99, "without mirroring they differ, or this test shows nothing"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("classes", "activation"), [(3, "softmax"), (1, "sigmoid"), (3, "sigmoid")])
+def test_uncertainty_is_the_entropy_of_the_scores(dims, classes, activation, rng):
+    scan = make_scan(rng, (16, 32, 32), (1.0, 1.0, 1.0))
+    segmenter = make_segmenter(dims, classes=classes, activation=activation, orientation=None)
+    labels = segmenter.segment(scan, SegmentOptions(uncertainty=True))
+    x = torch.from_numpy((scan.array - scan.array.mean()) / scan.array.std(ddof=1))
+    with torch.inference_mode():
+        scores = segmenter.network(x.movedim(1, 0))[:].movedim(0, 1) if dims == 2 else segmenter.network(x[None])[0]
+    p = scores.numpy().clip(1e-12, 1 - 1e-7)
+    if activation == "softmax":
+        expected = -(p * np.log(p)).sum(0) / np.log(classes)
+    else:
+        expected = (-(p * np.log2(p) + (1 - p) * np.log2(1 - p))).max(0)
+    np.testing.assert_allclose(labels.uncertainty, expected, atol=1e-3)
+    assert segmenter.segment(scan).uncertainty is None
+
+
+def test_uncertainty_needs_probabilities(scan):
+    segmenter = make_segmenter(2, activation="linear")
+    with pytest.raises(InvalidInput, match="ends with linear"):
+        segmenter.segment(scan, SegmentOptions(uncertainty=True))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_bf16_gives_nearly_the_labels_of_fp32(dims, scan):
+    segmenter = make_segmenter(dims)
+    half = Segmenter(segmenter.bundle, segmenter.network, "cpu", "bf16")
+    assert (half.precision, segmenter.precision) == ("bf16", "fp32")
+    assert (half.segment(scan).array == segmenter.segment(scan).array).mean() > 0.97
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_precision_that_is_not_for_the_device_is_refused(precision):
+    bundle = make_bundle(2)
+    with pytest.raises(InvalidInput, match=f"precision.*{precision}.*fp32"):
+        Segmenter(bundle, make_network(bundle.network), "cpu", precision)
+
+
+def test_the_devices_that_are_listed_can_be_chosen():
+    assert [choose_device(device.name).type for device in list_devices()][-1] == "cpu"

@@ -1,0 +1,69 @@
+"""Where a network runs, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from DeepLabSegLib.errors import InvalidInput
+
+__all__ = ["PRECISIONS", "Device", "choose_device", "choose_precision", "list_devices", "precision_context"]
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision -> torch's type. "auto" besides these takes what the device is fit for."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place to run: torch's `name` for it, a `title` for people, and its memory in bytes where it has its own."""
+
+    name: str
+    title: str
+    free_bytes: int | None = None
+    total_bytes: int | None = None
+
+
+def list_devices() -> list[Device]:
+    """The CPU and every GPU that this torch can use, GPUs first."""
+    found = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(Device(f"cuda:{index}", torch.cuda.get_device_name(index), free, total))
+    if torch.backends.mps.is_available():
+        found.append(Device("mps", "Apple GPU"))
+    return [*found, Device("cpu", f"CPU, {torch.get_num_threads()} threads")]
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of that name; "auto" is a CUDA GPU, else Apple's, else the CPU. Raises `InvalidInput`."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidInput(f"device is {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    here = {"cpu": True, "mps": mps, "cuda": cuda and (device.index or 0) < torch.cuda.device_count()}
+    if not here.get(device.type, False):
+        raise InvalidInput(f"device {name!r} isn't available to this torch ({torch.__version__}); choose auto or cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; "auto" is bf16 on a CUDA GPU that has it, else fp32. Raises `InvalidInput`."""
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if name not in PRECISIONS:
+        raise InvalidInput(f"precision is {name!r}; choose auto, {', '.join(PRECISIONS)}")
+    if name == "fp16" and device.type == "cpu":
+        raise InvalidInput("precision fp16 is for GPUs; on the CPU choose fp32, or bf16 where the processor has it")
+    return name
+
+
+def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """A context in which networks on `device` compute in `precision`."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+from helpers import make_scan, make_segmenter, physically_equal
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.image import Geometry, Image
+from DeepLabSegLib.preprocess import stack_channels
+from DeepLabSegLib.region import Region, crop
+from DeepLabSegLib.segmenter import SegmentOptions
+
+GRID = Geometry((10, 20, 30), (3.0, 2.0, 1.0), (-15.0, -20.0, 5.0))
+TURN = ((0.8, 0.6, 0.0), (-0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
+
+
+def inside(region: Region, geometry: Geometry) -> np.ndarray:
+    """From the definition: every voxel centre, in the box's own axes."""
+    k, j, i = np.indices(geometry.shape)
+    points = np.stack([k, j, i, np.ones_like(k)], -1) @ geometry.affine[:3].T
+    away = np.abs((points - region.center) @ np.array(region.axes).T)
+    return (away <= np.array(region.size) / 2 + 1e-6).all(-1)
+
+
+@pytest.mark.parametrize("axes", [((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)), TURN])
+def test_the_box_is_tight_around_the_voxels_inside(axes):
+    region = Region((0.0, 0.0, 20.0), (8.0, 10.0, 12.0), axes)
+    box, mask = region.box(GRID), inside(region, GRID)
+    outside = mask.copy()
+    outside[box] = False
+    assert mask.any()
+    assert not outside.any()
+    if axes != TURN:
+        assert mask[box].all()
+    labels = np.ones((2, *GRID.shape), np.uint8)
+    region.clear_outside(labels, GRID)
+    np.testing.assert_array_equal(labels[1], mask)
+
+
+def test_a_crop_keeps_its_place_in_space():
+    image = Image(np.arange(6000.0).reshape(GRID.shape), GRID)
+    part = crop(image, (slice(2, 5), slice(4, 9), slice(10, 12)))
+    assert part.array[0, 0, 0, 0] == image.array[0, 2, 4, 10]
+    np.testing.assert_allclose(part.geometry.origin, (GRID.affine @ [2, 4, 10, 1])[:3])
+
+
+@pytest.mark.parametrize(
+    ("center", "size", "words"),
+    [
+        ((500.0, 0.0, 0.0), (9.0, 9.0, 9.0), "no voxel of the volume lies in the region"),
+        ((0.5, 0.0, 20.3), (0.1, 9.0, 0.1), "no voxel of the volume lies in the region"),
+        ((0.0, 0.0, 0.0), (9.0, 0.0, 9.0), "9 x 0 x 9 mm; each side must be longer than 0"),
+        ((float("nan"), 0.0, 0.0), (9.0, 9.0, 9.0), "finite"),
+    ],
+)
+def test_a_region_that_holds_nothing_is_refused(center, size, words):
+    with pytest.raises(InvalidInput, match=words):
+        Region(center, size).box(GRID)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_in_a_region_the_labels_are_nearly_those_of_the_whole_scan_and_elsewhere_nothing(dims, rng):
+    scan = make_scan(rng, (20, 64, 64), (2.0, 1.0, 1.0))
+    segmenter = make_segmenter(dims)
+    whole = segmenter.segment(scan).array
+    center = (scan.geometry.affine @ [10, 32, 32, 1])[:3]
+    region = Region(tuple(center), (30.0, 26.0, 20.0), TURN)
+    labels = segmenter.segment(scan, SegmentOptions(region=region, uncertainty=True))
+    mask = inside(region, scan.geometry)
+    assert labels.array.shape == scan.geometry.shape
+    assert not labels.array[~mask].any()
+    assert not labels.uncertainty[~mask].any()
+    assert labels.uncertainty[mask].any()
+    assert (labels.array[mask] == whole[mask]).mean() > 0.8, "the pooled branch sees less; the rest agrees"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_region_means_the_same_however_the_scan_is_stored(dims, scan):
+    segmenter = make_segmenter(dims, orientation="ASR", spacing=(None, 1.4, 1.4) if dims == 2 else (2.0, 1.4, 1.4))
+    region = Region(tuple((scan.geometry.affine @ [6, 20, 18, 1])[:3]), (20.0, 30.0, 20.0))
+    options = SegmentOptions(region=region)
+    labels = segmenter.segment(scan, options)
+    stored = segmenter.segment(physically_equal(scan, (2, 0, 1), (1,)), options)
+    expected = physically_equal(Image(labels.array, scan.geometry), (2, 0, 1), (1,))
+    assert labels.array.any()
+    assert (stored.array == expected.array[0]).mean() > 0.999
+
+
+def test_channels_on_another_grid_are_resampled_in_space(rng):
+    def ramp(geometry: Geometry) -> Image:
+        k, j, i = np.indices(geometry.shape)
+        x, y, z = np.moveaxis(np.stack([k, j, i, np.ones_like(k)], -1) @ geometry.affine[:3].T, -1, 0)
+        return Image((x + 2 * y - z).astype(np.float32), geometry)
+
+    first = ramp(GRID)
+    other = ramp(Geometry((30, 30, 30), (1.7, 2.1, 1.9), (-1.4, -39.0, -7.5), TURN))
+    stacked = stack_channels([first, other])
+    assert stacked.geometry == GRID
+    reached = (slice(3, 7), slice(6, 14), slice(8, 22))
+    np.testing.assert_allclose(stacked.array[1][reached], first.array[0][reached], atol=2e-3)
