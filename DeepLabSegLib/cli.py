@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import DeepLabSegLib
 from DeepLabSegLib import commands
+from DeepLabSegLib.catalog import DEFAULT_MODEL
 from DeepLabSegLib.errors import DeepLabSegError
 
-DEFAULT_MODEL = "head-mri-2d"
 INTERRUPTED = 130
 
 

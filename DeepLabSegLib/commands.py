@@ -39,13 +39,13 @@ def segment(options: argparse.Namespace) -> Report:
 
 def demo(options: argparse.Namespace) -> Report:
     """Segment the bundled scan with the bundled model; write the result and a picture of it."""
-    from DeepLabSegLib import bundle, files, overlay
+    from DeepLabSegLib import catalog, files, overlay
 
     folder = Path(options.output)
     _make_folder(folder)
     output = check_output(folder / "head-t1-colin27.seg.nrrd", files.LABEL_SUFFIXES, options.overwrite)
     picture = check_output(folder / "head-t1-colin27.png", (".png",), options.overwrite)
-    sample = bundle.resource("SampleData") / SAMPLE
+    sample = catalog.resource("SampleData") / SAMPLE
     report, image, labels = _segment_file([sample], output, options)
     with replacing(picture) as temporary:
         overlay.render(image, labels).save(temporary)
@@ -102,9 +102,9 @@ def evaluate(options: argparse.Namespace) -> Report:
 
 def models(options: argparse.Namespace) -> Report:
     """List the models that are here."""
-    from DeepLabSegLib import bundle
+    from DeepLabSegLib import bundle, catalog
 
-    found = {name: bundle.read_bundle(path) for name, path in bundle.installed_models().items()}
+    found = {name: bundle.read_bundle(path) for name, path in catalog.installed_models().items()}
     rows = [(name, f"{b.network.dims}D {b.network.encoder_name}", b.description) for name, b in found.items()]
     return [to_json(b) for b in found.values()], _table(rows)
 
@@ -119,10 +119,10 @@ def encoders(options: argparse.Namespace) -> Report:
 
 def info(options: argparse.Namespace) -> Report:
     """Show everything a model or weights file says of itself, after checking its tensors."""
-    from DeepLabSegLib import bundle
+    from DeepLabSegLib import bundle, catalog
 
-    path = bundle.find_model(options.model)
-    if not bundle.is_bundle(path):
+    path = catalog.find_model(options.model)
+    if not catalog.is_bundle(path):
         return _weights_info(path)
     content = bundle.read_bundle(path)
     parameters = sum(p.numel() for p in bundle.read_network(path, content).parameters())
