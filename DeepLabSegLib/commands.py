@@ -159,20 +159,9 @@ def convert(options: argparse.Namespace) -> Report:
         "head_upsample": options.head_upsample,
     }
     network = {name: value for name, value in given.items() if value is not None}
-    model_input = None
-    if options.normalization is not None:
-        channels = options.channels or weights.channel_names(weights.detect(options.weights).in_channels)
-        model_input = bundle.ModelInput(
-            tuple(channels),
-            options.orientation,
-            options.spacing or (None, None, None),
-            _normalization(options.normalization),
-            options.tile,
-        )
-    elif options.orientation or options.spacing or options.tile or options.channels:
-        raise InvalidInput(
-            "say with --normalization how voxel values go in: none, zscore, percentile:L:U or window:L:U"
-        )
+    model_input = weights.parse_input(
+        options.weights, options.normalization, options.channels, options.orientation, options.spacing, options.tile
+    )
     content, model, assumed = weights.convert(
         options.weights,
         labels=_labels(options.labels),
@@ -237,17 +226,6 @@ def _labels(text: str | None) -> list[Any] | None:
         ]
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{text} can't be read as labels: {error}") from None
-
-
-def _normalization(text: str) -> Any:
-    from DeepLabSegLib.preprocess import Normalization
-
-    method, *bounds = text.split(":")
-    try:
-        lower, upper = map(float, bounds) if bounds else (None, None)
-    except ValueError:
-        raise InvalidInput(f"normalization is {text!r}; write for example zscore, or percentile:0.5:99.5") from None
-    return from_json(Normalization, {"method": method, "lower": lower, "upper": upper}, "normalization")
 
 
 def _segment_file(
