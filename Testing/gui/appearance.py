@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import ImageFont
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QColor, QFont, QFontDatabase, QPalette
+from PySide6.QtGui import QColor, QFont, QFontDatabase, QFontMetrics, QPalette
 from PySide6.QtWidgets import QApplication, QStyleFactory
 
 
@@ -21,10 +21,8 @@ def make_application() -> QApplication:
 
 
 def font_family() -> str:
-    """A font that this machine has; where it has none, the one inside Pillow."""
-    families = QFontDatabase.families()
-    for family in ("DejaVu Sans", *families):
-        if family in families:
-            return family
+    """The machine's own font; where it has none, the one inside Pillow."""
+    if QFontMetrics(QFont()).inFont("S"):
+        return QFont().family()
     font = QFontDatabase.addApplicationFontFromData(ImageFont.load_default(10).font_bytes)
     return QFontDatabase.applicationFontFamilies(font)[0]

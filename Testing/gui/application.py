@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import slicer
-from PySide6.QtCore import Property, QCoreApplication, QObject, QSettings, Signal
+from PySide6.QtCore import Property, QCoreApplication, QObject, QSettings, Qt, Signal
 from PySide6.QtWidgets import QApplication, QMainWindow
 
 
@@ -61,8 +61,8 @@ class qSlicerApplication(QObject):
     def topLevelWidgets(self) -> list:
         return [self.main_window]
 
-    def setOverrideCursor(self, cursor) -> None:
-        QApplication.setOverrideCursor(cursor)
+    def setOverrideCursor(self, cursor: int) -> None:
+        QApplication.setOverrideCursor(Qt.CursorShape(cursor))
 
     def restoreOverrideCursor(self) -> None:
         QApplication.restoreOverrideCursor()

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-if importlib.util.find_spec("PySide6") is None or importlib.util.find_spec("slicer") is None:
-    collect_ignore_glob = ["*.py"]
+FOLDER = Path(__file__).parent
 
-MODULE = Path(__file__).parents[2] / "DeepLabSeg" / "DeepLabSeg.py"
+# Only tests are collected, and they need PySide6 and slicer-core.
+IS_MISSING = not all(map(importlib.util.find_spec, ("PySide6", "slicer")))
+collect_ignore = [file.name for file in FOLDER.glob("*.py") if IS_MISSING or not file.name.startswith("test_")]
+
+MODULE = FOLDER.parents[1] / "DeepLabSeg" / "DeepLabSeg.py"
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,7 @@ import inspect
 import traceback
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import PySide6.support.signature  # noqa: F401 - makes shibokensupport importable
 import shiboken6
@@ -210,8 +210,8 @@ def enum_readings(function: Callable, args: list) -> Iterator[list]:
     for signature in found if isinstance(found, list) else [found]:
         annotations = [parameter.annotation for parameter in signature.parameters.values() if parameter.name != "self"]
         reading = [
-            annotation(arg) if isinstance(arg, int) and is_enum(annotation) else arg
-            for arg, annotation in zip(args, annotations, strict=False)
+            enum_type(arg) if isinstance(arg, int) and enum_type else arg
+            for arg, enum_type in zip(args, map(enum_of, annotations), strict=False)
         ]
         if len(reading) == len(args) and any(new is not old for new, old in zip(reading, args, strict=True)):
             yield reading
@@ -290,5 +290,7 @@ def is_qt_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, shiboken6.Object) and value is not shiboken6.Object
 
 
-def is_enum(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, enum.Enum)
+def enum_of(annotation: Any) -> type[enum.Enum] | None:
+    """The enum that a parameter takes, perhaps among other types."""
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, enum.Enum)), None)

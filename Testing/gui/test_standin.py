@@ -472,6 +472,17 @@ class TestSlicer:
         sys.modules["Small"].SmallTest().runTest()
         assert slicer_window.calls == [("delayDisplay", ("nothing", 100), {})]
 
+    def test_a_module_is_found_by_name(self, small):
+        assert slicer.util.getModuleWidget("Small") is small
+        assert slicer.util.getModuleLogic("Small") is small.logic
+        assert slicer.modules.small.widgetRepresentation().self() is small
+
+    def test_the_wait_cursor_comes_and_goes(self, qt):
+        for wait in (slicer.util.WaitCursor(), slicer.util.tryWithErrorDisplay(waitCursor=True)):
+            with wait:
+                assert qt.QApplication.overrideCursor().shape() == qt.Qt.WaitCursor
+            assert qt.QApplication.overrideCursor() is None
+
     def test_a_scene_has_its_subject_hierarchy(self, slicer_window):
         assert slicer.mrmlScene.GetSubjectHierarchyNode() is not None
 

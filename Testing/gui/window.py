@@ -89,7 +89,8 @@ class SlicerWindow:
         self._put(slicer, "mrmlScene", make_scene())
         self._put(slicer, "modules", types.SimpleNamespace())
         self._put(slicer, "app", pythonqt.wrap(qSlicerApplication(str(self.folder))))
-        self._put(slicer, "qSlicerScriptedLoadableModuleWidget", LoadedModule)
+        for name in ("qSlicerScriptedLoadableModule", "qSlicerScriptedLoadableModuleWidget"):
+            self._put(slicer, name, LoadedModule)
         for name, widget_class in CUSTOM_WIDGETS.items():
             if name.startswith("qMRML"):
                 self._put(slicer, name, pythonqt.wrapper_class(widget_class))
