@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from pathlib import Path
@@ -11,9 +10,16 @@ import pytest
 
 FOLDER = Path(__file__).parent
 
-# Only tests are collected, and they need PySide6 and slicer-core.
-IS_MISSING = not all(map(importlib.util.find_spec, ("PySide6", "slicer")))
-collect_ignore = [file.name for file in FOLDER.glob("*.py") if IS_MISSING or not file.name.startswith("test_")]
+try:
+    import slicer  # noqa: F401
+    from PySide6 import QtWidgets  # noqa: F401 - needs libraries of the system, such as libEGL
+
+    MISSING = ""
+except ImportError as error:
+    MISSING = str(error)
+
+# Only tests are collected, and only where they can run.
+collect_ignore = [file.name for file in FOLDER.glob("*.py") if MISSING or not file.name.startswith("test_")]
 
 MODULE = FOLDER.parents[1] / "DeepLabSeg" / "DeepLabSeg.py"
 
@@ -22,6 +28,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "/gui/" in str(item.path):
             item.add_marker("gui")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if MISSING:
+        terminalreporter.write_line(f"The tests of the panel were left out: {MISSING}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""The CTK widgets that a panel names, on PySide6, with CTK's properties, methods and signals."""
+"""The CTK widgets that a panel names, on PySide6, with CTK's properties, methods and signals.
+
+PythonQt shows of them only properties, slots and signals; a setter that is no slot in CTK is therefore private here.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,13 @@ class ctkCollapsibleButton(QAbstractButton):
         self.setCheckable(True)
         self.setChecked(True)
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
-        self.toggled.connect(lambda checked: self.setCollapsed(not checked))
+        self.toggled.connect(lambda checked: self._set_collapsed(not checked))
         self.setContentsMargins(0, self._title_height(), 0, 0)
 
     def _is_collapsed(self) -> bool:
         return self._collapsed
 
-    def setCollapsed(self, collapsed: bool) -> None:
+    def _set_collapsed(self, collapsed: bool) -> None:
         if collapsed == self._collapsed:
             return
         self._collapsed = collapsed
@@ -54,7 +57,7 @@ class ctkCollapsibleButton(QAbstractButton):
         self.updateGeometry()
         self.contentsCollapsed.emit(collapsed)
 
-    collapsed = Property(bool, _is_collapsed, setCollapsed, notify=contentsCollapsed)
+    collapsed = Property(bool, _is_collapsed, _set_collapsed, notify=contentsCollapsed)
 
     def _contents(self) -> list[QWidget]:
         return self.findChildren(QWidget, options=Qt.FindChildOption.FindDirectChildrenOnly)
@@ -136,26 +139,26 @@ class ctkPathLineEdit(QWidget):
 
     currentPath = Property(str, _current_path, setCurrentPath, notify=currentPathChanged)
 
-    def _get_name_filters(self) -> list[str]:
+    def _read_name_filters(self) -> list[str]:
         return self._name_filters
 
-    def setNameFilters(self, name_filters: list[str]) -> None:
+    def _set_name_filters(self, name_filters: list[str]) -> None:
         self._name_filters = list(name_filters)
 
-    nameFilters = Property("QStringList", _get_name_filters, setNameFilters)
+    nameFilters = Property("QStringList", _read_name_filters, _set_name_filters)
 
-    def _get_filters(self) -> int:
+    def _read_filters(self) -> int:
         return self._filters
 
-    def setFilters(self, filters: int) -> None:
+    def _set_filters(self, filters: int) -> None:
         self._filters = filters
 
-    filters = Property(int, _get_filters, setFilters)
+    filters = Property(int, _read_filters, _set_filters)
 
-    def _get_setting_key(self) -> str:
+    def _read_setting_key(self) -> str:
         return self._setting_key
 
-    def setSettingKey(self, setting_key: str) -> None:
+    def _set_setting_key(self, setting_key: str) -> None:
         """The key under which the last paths are kept; those there are listed."""
         self._setting_key = setting_key
         path = self.currentPath
@@ -165,7 +168,7 @@ class ctkPathLineEdit(QWidget):
         self._box.setEditText(path)
         self._box.blockSignals(False)
 
-    settingKey = Property(str, _get_setting_key, setSettingKey)
+    settingKey = Property(str, _read_setting_key, _set_setting_key)
 
     def _history(self) -> list[str]:
         paths = QSettings().value(self._setting_key) or []
@@ -176,7 +179,7 @@ class ctkPathLineEdit(QWidget):
         path = self.currentPath
         if path and self._setting_key:
             QSettings().setValue(self._setting_key, list(dict.fromkeys([path, *self._history()])))
-            self.setSettingKey(self._setting_key)
+            self._set_setting_key(self._setting_key)
 
     def browse(self) -> None:
         """Let the user choose in a dialog."""
@@ -226,30 +229,30 @@ class ctkSliderWidget(QWidget):
     def setValue(self, value: float) -> None:
         self._spin.setValue(value)
 
-    def setMinimum(self, minimum: float) -> None:
+    def _set_minimum(self, minimum: float) -> None:
         self._spin.setMinimum(minimum)
         self._show_range()
 
-    def setMaximum(self, maximum: float) -> None:
+    def _set_maximum(self, maximum: float) -> None:
         self._spin.setMaximum(maximum)
         self._show_range()
 
-    def setSingleStep(self, step: float) -> None:
+    def _set_single_step(self, step: float) -> None:
         self._spin.setSingleStep(step)
         self._show_range()
 
     def setDecimals(self, decimals: int) -> None:
         self._spin.setDecimals(decimals)
 
-    def setSuffix(self, suffix: str) -> None:
+    def _set_suffix(self, suffix: str) -> None:
         self._spin.setSuffix(suffix)
 
     value = Property(float, lambda self: self._spin.value(), setValue, notify=valueChanged)
-    minimum = Property(float, lambda self: self._spin.minimum(), setMinimum)
-    maximum = Property(float, lambda self: self._spin.maximum(), setMaximum)
-    singleStep = Property(float, lambda self: self._spin.singleStep(), setSingleStep)
+    minimum = Property(float, lambda self: self._spin.minimum(), _set_minimum)
+    maximum = Property(float, lambda self: self._spin.maximum(), _set_maximum)
+    singleStep = Property(float, lambda self: self._spin.singleStep(), _set_single_step)
     decimals = Property(int, lambda self: self._spin.decimals(), setDecimals)
-    suffix = Property(str, lambda self: self._spin.suffix(), setSuffix)
+    suffix = Property(str, lambda self: self._spin.suffix(), _set_suffix)
 
 
 class ctkFittedTextBrowser(QTextBrowser):

@@ -293,6 +293,16 @@ class TestCtk:
         slider.findChild(qt.QSlider).setValue(3)
         assert (slider.value, heard) == (0.75, [0.5, 0.75])
 
+    def test_a_setter_that_is_no_slot_is_not_there(self, slicer_window):
+        ctk = sys.modules["ctk"]
+        for widget, setter in (
+            (ctk.ctkSliderWidget(), "setMinimum"),
+            (ctk.ctkPathLineEdit(), "setNameFilters"),
+            (ctk.ctkCollapsibleButton(), "setCollapsed"),
+            (slicer.qMRMLNodeComboBox(), "setNodeTypes"),
+        ):
+            assert not hasattr(widget, setter)
+
     def test_a_section_hides_its_contents_when_closed(self, qt, qt_app):
         section = sys.modules["ctk"].ctkCollapsibleButton()
         layout = qt.QVBoxLayout(section)
@@ -448,6 +458,11 @@ class TestSlicer:
         assert slicer.util.confirmYesNoDisplay("Sure?") is answer
         slicer.util.infoDisplay("Done")
         assert [message.text for message in slicer_window.messages] == ["Go on?", "Sure?", "Done"]
+        icons = sys.modules["qt"].QMessageBox
+        assert [message.icon for message in slicer_window.messages] == [
+            *(icons.Question, icons.Question),
+            icons.Information,
+        ]
 
     def test_what_acts_on_views_is_written_down(self, slicer_window):
         node = add_volume("Scan")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import sys
 import types
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,9 @@ class Message:
     options: dict[str, Any]
 
     @property
-    def icon(self) -> QtWidgets.QMessageBox.Icon:
-        return QtWidgets.QMessageBox.Icon(self.options.get("icon", 0))
+    def icon(self) -> int:
+        """Such as `qt.QMessageBox.Critical`."""
+        return self.options.get("icon", 0)
 
 
 @dataclass
@@ -69,7 +70,7 @@ class SlicerWindow:
     messages: list[Message] = field(default_factory=list)
     confirms: bool = True
     calls: list[tuple[str, tuple, dict[str, Any]]] = field(default_factory=list)
-    _undo: list[Callable[[], object]] = field(default_factory=list)
+    _undo: ExitStack = field(default_factory=ExitStack)
 
     def install(self) -> None:
         """Make the stand-in importable, with a fresh scene."""
@@ -100,19 +101,18 @@ class SlicerWindow:
 
     def remove(self) -> None:
         """Leave `sys.modules`, `sys.path` and `slicer` as they were."""
-        for module in vars(slicer.modules).values():
-            module.widget.cleanup()
-            module.widget.parent.deleteLater()
-        QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.Type.DeferredDelete)
-        slicer.mrmlScene.Clear(True)
-        for undo in reversed(self._undo):
-            undo()
+        with self._undo:
+            for module in vars(slicer.modules).values():
+                module.widget.cleanup()
+                module.widget.parent.deleteLater()
+            QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.Type.DeferredDelete)
+            slicer.mrmlScene.Clear(True)
 
     def load_module(self, file: Path) -> Any:
         """The widget of a scripted module, loaded from its file as Slicer does and set up."""
         name = file.stem
+        self._undo.callback(sys.path.__setitem__, slice(None), list(sys.path))
         sys.path.insert(0, str(file.parent))
-        self._undo.append(lambda: sys.path.remove(str(file.parent)))
         spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)
         self._put_module(name, module)
@@ -135,22 +135,22 @@ class SlicerWindow:
 
     def _put(self, owner: Any, name: str, value: Any) -> None:
         if hasattr(owner, name):
-            before = getattr(owner, name)
-            self._undo.append(lambda: setattr(owner, name, before))
+            self._undo.callback(setattr, owner, name, getattr(owner, name))
         else:
-            self._undo.append(lambda: delattr(owner, name))
+            self._undo.callback(delattr, owner, name)
         setattr(owner, name, value)
 
     def _put_module(self, name: str, module: types.ModuleType) -> None:
-        before = sys.modules.get(name)
-        self._undo.append(lambda: sys.modules.pop(name) if before is None else sys.modules.update({name: before}))
+        if name in sys.modules:
+            self._undo.callback(sys.modules.__setitem__, name, sys.modules[name])
+        else:
+            self._undo.callback(sys.modules.pop, name, None)
         sys.modules[name] = module
         if name.startswith("slicer."):
             self._put(slicer, name.removeprefix("slicer."), module)
 
     def _show_message(self, text: str, parent: Any = None, **options: Any) -> int:
         """`slicer.util.messageBox`: the button that `confirms` stands for."""
-        logging.info(text)
         self.messages.append(Message(text, options))
         buttons = QtWidgets.QMessageBox.StandardButton(options.get("standardButtons", 0))
         fitting = [button for button in buttons if bool(button & CONFIRMING) == self.confirms]
