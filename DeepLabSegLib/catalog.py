@@ -29,6 +29,7 @@ __all__ = [
     "read_card",
     "resource",
     "tensors_file",
+    "to_card",
     "user_models",
 ]
 
@@ -170,12 +171,17 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard:
     Raises `BundleError` that names the file and the key.
     """
     try:
-        content = _known(ModelCard, json.loads(model_json(path)))
-        content["network"] = _known(CardNetwork, content.get("network"))
-        content["input"] = _known(CardInput, content.get("input"))
-        return from_json(ModelCard, content)
+        return to_card(json.loads(model_json(path)))
     except (ValueError, RecursionError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
         raise BundleError(f"{path}: model.json: {error}") from None
+
+
+def to_card(content: object) -> ModelCard:
+    """The card in the decoded content of a `model.json`. Raises `ValueError` that names the key."""
+    known = _known(ModelCard, content)
+    known["network"] = _known(CardNetwork, known.get("network"))
+    known["input"] = _known(CardInput, known.get("input"))
+    return from_json(ModelCard, known)
 
 
 def _known(cls: type, content: object) -> dict[str, object]:

@@ -52,12 +52,13 @@ class Worker:
         while True:
             request = self._waiting.get()
             try:
-                result = getattr(self, f"_{request['do']}")(request)
-                self._answer(request, result=result)
+                content = {"result": getattr(self, f"_{request['do']}")(request)}
             except Exception as error:  # whatever it is, the window must hear of it
                 if not isinstance(error, DeepLabSegError):
                     traceback.print_exc()
-                self._answer(request, error={"kind": _kind(error), "message": str(error) or type(error).__name__})
+                content = {"error": {"kind": _kind(error), "message": str(error) or type(error).__name__}}
+            # After the exception is gone, and with it every hold on the files: Windows deletes no mapped file.
+            self._answer(request, **content)
 
     def _read(self) -> None:
         for line in self._requests:
@@ -113,7 +114,7 @@ class Worker:
         started = time.perf_counter()
         labels = segmenter.segment(image, from_json(SegmentOptions, request["options"]), on_progress)
         seconds = time.perf_counter() - started
-        result = {"labels": "labels.npy", "model": to_json(segmenter.bundle)}
+        result = {"labels": "labels.npy", "segments": to_json(labels.segments), "model": segmenter.bundle.name}
         np.save(folder / "labels.npy", labels.array)
         if labels.uncertainty is not None:
             result["uncertainty"] = "uncertainty.npy"

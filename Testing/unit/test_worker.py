@@ -85,7 +85,7 @@ def test_it_gives_the_labels_of_the_library(client, tmp_path, scan, dims):
     np.testing.assert_array_equal(np.load(tmp_path / "job" / result["labels"]), expected.array)
     np.testing.assert_allclose(np.load(tmp_path / "job" / result["uncertainty"]), expected.uncertainty, atol=1e-5)
     assert result["volumes_ml"] == pytest.approx(expected.volumes_ml())
-    assert [label["name"] for label in result["model"]["labels"]] == [s.name for s in expected.segments]
+    assert [segment["name"] for segment in result["segments"]] == [s.name for s in expected.segments]
     assert result["seconds"] > 0
     assert result["peak_bytes"] > 1e7
     for name in result["surfaces"].values():
