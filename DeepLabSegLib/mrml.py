@@ -6,6 +6,7 @@ It needs a scene and the MRML classes, no window and no application: it runs in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,14 @@ if TYPE_CHECKING:  # a panel uses this module before torch is here
     from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
 
 __all__ = [
+    "ResultNodes",
     "check_output_node",
     "read_region",
     "read_volumes",
     "segment_volumes",
     "volume_state",
     "volume_voxels",
+    "write_result",
     "write_segmentation",
     "write_uncertainty",
 ]
@@ -139,6 +142,44 @@ def check_output_node(segmentation_node: Any) -> None:
     """Raise `InvalidInput` unless the node can take a result."""
     if segmentation_node is None or not segmentation_node.IsA("vtkMRMLSegmentationNode"):
         raise InvalidInput(f"the output is {_describe(segmentation_node)}; choose a segmentation node")
+
+
+@dataclass(frozen=True)
+class ResultNodes:
+    """The nodes that a result went into."""
+
+    segmentation: Any
+    uncertainty: Any = None
+
+
+def write_result(
+    labels: Labels, volume_node: Any, segmentation_node: Any = None, surfaces: Mapping[str, Any] | None = None
+) -> ResultNodes:
+    """Put a result into the scene of `volume_node`: all of it, or nothing.
+
+    `segmentation_node` None makes a new one, named after the volume, as for the uncertainty. Raises what
+    `write_segmentation` raises.
+    """
+    scene = volume_node.GetScene()
+    added = []
+
+    def add(node_class: str, what: str) -> Any:
+        node = scene.AddNewNodeByClass(node_class, scene.GenerateUniqueName(f"{volume_node.GetName()} {what}"))
+        added.append(node)
+        return node
+
+    try:
+        segmentation = segmentation_node or add("vtkMRMLSegmentationNode", "segmentation")
+        uncertainty = None
+        if labels.uncertainty is not None:
+            uncertainty = add("vtkMRMLScalarVolumeNode", "uncertainty")
+            write_uncertainty(labels, uncertainty, volume_node)
+        write_segmentation(labels, segmentation, volume_node, surfaces)
+    except BaseException:
+        for node in added:
+            scene.RemoveNode(node)
+        raise
+    return ResultNodes(segmentation, uncertainty)
 
 
 def write_segmentation(

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import qt
+from slicer.i18n import tr as _
+
 from DeepLabSegLib import catalog
 from DeepLabSegLib.catalog import ModelCard
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
-from slicer.i18n import tr as _
-
 from DeepLabSegPanel import combo
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import qt
 import slicer
+from slicer.i18n import tr as _
+
 from DeepLabSegLib import mrml
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput, OutputError
 from DeepLabSegLib.image import Geometry, Labels, Segment
 from DeepLabSegLib.schema import from_json
-from slicer.i18n import tr as _
-
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
 CANCEL_WITHIN_MS = 3000
@@ -160,21 +160,8 @@ class SegmentationRun:
         surfaces = None
         if "surfaces" in report:
             surfaces = {name: read_surface(self._folder / file) for name, file in report["surfaces"].items()}
-        added = []
-        try:
-            segmentation = request.output or added_node(
-                "vtkMRMLSegmentationNode", f"{volume.GetName()} segmentation", added
-            )
-            mrml.write_segmentation(labels, segmentation, volume, surfaces)
-            uncertainty = None
-            if labels.uncertainty is not None:
-                uncertainty = added_node("vtkMRMLScalarVolumeNode", f"{volume.GetName()} uncertainty", added)
-                mrml.write_uncertainty(labels, uncertainty, volume)
-        except BaseException:
-            for node in added:
-                slicer.mrmlScene.RemoveNode(node)
-            raise
-        return RunResult(segmentation, uncertainty, report, time.monotonic() - self._started)
+        nodes = mrml.write_result(labels, volume, request.output, surfaces)
+        return RunResult(nodes.segmentation, nodes.uncertainty, report, time.monotonic() - self._started)
 
     def _failed(self, kind: str, message: str) -> RunResult:
         return RunResult(errorKind=kind, errorMessage=message, seconds=time.monotonic() - self._started)
@@ -196,13 +183,6 @@ class SegmentationRun:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-
-
-def added_node(node_class: str, name: str, added: list[Any]) -> Any:
-    """A new node in the scene, which is also put on the list `added`."""
-    node = slicer.mrmlScene.AddNewNodeByClass(node_class, slicer.mrmlScene.GenerateUniqueName(name))
-    added.append(node)
-    return node
 
 
 def _isInScene(node: Any) -> bool:

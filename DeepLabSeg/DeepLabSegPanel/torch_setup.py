@@ -43,7 +43,7 @@ def _isInstalled(requirement: Requirement) -> bool:
 
 
 class TorchInstaller:
-    """Installs requirements. `onLine(text)` gets the progress, `onEnd(error)` the end, with an empty text if all is well."""
+    """Installs requirements. `onLine(text)` gets the progress; `onEnd(error)` the end, with no text if all is well."""
 
     def __init__(self, onLine: Callable[[str], None], onEnd: Callable[[str], None]) -> None:
         self._onLine = onLine

@@ -96,6 +96,7 @@ class SlicerWindow:
             if name.startswith("qMRML"):
                 self._put(slicer, name, pythonqt.wrapper_class(widget_class))
         self._put(slicer.util, "messageBox", self._show_message)
+        self._put(slicer.util, "loadVolume", load_volume)
         for name in RECORDED:
             self._put(slicer.util, name, self._recorder(name))
 
@@ -158,6 +159,18 @@ class SlicerWindow:
 
     def _recorder(self, name: str) -> Callable:
         return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+
+
+def load_volume(path: str, properties: dict[str, Any] | None = None):
+    """`slicer.util.loadVolume` by the storage node that Slicer's own reader uses."""
+    name = (properties or {}).get("name") or Path(path).name.partition(".")[0]
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
+    storage.SetFileName(path)
+    if not storage.ReadData(node):
+        slicer.mrmlScene.RemoveNode(node)
+        raise RuntimeError(f"Failed to load {path}")
+    return node
 
 
 def make_scene():
