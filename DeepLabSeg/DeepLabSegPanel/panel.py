@@ -429,7 +429,7 @@ def _timeLeft(elapsed: float, done: int, total: int) -> str:
 
 
 def _device(entry: Mapping[str, Any]) -> str:
-    if entry["total_bytes"] is None:
+    if "total_bytes" not in entry:
         return entry["title"]
     return _("{title}, {free:.1f} of {total:.1f} GB free").format(
         title=entry["title"], free=entry["free_bytes"] / 1e9, total=entry["total_bytes"] / 1e9

@@ -44,6 +44,11 @@ class WorkerProcess:
         """Whether there is a process."""
         return self._process is not None
 
+    @property
+    def processId(self) -> int:
+        """The system's number of the process, 0 without one."""
+        return 0 if self._process is None else self._process.processId()
+
     def request(self, do: str, onAnswer: Callable[[Answer], None], **content: Any) -> int:
         """Send a request; `onAnswer` gets every answer to it. Returns its id."""
         if self._process is None:

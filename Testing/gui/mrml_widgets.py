@@ -8,6 +8,7 @@ import slicer
 import vtk
 from PySide6.QtCore import Property, Qt, Signal
 from PySide6.QtWidgets import QComboBox, QHBoxLayout, QSizePolicy, QWidget
+from shiboken6 import isValid
 
 SCENE_EVENTS = (
     slicer.vtkMRMLScene.NodeAddedEvent,
@@ -97,8 +98,7 @@ class qMRMLNodeComboBox(QWidget):
     def setMRMLScene(self, scene) -> None:
         if scene is self._scene:
             return
-        for tag in self._scene_observers:
-            self._scene.RemoveObserver(tag)
+        self._stop_observing()
         self._scene = scene
         self._scene_observers = [scene.AddObserver(event, self._update) for event in SCENE_EVENTS] if scene else []
         self._update()
@@ -106,6 +106,14 @@ class qMRMLNodeComboBox(QWidget):
             self.setCurrentNode(self._requested)
         self._requested = None
         self.setEnabled(scene is not None)
+
+    def _stop_observing(self) -> None:
+        for tag in self._scene_observers:
+            self._scene.RemoveObserver(tag)
+        self._scene_observers = []
+        for node, tag in self._name_observers.items():
+            node.RemoveObserver(tag)
+        self._name_observers = {}
 
     def currentNode(self):
         return self.nodeFromIndex(self._box.currentIndex() - self._none_count())
@@ -157,6 +165,9 @@ class qMRMLNodeComboBox(QWidget):
 
     def _update(self, *_: object) -> None:
         """Bring the list up to the scene, item by item, so that QComboBox keeps or moves the choice as in Slicer."""
+        if not isValid(self._box):  # the widget is gone; Slicer's own stops observing then
+            self._stop_observing()
+            return
         if self._scene is not None and self._scene.IsBatchProcessing():
             return
         if self.noneEnabled and not self._none_count():
