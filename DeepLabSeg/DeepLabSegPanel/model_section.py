@@ -18,6 +18,7 @@ from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 DEPTHS = (3, 4, 5)
 NORMALIZATIONS = ("none", "zscore", "percentile:0.5:99.5", "window:-160:240")
 LOOK_AFTER_MS = 300
+BAD, DOUBT, GOOD = "color: #b00020;", "color: #8a6d00;", "color: #1b5e20;"
 FILE = ""
 """Value of the entry that stands for a file."""
 
@@ -71,7 +72,7 @@ class ModelSection:
         combo.choose(self.ui.activationComboBox, parameters.activation)
         if self.ui.normalizationComboBox.currentText != parameters.normalization:
             self.ui.normalizationComboBox.setEditText(parameters.normalization)
-        shown = (parameters.model, parameters.weightsPath, *(str(self._said(parameters, name)) for name in SAID))
+        shown = (parameters.model, parameters.weightsPath, *(str(getattr(parameters, name)) for name in SAID))
         if shown != self._shown:
             self._shown = shown
             self._read(parameters)
@@ -154,9 +155,6 @@ class ModelSection:
 
     # --- what a person says of weights -------------------------------------------------------------------------------
 
-    def _said(self, parameters: Any, name: str) -> Any:
-        return getattr(parameters, name)
-
     def _weightsChoice(self, parameters: Any) -> dict[str, Any]:
         said: dict[str, Any] = {"network": {}}
         if parameters.labels.strip():
@@ -207,13 +205,19 @@ class ModelSection:
         if not text and self._looking:
             text = _("Looking into the file …")
         if not text and self._assumed:
-            text = _("The file doesn't tell {things}.").format(things="; ".join(self._assumed))
+            things = (thing.removeprefix("decoder_").replace("_", " ") for thing in self._assumed)
+            text = _("The file doesn't tell: {things}.").format(things="; ".join(things))
         label.text = text
         label.visible = bool(text)
-        label.styleSheet = "color: #b00020;" if self.problem else "color: #8a6d00;"
-        self.ui.modelInfoBrowser.visible = self.card is not None
-        if self.card is not None:
-            self.ui.modelInfoBrowser.html = card_html(self.card)
+        label.styleSheet = BAD if self.problem else DOUBT
+        self.ui.modelInfoLabel.text = "" if self.card is None else card_html(self.card)
+        self.ui.modelInfoLabel.visible = self.card is not None
+        said = {
+            "normalizationComboBoxLabel": self._parameters.normalization,
+            "labelsLineEditLabel": self._parameters.labels,
+        }
+        for name, value in said.items():
+            getattr(self.ui, name).styleSheet = "" if value.strip() else DOUBT
 
 
 SAID = (

@@ -15,7 +15,7 @@ from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.texts import parse_sizes
 from DeepLabSegPanel import combo, torch_setup
 from DeepLabSegPanel.channels import ChannelSelectors
-from DeepLabSegPanel.model_section import FILE, ModelSection
+from DeepLabSegPanel.model_section import BAD, DOUBT, FILE, GOOD, ModelSection
 from DeepLabSegPanel.run import RunRequest, RunResult, SegmentationRun
 from DeepLabSegPanel.sample import load_sample
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
@@ -30,8 +30,6 @@ COMBOS = {
     "sliceAxisComboBox": "sliceAxis",
 }
 """Combo box -> the parameter that it sets."""
-
-GOOD, BAD = "color: #1b5e20;", "color: #b00020;"
 
 
 class Panel(VTKObservationMixin):
@@ -172,7 +170,7 @@ class Panel(VTKObservationMixin):
         self.channels.show(wanted, _components(parameters.inputVolume), parameters.parameterNode)
         ui.sampleButton.visible = not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
         _message(ui.inputMessageLabel, self._inputProblem())
-        _message(ui.outputMessageLabel, self._outputRemark(), "color: #8a6d00;")
+        _message(ui.outputMessageLabel, self._outputRemark(), DOUBT)
         idle = self._run is None and self._installer is None
         ui.segmentButton.text = _("Segment") if idle else _("Cancel")
         for name in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import slicer
-from PySide6.QtCore import Property, QCoreApplication, QObject, QSettings, Qt, Signal
+from PySide6.QtCore import Property, QCoreApplication, QEvent, QObject, QSettings, Qt, Signal
 from PySide6.QtWidgets import QApplication, QMainWindow
 
 
@@ -36,6 +36,8 @@ class qSlicerApplication(QObject):
 
     def processEvents(self) -> None:
         QCoreApplication.processEvents()
+        # Outside a running event loop Qt keeps these back.
+        QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
 
     def testingEnabled(self) -> bool:
         return self._testing

@@ -1,4 +1,4 @@
-"""A Slicer to click in, without Slicer: `slicer_window` puts it in place for one test."""
+"""A Slicer to click in: the stand-in, which `slicer_window` puts in place for one test, or the real one around us."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import pytest
 FOLDER = Path(__file__).parent
 
 try:
-    import slicer  # noqa: F401
-    from PySide6 import QtWidgets  # noqa: F401 - needs libraries of the system, such as libEGL
+    import slicer
+
+    IS_REAL = hasattr(slicer, "app")
+    if not IS_REAL:
+        from PySide6 import QtWidgets  # noqa: F401 - needs libraries of the system, such as libEGL
 
     MISSING = ""
 except ImportError as error:
@@ -20,6 +23,8 @@ except ImportError as error:
 
 # Only tests are collected, and only where they can run.
 collect_ignore = [file.name for file in FOLDER.glob("*.py") if MISSING or not file.name.startswith("test_")]
+if not MISSING and IS_REAL:
+    collect_ignore.append("test_standin.py")
 
 MODULE = FOLDER.parents[1] / "DeepLabSeg" / "DeepLabSeg.py"
 
@@ -37,7 +42,9 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def qt_app():
-    """The one QApplication, without a display, looking as Slicer does."""
+    """The application: Slicer's own, or one without a display that looks like it."""
+    if IS_REAL:
+        return slicer.app
     os.environ["QT_QPA_PLATFORM"] = "offscreen"
     from appearance import make_application
 
@@ -46,8 +53,11 @@ def qt_app():
 
 @pytest.fixture
 def slicer_window(qt_app, tmp_path):
-    """The stand-in with a fresh scene. An error in a slot that the test has not taken fails the test."""
-    from window import SlicerWindow
+    """Slicer with a fresh scene. An error in a slot that the test has not taken fails the test."""
+    if IS_REAL:
+        from real_window import RealWindow as SlicerWindow
+    else:
+        from window import SlicerWindow
 
     window = SlicerWindow(tmp_path)
     window.take_errors()

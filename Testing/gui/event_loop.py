@@ -1,34 +1,37 @@
-"""Running Qt's event loop in a test, and proof that nothing has held it up."""
+"""Running Qt's event loop in a test, and proof that nothing has held it up; on the stand-in and in a real Slicer."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from PySide6.QtCore import QEventLoop, Qt, QTimer
-
 TICK_MS = 5
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
     """Run the event loop until `condition()` is true; TimeoutError if it does not become so."""
-    loop = QEventLoop()
+    import slicer
+
     end = time.monotonic() + timeout_s
-    poll = make_timer(lambda: (condition() or time.monotonic() > end) and loop.quit())
-    if not condition():
-        loop.exec()
-    poll.stop()
-    if not condition():
-        raise TimeoutError(f"after {timeout_s} s the condition does not hold")
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"after {timeout_s} s the condition does not hold")
+        slicer.app.processEvents()
+        time.sleep(0.001)
 
 
 class EventLoopWatch:
     """Measures, in a `with` block, the longest time for which the event loop did not run."""
 
     def __enter__(self) -> EventLoopWatch:
+        import qt
+
         self.longest_gap_s = 0.0
         self._last = time.monotonic()
-        self._timer = make_timer(self._tick)
+        self._timer = qt.QTimer()
+        self._timer.setTimerType(qt.Qt.PreciseTimer)
+        self._timer.connect("timeout()", self._tick)
+        self._timer.start(TICK_MS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,10 +42,3 @@ class EventLoopWatch:
         now = time.monotonic()
         self.longest_gap_s = max(self.longest_gap_s, now - self._last)
         self._last = now
-
-
-def make_timer(callback: Callable[[], object]) -> QTimer:
-    timer = QTimer(interval=TICK_MS, timerType=Qt.TimerType.PreciseTimer)
-    timer.timeout.connect(callback)
-    timer.start()
-    return timer

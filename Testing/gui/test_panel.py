@@ -127,8 +127,8 @@ def test_choosing_a_model_fills_and_locks_what_it_tells(widget):
     assert (ui.classesValueLabel.text, ui.channelsValueLabel.text) == ("3", "1 (c0)")
     locked = ("encoderComboBox", "depthComboBox", "dimensionsComboBox", "sliceAxisComboBox")
     assert [name for name in locked if getattr(ui, name).enabled] == []
-    text = ui.modelInfoBrowser.plainText
-    for words in ("Part 1", "Apache-2.0", "small network"):
+    text = ui.modelInfoLabel.text
+    for words in ("Part&nbsp;1", "Apache-2.0", "small network"):
         assert words in text
     assert not ui.weightsPathLineEdit.visible
 
@@ -148,7 +148,7 @@ def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget,
     screenshot(widget.parent, "panel-weights")
     ui.normalizationComboBox.setEditText("zscore")
     ui.labelsLineEdit.text = "Liver, Spleen"
-    wait_until(lambda: "Liver" in ui.modelInfoBrowser.plainText, 60)
+    wait_until(lambda: "Liver" in ui.modelInfoLabel.text, 60)
     assert "without normalisation" not in ui.modelMessageLabel.text
     ui.labelsLineEdit.text = "one, two, three, four, five"
     wait_until(lambda: "5 labels are given" in ui.modelMessageLabel.text, 60)
@@ -161,8 +161,8 @@ def test_weights_from_a_file_are_run_as_they_were_described(widget, tmp_path, vo
     torch.save(segmenter.network.state_dict(), tmp_path / "mine.pth")
     parameters = widget.logic.getParameterNode()
     parameters.weightsPath, parameters.model = str(tmp_path / "mine.pth"), ""
-    parameters.labels, parameters.normalization = "Liver, Spleen", "zscore"
-    wait_until(lambda: "Liver" in widget.ui.modelInfoBrowser.plainText, 60)
+    parameters.labels, parameters.normalization, parameters.dilationRates = "Liver, Spleen", "zscore", "2, 4"
+    wait_until(lambda: "Liver" in widget.ui.modelInfoLabel.text, 60)
     assert "is ready" in segment(widget)
     found = masks(segmentations()[0])
     expected = segmenter.segment(scan)

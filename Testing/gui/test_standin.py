@@ -517,7 +517,7 @@ class TestSlicer:
         assert vtk.vtkObject is not None
 
 
-def test_the_watch_sees_a_blocked_event_loop(qt_app):
+def test_the_watch_sees_a_blocked_event_loop(slicer_window):
     with EventLoopWatch() as calm:
         end = time.monotonic() + 0.1
         wait_until(lambda: time.monotonic() > end)
@@ -526,7 +526,7 @@ def test_the_watch_sees_a_blocked_event_loop(qt_app):
     assert calm.longest_gap_s < 0.1 < blocked.longest_gap_s
 
 
-def test_waiting_in_vain_is_an_error(qt_app):
+def test_waiting_in_vain_is_an_error(slicer_window):
     with pytest.raises(TimeoutError):
         wait_until(lambda: False, timeout_s=0.02)
 

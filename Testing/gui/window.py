@@ -112,8 +112,8 @@ class SlicerWindow:
     def load_module(self, file: Path) -> Any:
         """The widget of a scripted module, loaded from its file as Slicer does and set up."""
         name = file.stem
-        self._undo.callback(sys.path.__setitem__, slice(None), list(sys.path))
         sys.path.insert(0, str(file.parent))
+        self._undo.callback(lambda: str(file.parent) in sys.path and sys.path.remove(str(file.parent)))
         spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)
         self._put_module(name, module)

@@ -173,6 +173,7 @@ def test_it_describes_bare_weights_and_what_they_can_not_tell(client, tmp_path):
     )
     assert any("normalisation" in text for text in described["assumed"])
     said = {"labels": ["Liver", "Spleen"], "normalization": "window:-160:240", "spacing": [1.5, None, None]}
+    said["network"] = {"decoder_dilation_rates": [2, 4]}
     known = client.ask("describe", choice=choice | said)["result"]
     assert [label["name"] for label in known["model"]["labels"]] == ["Liver", "Spleen"]
     assert known["model"]["input"]["normalization"]["lower"] == -160
