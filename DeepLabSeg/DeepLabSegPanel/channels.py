@@ -14,9 +14,9 @@ ROLE = "furtherChannel"
 class ChannelSelectors:
     """Rows of a form, one per channel beyond those of the input volume."""
 
-    def __init__(self, frame: Any, layout: Any, onChanged: Callable[[], None]) -> None:
+    def __init__(self, frame: Any, onChanged: Callable[[], None]) -> None:
         self._frame = frame
-        self._layout = layout
+        self._layout = frame.layout()
         self._onChanged = onChanged
         self._selectors: list[Any] = []
         self._names: tuple[str, ...] = ()

@@ -42,8 +42,8 @@ class ModelSection:
         self._assumed: list[str] = []
         self._looking = 0
         self._timer = qt.QTimer()
-        self._timer.singleShot = True
-        self._timer.interval = LOOK_AFTER_MS
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(LOOK_AFTER_MS)
         self._timer.connect("timeout()", self._look)
         families = catalog.ENCODERS.items()
         combo.fill(ui.encoderComboBox, [entry for family, names in families for entry in _family(family, names)])

@@ -55,7 +55,7 @@ class Panel(VTKObservationMixin):
         """Fill the widgets and connect everything."""
         ui = self.ui
         self.model = ModelSection(ui, self.worker, self._torchIsHere, self._update)
-        self.channels = ChannelSelectors(ui.channelsFrame, ui.channelsLayout, self._update)
+        self.channels = ChannelSelectors(ui.channelsFrame, self._update)
         combo.fill(ui.deviceComboBox, [(_("Automatic"), "auto"), (_("CPU"), "cpu")])
         precisions = {"auto": _("Automatic"), "fp32": "fp32", "bf16": "bf16", "fp16": _("fp16 (graphics card)")}
         combo.fill(ui.precisionComboBox, [(text, value) for value, text in precisions.items()])

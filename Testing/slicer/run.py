@@ -32,21 +32,12 @@ def find_pytest():
 
 def run() -> int:
     """Run them all; gives pytest's exit code."""
-    for folder in (TESTING, TESTING.parent, TESTING / "gui", TESTING / "mrml"):
-        sys.path.insert(0, str(folder))
     os.chdir(TESTING.parent)
     own = [argument for argument in sys.argv[1:] if not argument.endswith("run.py")]
-    folders = [str(TESTING / name) for name in ("slicer", "mrml", "gui")]
     # The project's own settings are for the development environment; here only its tests are wanted.
-    settings = [
-        "-c",
-        str(TESTING / "slicer" / "pytest.ini"),
-        "--rootdir",
-        str(TESTING.parent),
-        "-p",
-        "no:cacheprovider",
-    ]
-    return int(find_pytest().main([*settings, "-v", *(own or []), *folders]))
+    settings = ["-c", str(TESTING / "slicer" / "pytest.ini"), "--rootdir", str(TESTING.parent), "--confcutdir", str(TESTING)]
+    ignored = [f"--ignore={TESTING / name}" for name in ("unit", "parity", "benchmarks")]
+    return int(find_pytest().main([*settings, *ignored, "-v", *own, str(TESTING)]))
 
 
 if __name__ == "__main__":
