@@ -35,7 +35,14 @@ def run() -> int:
     os.chdir(TESTING.parent)
     own = [argument for argument in sys.argv[1:] if not argument.endswith("run.py")]
     # The project's own settings are for the development environment; here only its tests are wanted.
-    settings = ["-c", str(TESTING / "slicer" / "pytest.ini"), "--rootdir", str(TESTING.parent), "--confcutdir", str(TESTING)]
+    settings = [
+        "-c",
+        str(TESTING / "slicer" / "pytest.ini"),
+        "--rootdir",
+        str(TESTING.parent),
+        "--confcutdir",
+        str(TESTING),
+    ]
     ignored = [f"--ignore={TESTING / name}" for name in ("unit", "parity", "benchmarks")]
     return int(find_pytest().main([*settings, *ignored, "-v", *own, str(TESTING)]))
 
