@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 
+BODY_SUBSTANCE = ("SCT", "91720002")
+FLUID_OPACITY = 0.15
 FOUR_DIMENSIONAL = ("DiffusionWeightedVolume", "DiffusionImageVolume", "MultiVolume")
 
 
@@ -226,7 +228,7 @@ def write_segmentation(
         if segmentation_node.GetDisplayNode() is None and segmentation_node.GetScene() is not None:
             segmentation_node.CreateDefaultDisplayNodes()
         if surfaces is not None and segmentation_node.GetDisplayNode() is not None:
-            segmentation_node.GetDisplayNode().SetPreferredDisplayRepresentationName3D(_closed_surface())
+            _show_in_3d(segmentation_node.GetDisplayNode(), labels)
     finally:
         segmentation_node.EndModify(modifying)
     _place_beside(segmentation_node, volume_node)
@@ -282,6 +284,14 @@ def _oriented_image(layer: NDArray, ijk_to_ras: Any) -> Any:
 
 def _binary_labelmap() -> str:
     return slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+
+
+def _show_in_3d(display_node: Any, labels: Labels) -> None:
+    """Surfaces in the 3D view; through a fluid one sees what lies in it."""
+    display_node.SetPreferredDisplayRepresentationName3D(_closed_surface())
+    for segment in labels.segments:
+        if segment.terminology is not None and segment.terminology.category[:2] == BODY_SUBSTANCE:
+            display_node.SetSegmentOpacity3D(segment.id, FLUID_OPACITY)
 
 
 def _closed_surface() -> str:

@@ -86,11 +86,14 @@ def _closed_surface(mask: np.ndarray, start: list[int], geometry: Geometry) -> A
     placed = vtk.vtkTransformPolyDataFilter()
     placed.SetInputConnection(smooth.GetOutputPort())
     placed.SetTransform(_to_ras(geometry))
+    turned = placed
+    if np.linalg.det(geometry.affine[:3, :3]) > 0:  # (k, j, i) the other way round: a mirror image, inside out
+        turned = vtk.vtkReverseSense()
+        turned.SetInputConnection(placed.GetOutputPort())
     normals = vtk.vtkPolyDataNormals()
-    normals.SetInputConnection(placed.GetOutputPort())
+    normals.SetInputConnection(turned.GetOutputPort())
     normals.SplittingOff()
-    normals.ConsistencyOn()
-    normals.AutoOrientNormalsOn()
+    normals.ConsistencyOff()  # the nets are consistent; where sheets touch, this filter would turn them wrongly
     normals.Update()
     surface = normals.GetOutput()
     surface.GetCellData().Initialize()  # the nets' own labels

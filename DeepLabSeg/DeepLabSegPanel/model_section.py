@@ -239,15 +239,15 @@ def card_html(card: ModelCard) -> str:
         f"<span style='color:rgb{segment.color}'>&#9632;</span>&nbsp;{html.escape(segment.name).replace(' ', '&nbsp;')}"
         for segment in card.labels
     )
+    figures = "; ".join(f"{name} {value:.3g}" for name, value in card.figures.items())
     rows = [
         (_("Segments"), labels),
-        (_("Input"), html.escape(", ".join(card.input.channels))),
-        (_("Training data"), html.escape(card.training_data)),
+        (_("Trained on"), html.escape(card.training_data)),
         (_("Licence"), html.escape(card.license)),
-        *((html.escape(name), f"{value:g}") for name, value in card.figures.items()),
+        *([(_("Measured"), html.escape(figures))] if figures else []),
     ]
     table = "".join(f"<tr><td><b>{name}:</b>&nbsp;</td><td>{value}</td></tr>" for name, value in rows)
-    return f"<p>{html.escape(card.description)}</p><table>{table}</table>"
+    return f"{html.escape(card.description)}<table>{table}</table>"
 
 
 def _family(family: str, names: tuple[str, ...]) -> list[tuple[str, str | None]]:

@@ -11,7 +11,7 @@ from mrml_scenes import add_output, add_transform, add_volume, masks, turn
 
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.files import read_image, write_labels
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
 from DeepLabSegLib.mrml import read_region, read_volumes, segment_volumes, write_segmentation, write_uncertainty
 from DeepLabSegLib.segmenter import SegmentOptions
 from DeepLabSegLib.surface import closed_surfaces, read_surface, write_surface
@@ -225,7 +225,8 @@ def test_a_surface_lies_around_its_segment(scene, rng):
     volume = add_volume(scene, Image(np.random.default_rng(0).normal(size=geometry.shape), geometry))
     volume.SetAndObserveTransformNodeID(add_transform(scene, matrix).GetID())
     world = read_volumes([volume]).geometry
-    labels = Labels(ball, world, (Segment(1, "Ball", (255, 0, 0)), Segment(2, "Nothing", (0, 255, 0))))
+    fluid = Terminology(("SCT", "91720002", "Body Substance"), ("SCT", "65216001", "Cerebrospinal fluid"))
+    labels = Labels(ball, world, (Segment(1, "Ball", (255, 0, 0), fluid), Segment(2, "Nothing", (0, 255, 0))))
     output = add_output(scene)
     write_segmentation(labels, output, volume, closed_surfaces(labels))
     segmentation = output.GetSegmentation()
@@ -234,8 +235,13 @@ def test_a_surface_lies_around_its_segment(scene, rng):
     properties.SetInputData(surface)
     assert properties.GetVolume() == pytest.approx(ball.sum() * geometry.voxel_volume, rel=0.01)
     points = vtk.util.numpy_support.vtk_to_numpy(surface.GetPoints().GetData())
+    normals = vtk.util.numpy_support.vtk_to_numpy(surface.GetPointData().GetNormals())
+    assert (np.sum((points - centre[:3]) * normals, axis=1) > 0).all(), "all point outwards"
     # In the segmentation's own frame, the transform above it not yet applied.
     np.testing.assert_allclose(np.linalg.norm(points - centre[:3], axis=1), 20, atol=2.0)
+    opacity = output.GetDisplayNode().GetSegmentOpacity3D
+    assert opacity("Segment_1") < 0.5, "one sees through a fluid"
+    assert opacity("Segment_2") == 1
     assert segmentation.GetSegment("Segment_2").GetRepresentation("Closed surface").GetNumberOfPoints() == 0
     bounds = np.zeros(6)
     output.GetRASBounds(bounds)
