@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, find_model, is_bundle, read_bundle, read_network
-from DeepLabSegLib.devices import choose_device, choose_precision, precision_context
+from DeepLabSegLib.devices import choose_device, choose_precision
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.models.layers import check_choice
+from DeepLabSegLib.models.layers import check_choice, resize
+from DeepLabSegLib.optimize import FastForms
 from DeepLabSegLib.preprocess import LETTERS, check_voxels, model_grid, resample, slabs
 from DeepLabSegLib.region import Region, crop
 from DeepLabSegLib.tiling import Blending, mirrored, predict
@@ -95,6 +96,7 @@ class Segmenter:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.network = network.to(self.device).eval()
+        self._forms = FastForms(self.network, self.device, self.precision)
 
     def segment(
         self, image: Image, options: SegmentOptions | None = None, on_progress: OnProgress | None = None
@@ -185,18 +187,23 @@ class Segmenter:
         """`(C, k, j, i) -> (classes, k, j, i)`; a 2D network runs slice by slice along k."""
         flat = self.bundle.network.dims == 2
         batch = x.movedim(1, 0) if flat else x[None]
-        with precision_context(self.device, self.precision):
-            scores = predict(
-                mirrored(self.network) if options.mirror else self.network,
-                batch,
-                options.tile or self.bundle.input.tile,
-                overlap=options.overlap,
-                blending=options.blending,
-                multiple=self.network.stride,
-                batch=SLICES_AT_ONCE if flat else 1,
-                device=self.device,
-                on_tile=on_tile,
-            )
+        at_once = SLICES_AT_ONCE if flat else 1
+
+        def network(x: Tensor) -> Tensor:
+            low = self._forms.of((at_once, *x.shape[1:]))(x).float()
+            return self.network.classifier(resize(low, self.network.output_size(low.shape[2:], x.shape[2:])))
+
+        scores = predict(
+            mirrored(network) if options.mirror else network,
+            batch,
+            options.tile or self.bundle.input.tile,
+            overlap=options.overlap,
+            blending=options.blending,
+            multiple=self.network.stride,
+            batch=at_once,
+            device=self.device,
+            on_tile=on_tile,
+        )
         return scores.movedim(0, 1) if flat else scores[0]
 
     def _restore(
