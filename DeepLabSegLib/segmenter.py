@@ -16,11 +16,12 @@ from DeepLabSegLib.devices import choose_device, choose_precision
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.models.layers import check_choice, resize
+from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.optimize import FastForms
-from DeepLabSegLib.preprocess import LETTERS, check_voxels, model_grid, resample, slabs
+from DeepLabSegLib.preprocess import LETTERS, Scaling, check_voxels, model_grid
 from DeepLabSegLib.region import Region, crop
-from DeepLabSegLib.tiling import Blending, mirrored, predict
+from DeepLabSegLib.streaming import Decision, Passage, run
+from DeepLabSegLib.tiling import Activation, Blending, mirrorings
 from DeepLabSegLib.weights.convert import convert
 
 __all__ = ["OnProgress", "Progress", "SegmentOptions", "Segmenter", "load_model"]
@@ -115,16 +116,22 @@ class Segmenter:
         report = _reporter(on_progress)
         report("prepare", 0, 1)
         self._check(image, options)
-        values = Image(
-            self.bundle.input.normalization(torch.from_numpy(image.array.astype(np.float32))).numpy(), image.geometry
-        )
+        scaling = self.bundle.input.normalization.measure(image.array)
         box = self._box(image.geometry, options)
-        part = values if box is None else crop(values, box)
-        grid = self._grid(part.geometry, options)
-        prepared = resample(torch.from_numpy(part.array), part.geometry, grid)
+        seen = image if box is None else crop(image, box)
+        grid = self._grid(seen.geometry, options)
+        darkest = torch.tensor([[float(channel.min())] for channel in image.array])
+        passage = self._passage(seen, grid, scaling, tuple(scaling(darkest).flatten().tolist()), options)
         report("prepare", 1, 1)
-        scores = self._scores(prepared, options, lambda done, total: report("segment", done, total))
-        labels = self._restore(scores, grid, part.geometry, options, report)
+        array, uncertainty = run(
+            passage,
+            lambda x: self._logits(x, passage),
+            lambda done, total: report("segment", done, total),
+            lambda done, total: report("restore", done, total),
+        )
+        labels = Labels(
+            array if self.bundle.overlapping else array[0], seen.geometry, self.bundle.segments, uncertainty
+        )
         return (
             labels if box is None or options.region is None else _put_back(labels, image.geometry, box, options.region)
         )
@@ -183,54 +190,50 @@ class Segmenter:
             )
         return grid
 
-    def _scores(self, x: Tensor, options: SegmentOptions, on_tile: Callable[[int, int], None]) -> Tensor:
-        """`(C, k, j, i) -> (classes, k, j, i)`; a 2D network runs slice by slice along k."""
-        flat = self.bundle.network.dims == 2
-        batch = x.movedim(1, 0) if flat else x[None]
-        at_once = SLICES_AT_ONCE if flat else 1
-
-        def network(x: Tensor) -> Tensor:
-            low = self._forms.of((at_once, *x.shape[1:]))(x).float()
-            return self.network.classifier(resize(low, self.network.output_size(low.shape[2:], x.shape[2:])))
-
-        scores = predict(
-            mirrored(network) if options.mirror else network,
-            batch,
-            options.tile or self.bundle.input.tile,
+    def _passage(
+        self, seen: Image, grid: Geometry, scaling: Scaling, outside: tuple[float, ...], options: SegmentOptions
+    ) -> Passage:
+        spec = self.bundle.network
+        flat = spec.dims == 2
+        # A network whose maps don't fit into each other a whole number of times sees them slightly out of place.
+        whole = [-(-size // self.network.stride) * self.network.stride for size in grid.shape[-spec.dims :]]
+        tile = tuple(options.tile or self.bundle.input.tile or whole)
+        return Passage(
+            source=seen,
+            scaling=scaling,
+            outside=outside,
+            grid=grid,
+            tile=(1, *tile) if flat else tile,  # type: ignore[arg-type]
+            dims=spec.dims,
             overlap=options.overlap,
             blending=options.blending,
-            multiple=self.network.stride,
-            batch=at_once,
+            activation=Activation(str(spec.classifier_activation), self.network.classifier),
+            decision=Decision(
+                classes=spec.num_classes,
+                exclusive=spec.exclusive,
+                layers=len(self.bundle.labels) if self.bundle.overlapping else 1,
+                threshold=options.threshold,
+                uncertainty=options.uncertainty,
+            ),
+            background=None,
+            mirror=options.mirror,
+            at_once=SLICES_AT_ONCE if flat else 1,
             device=self.device,
-            on_tile=on_tile,
+            keep_on=self.device,
         )
-        return scores.movedim(0, 1) if flat else scores[0]
 
-    def _restore(
-        self,
-        scores: Tensor,
-        grid: Geometry,
-        target: Geometry,
-        options: SegmentOptions,
-        report: Callable[[str, int, int], None],
-    ) -> Labels:
-        """Scores `(classes, *grid.shape)` to labels on `target`, a few planes at a time."""
-        overlapping = self.bundle.overlapping
-        dtype = np.uint8 if len(self.bundle.labels) < 256 else np.uint16
-        layers = len(self.bundle.labels) if overlapping else 1
-        labels = np.zeros((layers, *target.shape), dtype)
-        uncertainty = np.zeros(target.shape, np.float32) if options.uncertainty else None
-        values = np.arange(1, layers + 1, dtype=dtype)[:, None, None, None]
-        for planes, slab in slabs(target):
-            part = resample(scores, grid, slab)
-            if self.bundle.network.exclusive:
-                labels[0, planes] = part.argmax(0).numpy().astype(dtype)
-            else:
-                labels[:, planes] = (part >= options.threshold).numpy() * values
-            if uncertainty is not None:
-                uncertainty[planes] = _entropy(part, self.bundle.network.exclusive).numpy()
-            report("restore", planes.stop, target.shape[0])
-        return Labels(labels if overlapping else labels[0], target, self.bundle.segments, uncertainty)
+    def _logits(self, x: Tensor, passage: Passage) -> Tensor:
+        """`(N, C, *S) -> (mirrorings, N, classes, *low sizes)`."""
+        form = self._forms.of((passage.at_once, *x.shape[1:]))
+        turns = mirrorings(range(2, x.ndim)) if passage.mirror else [()]
+        logits = torch.stack([form(x.flip(turn)).flip(turn) for turn in turns])
+        size = self.network.output_size(logits.shape[3:], x.shape[2:])
+        if size != tuple(x.shape[2:]):
+            raise InvalidInput(
+                f"the network turns a tile of {tuple(x.shape[2:])} into {size}; "
+                "set head_upsample to None, so that sizes agree"
+            )
+        return logits
 
 
 def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Segmenter:
@@ -255,17 +258,6 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", preci
         return Segmenter(bundle, network, device, precision)
     bundle = read_bundle(path)
     return Segmenter(bundle, read_network(path, bundle), device, precision)
-
-
-def _entropy(scores: Tensor, exclusive: bool) -> Tensor:
-    """`(classes, k, j, i)` probabilities to `(k, j, i)`: their entropy as a share of the largest possible.
-
-    Of classes that may overlap each is a question of its own, and the most uncertain one counts.
-    """
-    scores = scores.clamp(0, 1)  # rounding
-    if exclusive:
-        return torch.special.entr(scores).sum(0) / np.log(len(scores))
-    return ((torch.special.entr(scores) + torch.special.entr(1 - scores)) / np.log(2)).amax(0)
 
 
 def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], region: Region) -> Labels:

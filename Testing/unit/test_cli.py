@@ -78,7 +78,7 @@ def test_an_error_is_one_line_and_exit_code_1(
 def test_ctrl_c_leaves_no_file_and_exits_with_130(tmp_path):
     code = (
         "import sys, DeepLabSegLib.cli as c; from DeepLabSegLib import segmenter as s; import time\n"
-        "s.predict = lambda *a, **k: (print('running', flush=True), time.sleep(60))\n"
+        "s.run = lambda *a, **k: (print('running', flush=True), time.sleep(60))\n"
         f"sys.exit(c.main(['segment', {str(SAMPLE)!r}, '-o', 'r.seg.nrrd']))"
     )
     command = [sys.executable, "-c", code]
