@@ -6,15 +6,19 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, find_model, is_bundle, read_bundle, read_network
 from DeepLabSegLib.devices import choose_device, choose_precision
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels
+from DeepLabSegLib.ladder import next_step, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.optimize import FastForms
@@ -30,7 +34,9 @@ SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Slice direction -> the RAS axis that the slices are stacked along."""
 
 MAX_GRID_VOXELS = 2**30
-SLICES_AT_ONCE = 8
+AT_ONCE = {(True, 2): 8, (True, 3): 1, (False, 2): 32, (False, 3): 8}
+"""(on the CPU, dimensions) -> windows that go through the network together: a processor gains nothing from more."""
+
 REGION_MARGIN = 2
 
 
@@ -89,6 +95,12 @@ OnProgress = Callable[[Progress], bool | None]
 """Called after each step; returning False cancels the run, which then raises `Cancelled`."""
 
 
+class Report(Protocol):
+    """Tells `on_progress` of a step, and raises `Cancelled` where it wants that."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str | None = None) -> None: ...
+
+
 class Segmenter:
     """A model that is loaded and ready; `segment` may be called any number of times."""
 
@@ -97,7 +109,7 @@ class Segmenter:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.network = network.to(self.device).eval()
-        self._forms = FastForms(self.network, self.device, self.precision)
+        self._forms = FastForms(self.network)
 
     def segment(
         self, image: Image, options: SegmentOptions | None = None, on_progress: OnProgress | None = None
@@ -123,12 +135,7 @@ class Segmenter:
         darkest = torch.tensor([[float(channel.min())] for channel in image.array])
         passage = self._passage(seen, grid, scaling, tuple(scaling(darkest).flatten().tolist()), options)
         report("prepare", 1, 1)
-        array, uncertainty = run(
-            passage,
-            lambda x: self._logits(x, passage),
-            lambda done, total: report("segment", done, total),
-            lambda done, total: report("restore", done, total),
-        )
+        array, uncertainty = self._run(passage, report)
         labels = Labels(
             array if self.bundle.overlapping else array[0], seen.geometry, self.bundle.segments, uncertainty
         )
@@ -190,6 +197,29 @@ class Segmenter:
             )
         return grid
 
+    def _run(self, passage: Passage, report: Report) -> tuple[NDArray, NDArray[np.float32] | None]:
+        """`streaming.run`, again in less memory as long as there isn't enough."""
+        while True:
+            try:
+                return run(
+                    passage,
+                    partial(self._logits, passage),
+                    lambda done, total: report("segment", done, total),
+                    lambda done, total: report("restore", done, total),
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                found = next_step(passage, self.network.stride)
+                if found is None:
+                    raise InvalidInput(
+                        f"{self.bundle.name} needs more memory than there is, even with windows of "
+                        f"{' x '.join(map(str, passage.tile))} voxels; choose a region, or close other programs"
+                    ) from None
+            release(passage.device)
+            passage, note = found
+            report("segment", 0, 1, note)
+
     def _passage(
         self, seen: Image, grid: Geometry, scaling: Scaling, outside: tuple[float, ...], options: SegmentOptions
     ) -> Passage:
@@ -217,14 +247,16 @@ class Segmenter:
             ),
             background=None,
             mirror=options.mirror,
-            at_once=SLICES_AT_ONCE if flat else 1,
+            at_once=AT_ONCE[self.device.type == "cpu", spec.dims],
             device=self.device,
             keep_on=self.device,
         )
 
-    def _logits(self, x: Tensor, passage: Passage) -> Tensor:
+    def _logits(self, passage: Passage, x: Tensor) -> Tensor:
         """`(N, C, *S) -> (mirrorings, N, classes, *low sizes)`."""
-        form = self._forms.of((passage.at_once, *x.shape[1:]))
+        # The CPU steps in for a GPU in full precision: half of it may be slow there, or missing.
+        precision = self.precision if passage.device == self.device else "fp32"
+        form = self._forms.of((passage.at_once, *x.shape[1:]), passage.device, precision)
         turns = mirrorings(range(2, x.ndim)) if passage.mirror else [()]
         logits = torch.stack([form(x.flip(turn)).flip(turn) for turn in turns])
         size = self.network.output_size(logits.shape[3:], x.shape[2:])
@@ -273,9 +305,9 @@ def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], 
     return Labels(array, whole, labels.segments, uncertainty)
 
 
-def _reporter(on_progress: OnProgress | None) -> Callable[[str, int, int], None]:
-    def report(stage: str, done: int, total: int) -> None:
-        if on_progress is not None and on_progress(Progress(stage, done, total)) is False:
+def _reporter(on_progress: OnProgress | None) -> Report:
+    def report(stage: str, done: int, total: int, note: str | None = None) -> None:
+        if on_progress is not None and on_progress(Progress(stage, done, total, note)) is False:
             raise Cancelled(f"cancelled during {stage}, after {done} of {total} steps; nothing was changed")
 
     return report

@@ -24,7 +24,7 @@ from DeepLabSegLib.tiling import Activation, Blender, Blending, Tiling
 
 __all__ = ["Decision", "Passage", "entropy", "run"]
 
-SLAB_NUMBERS = 2**24
+SLAB_NUMBERS = 2**22
 """Class scores that are held at once, unless a single plane has more."""
 
 CHUNK_NUMBERS = 2**19
@@ -87,7 +87,7 @@ def run(
     order = _order(passage)
     flow = permuted(passage.grid, order)
     tiling = Tiling(flow.shape, _three(passage.tile[n] for n in order), passage.overlap)
-    blender = Blender(tiling, passage.blending, passage.activation, passage.keep_on)
+    blender = Blender(tiling, passage.blending, passage.activation, passage.device, passage.keep_on)
     writer = _Writer(passage, flow, blender)
     corners = tiling.corners
     for first in range(0, len(corners), passage.at_once):
@@ -153,7 +153,6 @@ class _Writer:
         self.decision = decision
         self.flow = flow
         self.blender = blender
-        self.device = passage.device
         kind = np.uint8 if decision.classes <= 256 - (not decision.exclusive) else np.uint16
         self.labels = np.zeros((decision.layers, *target.shape), kind)
         self.uncertainty = np.zeros(target.shape, np.float32) if decision.uncertainty else None
@@ -185,7 +184,7 @@ class _Writer:
             on_planes(self.written, self.target.shape[0])
 
     def _write_slab(self, planes: slice, slab: Geometry, needed: slice) -> None:
-        scores = self.blender.take(needed.start, needed.stop, self.decision.classes, self.device, self.raw)
+        scores = self.blender.take(needed.start, needed.stop, self.decision.classes, self.raw)
         block = part(self.flow, (needed, *(slice(0, size) for size in self.flow.shape[1:])))  # type: ignore[arg-type]
         labels = np.moveaxis(self.labels, [1 + n for n in self.order], [1, 2, 3])
         uncertainty = None if self.uncertainty is None else self.uncertainty.transpose(self.order)

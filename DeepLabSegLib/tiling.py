@@ -10,6 +10,7 @@ Grids here have three axes, and windows follow each other along the first. A 2D 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ __all__ = ["Activation", "Blender", "Blending", "Tiling", "mirrorings", "tile_im
 
 Blending = Literal["gaussian", "constant"]
 
-CHUNK = 2**18
+CHUNK = 2**20
 """Numbers that are worked on at once: they stay in a processor's cache from one operation to the next."""
 
 SAFE_RANGE = 80.0
@@ -113,18 +114,22 @@ class Blender:
 
     Windows are given in the order of `tiling.corners`; `take` gives the finished planes from `start` to `stop`. Planes
     before the last `start` are forgotten. The scores are the average of the windows' scores, weighed by
-    `tile_importance`.
+    `tile_importance`. `device` is where they are computed, `keep_on` where logits wait until then.
     """
 
-    def __init__(self, tiling: Tiling, blending: Blending, activation: Activation, keep_on: torch.device) -> None:
+    def __init__(
+        self, tiling: Tiling, blending: Blending, activation: Activation, device: torch.device, keep_on: torch.device
+    ) -> None:
         self.tiling = tiling
         self.activation = activation
+        self.device = device
         self.keep_on = keep_on
         self.alone = len(tiling.corners) == len({corner[0] for corner in tiling.corners}) and (
             tiling.tile[0] == 1 or len(tiling.corners) == 1
         )
-        self.importance = tile_importance(tiling.tile, blending)
+        self.importance = tile_importance(tiling.tile, blending).to(device)
         self.open: deque[_Window] = deque()
+        self._free: list[Tensor] = []  # room for logits, used again: fresh memory costs time
         self._scores: Tensor | None = None  # the planes from _start to _stop, at the front of a buffer
         self._start = self._stop = 0
 
@@ -140,18 +145,20 @@ class Blender:
             near = near - near.amax()
             close = float(near.amin()) > -SAFE_RANGE
             logits = near.to(logits.dtype)
-        kept = logits.to(self.keep_on, memory_format=torch.contiguous_format)
-        self.open.append(_Window(corner, kept.contiguous(), close))
+        kept = self._free.pop() if self._free else torch.empty(logits.shape, dtype=logits.dtype, device=self.keep_on)
+        self.open.append(_Window(corner, kept.copy_(logits), close))
 
-    def take(self, start: int, stop: int, classes: int, device: torch.device, raw: bool = False) -> Tensor:
+    def take(self, start: int, stop: int, classes: int, raw: bool = False) -> Tensor:
         """Scores `(classes, stop - start, *shape[1:])` of finished planes; good until the next call.
 
         `raw` leaves out an activation that keeps order, where no other window has a say (see `alone`).
         """
         while self.open and self.open[0].corner[0] + self.tiling.tile[0] <= start:
-            self.open.popleft()
+            logits = self.open.popleft().logits
+            if logits is not None:
+                self._free.append(logits)
         known = max(0, self._stop - start)
-        buffer = self._buffer(classes, stop - start, device)
+        buffer = self._buffer(classes, stop - start)
         if self._scores is not None and known:
             buffer[:, :known] = self._scores[:, start - self._start : self._stop - self._start].clone()
         fresh = buffer[:, known : stop - start]
@@ -159,12 +166,12 @@ class Blender:
         self._scores, self._start, self._stop = buffer, start, stop
         return buffer[:, : stop - start]
 
-    def _buffer(self, classes: int, planes: int, device: torch.device) -> Tensor:
+    def _buffer(self, classes: int, planes: int) -> Tensor:
         """Room for scores; the same as before where it is large enough, as fresh memory costs time."""
         held = self._scores
         if held is not None and held.shape[1] >= planes:
             return held
-        return torch.empty((classes, planes, *self.tiling.shape[1:]), device=device)
+        return torch.empty((classes, planes, *self.tiling.shape[1:]), device=self.device)
 
     def _blend(self, scores: Tensor, start: int, raw: bool) -> None:
         """Write the scores of the planes from `start` on into `scores`."""
@@ -175,29 +182,34 @@ class Blender:
         if not self.alone:
             scores.zero_()
             total = scores.new_zeros(scores.shape[1:])
-        for window in self.open:
-            first, last = max(start, window.corner[0]), min(stop, window.corner[0] + self.tiling.tile[0])
-            rows, columns = self.tiling.inside(window.corner)[1:]
-            area = (rows.stop - rows.start) * (columns.stop - columns.start)
-            planes = max(1, CHUNK // (len(scores) * area))
-            for at in range(first, last, planes):
-                block = slice(at, min(at + planes, last))
-                place = (slice(block.start - start, block.stop - start), rows, columns)
-                if total is None:
-                    self._score(window, block, None, scores[(slice(None), *place)], raw)
-                    continue
-                taken = tuple(
-                    slice(side.start - c, side.stop - c)
-                    for side, c in zip((block, rows, columns), window.corner, strict=True)
-                )
-                weight = self.importance[taken].to(scores.device)
-                self._score(window, block, weight, scores[(slice(None), *place)], raw)
-                total[place] += weight
+        area = max(1, math.prod(side.stop - side.start for side in self.tiling.inside((0, 0, 0))[1:]))
+        planes = max(1, CHUNK // (len(scores) * area))
+        # Plane by plane, and there window by window: what is added to stays in the cache.
+        for at in range(start, stop, planes):
+            block = slice(at, min(at + planes, stop))
+            place = slice(at - start, block.stop - start)
+            self._blend_block(block, scores[:, place], None if total is None else total[place], raw)
         if total is not None:
             scores /= total
 
-    def _score(self, window: _Window, block: slice, weight: Tensor | None, place: Tensor, raw: bool) -> None:
-        """Add the weighed scores of a window's planes in `block` to `place`, or write them where `weight` is None."""
+    def _blend_block(self, block: slice, scores: Tensor, total: Tensor | None, raw: bool) -> None:
+        """Add every window's weighed scores of the planes in `block` to `scores`, and their weights to `total`."""
+        for window in self.open:
+            first = max(block.start, window.corner[0])
+            last = min(block.stop, window.corner[0] + self.tiling.tile[0])
+            if first >= last:
+                continue
+            sides = (slice(first, last), *self.tiling.inside(window.corner)[1:])
+            place = (slice(first - block.start, last - block.start), *sides[1:])
+            weight = None
+            if total is not None:
+                taken = tuple(slice(s.start - c, s.stop - c) for s, c in zip(sides, window.corner, strict=True))
+                weight = self.importance[taken]
+                total[place] += weight
+            self._score(window, sides, weight, scores[(slice(None), *place)], raw)
+
+    def _score(self, window: _Window, sides: Sequence[slice], weight: Tensor | None, place: Tensor, raw: bool) -> None:
+        """Add a window's weighed scores at `sides` of the grid to `place`, or write them where `weight` is None."""
         if window.logits is None:
             if weight is None:
                 place.zero_()
@@ -206,7 +218,7 @@ class Blender:
             return
         count = len(window.logits)
         for turn, logits in enumerate(window.logits):
-            enlarged = self._enlarge(window, logits, block, place)
+            enlarged = self._enlarge(window, logits, sides, place.device)
             if raw:
                 place.copy_(enlarged)
                 return
@@ -221,15 +233,14 @@ class Blender:
             else:
                 torch.mul(values, share, out=place)
 
-    def _enlarge(self, window: _Window, logits: Tensor, block: slice, place: Tensor) -> Tensor:
+    def _enlarge(self, window: _Window, logits: Tensor, sides: Sequence[slice], device: torch.device) -> Tensor:
         """`(classes, *low) -> (classes, planes, rows, columns)`: linear interpolation, an axis at a time."""
-        sides = [block, *self.tiling.inside(window.corner)[1:]]
         planes, rows, columns = (
-            _matrix(low, size, place.device)[side.start - c : side.stop - c]
+            _matrix(low, size, device)[side.start - c : side.stop - c]
             for low, size, side, c in zip(logits.shape[1:], self.tiling.tile, sides, window.corner, strict=True)
         )
         classes, l0, l1, l2 = logits.shape
-        result = planes @ logits.to(place.device, torch.float32).view(classes, l0, l1 * l2)
+        result = planes @ logits.to(device, torch.float32).view(classes, l0, l1 * l2)
         result = (result.view(-1, l2) @ columns.T).view(-1, l1, len(columns))
         return (rows @ result).view(classes, len(planes), len(rows), len(columns))
 

@@ -80,20 +80,18 @@ def fast_form(network: DeepLabV3Plus, shape: Sequence[int], device: torch.device
 
 
 class FastForms:
-    """The fast form of one network for whatever shape comes, made anew only for another shape or other weights."""
+    """The fast form of one network for whatever is asked, made anew only for something else or for other weights."""
 
-    def __init__(self, network: DeepLabV3Plus, device: torch.device, precision: str) -> None:
+    def __init__(self, network: DeepLabV3Plus) -> None:
         self.network = network
-        self.device = device
-        self.precision = precision
         self._made: tuple[object, FastForm] | None = None
 
-    def of(self, shape: Sequence[int]) -> FastForm:
-        """The form for inputs `(N, C, *S)` of that `shape`; only the latest is kept, for the memory of its weights."""
-        key = (tuple(shape), *(_identity(tensor) for tensor in self.network.state_dict().values()))
+    def of(self, shape: Sequence[int], device: torch.device, precision: str) -> FastForm:
+        """See `fast_form`. Only the latest is kept, for the memory of its weights."""
+        key = (tuple(shape), device, precision, *(_identity(tensor) for tensor in self.network.state_dict().values()))
         if self._made is None or self._made[0] != key:
             self._made = None  # the old one goes before the new one comes
-            self._made = (key, fast_form(self.network, shape, self.device, self.precision))
+            self._made = (key, fast_form(self.network, shape, device, precision))
         return self._made[1]
 
 

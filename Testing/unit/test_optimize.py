@@ -154,13 +154,14 @@ def test_fewer_images_than_the_form_was_made_for_may_come():
 
 def test_a_form_is_made_again_only_for_another_shape_or_other_weights():
     network = make(2)
-    forms = FastForms(network, CPU, "fp32")
-    first = forms.of((1, 2, 40, 40))
-    assert forms.of((1, 2, 40, 40)) is first
-    assert forms.of((1, 2, 48, 40)) is not first
-    first = forms.of((1, 2, 40, 40))
+    forms = FastForms(network)
+    first = forms.of((1, 2, 40, 40), CPU, "fp32")
+    assert forms.of((1, 2, 40, 40), CPU, "fp32") is first
+    assert forms.of((1, 2, 48, 40), CPU, "fp32") is not first
+    assert forms.of((1, 2, 48, 40), CPU, "bf16").dtype == torch.bfloat16
+    first = forms.of((1, 2, 40, 40), CPU, "fp32")
     network.load_state_dict(make(2).state_dict())
-    assert forms.of((1, 2, 40, 40)) is not first
+    assert forms.of((1, 2, 40, 40), CPU, "fp32") is not first
 
 
 def test_the_rules_leave_only_convolutions_with_what_follows_them_fused():

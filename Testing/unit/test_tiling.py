@@ -12,7 +12,7 @@ LINEAR = Activation("linear", lambda x: x)
 def blended(x, tile, overlap, blending, planes=3):
     """`x` `(C, *S)` cut into windows and put together again, `planes` at a time."""
     tiling = Tiling(tuple(x.shape[1:]), tile, overlap)
-    blender = Blender(tiling, blending, LINEAR, CPU)
+    blender = Blender(tiling, blending, LINEAR, CPU, CPU)
     padded = torch.nn.functional.pad(
         x, [n for t, s, b in reversed(list(zip(tile, x.shape[1:], tiling.before, strict=True)))
             for n in (b, max(0, t - s) - b)]
@@ -24,7 +24,7 @@ def blended(x, tile, overlap, blending, planes=3):
         finished = corners[n + 1][0] if n + 1 < len(corners) else x.shape[1]
         while done < finished:
             stop = min(done + planes, finished)
-            parts.append(blender.take(done, stop, len(x), CPU).clone())
+            parts.append(blender.take(done, stop, len(x)).clone())
             done = stop
     return torch.cat(parts, 1)
 
@@ -43,19 +43,19 @@ def test_blending_a_network_that_copies_gives_the_image_back(shape, tile, overla
 def test_planes_may_be_asked_for_again_as_long_as_the_first_moves_on():
     x = torch.randn(2, 20, 8, 8)
     tiling = Tiling((20, 8, 8), (8, 8, 8), 0.5)
-    blender = Blender(tiling, "gaussian", LINEAR, CPU)
+    blender = Blender(tiling, "gaussian", LINEAR, CPU, CPU)
     for corner in tiling.corners:
         blender.add(corner, x[None, :, corner[0] : corner[0] + 8].clone())
     for start, stop in [(0, 3), (1, 9), (7, 9), (8, 20)]:
-        torch.testing.assert_close(blender.take(start, stop, 2, CPU), x[:, start:stop], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(blender.take(start, stop, 2), x[:, start:stop], atol=1e-5, rtol=1e-5)
 
 
 def test_windows_are_forgotten_when_their_last_plane_is_done():
     tiling = Tiling((64, 8, 8), (8, 8, 8), 0.5)
-    blender, most = Blender(tiling, "gaussian", LINEAR, CPU), 0
+    blender, most = Blender(tiling, "gaussian", LINEAR, CPU, CPU), 0
     for corner, following in pairwise([*tiling.corners, (64, 0, 0)]):
         blender.add(corner, torch.zeros(1, 2, 2, 2, 2))
-        blender.take(corner[0], following[0], 2, CPU)
+        blender.take(corner[0], following[0], 2)
         most = max(most, len(blender.open))
     assert most == 2
 
@@ -64,10 +64,10 @@ def test_windows_are_forgotten_when_their_last_plane_is_done():
 def test_softmax_is_torchs_however_far_apart_the_logits_are(spread):
     logits = spread * torch.randn(1, 5, 4, 4, 4)
     tiling = Tiling((8, 8, 8), (8, 8, 8), 0)
-    blender = Blender(tiling, "gaussian", Activation("softmax", lambda x: x.softmax(1)), CPU)
+    blender = Blender(tiling, "gaussian", Activation("softmax", lambda x: x.softmax(1)), CPU, CPU)
     blender.add((0, 0, 0), logits)
     expected = torch.nn.functional.interpolate(logits, size=(8, 8, 8), mode="trilinear").softmax(1)[0]
-    torch.testing.assert_close(blender.take(0, 8, 5, CPU), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(blender.take(0, 8, 5), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 17, 31, 32, 33, 100])
