@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, find_model, is_bundle, read_bundle, read_network
-from DeepLabSegLib.devices import choose_device, choose_precision
+from DeepLabSegLib.devices import choose_device, choose_precision, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels
 from DeepLabSegLib.ladder import next_step, out_of_memory, release
@@ -133,7 +133,7 @@ class Segmenter:
         seen = image if box is None else crop(image, box)
         grid = self._grid(seen.geometry, options)
         darkest = torch.tensor([[float(channel.min())] for channel in image.array])
-        passage = self._passage(seen, grid, scaling, tuple(scaling(darkest).flatten().tolist()), options)
+        passage = self._passage(seen, grid, scaling, _flat(scaling(darkest)), options)
         report("prepare", 1, 1)
         array, uncertainty = self._run(passage, report)
         labels = Labels(
@@ -142,6 +142,19 @@ class Segmenter:
         return (
             labels if box is None or options.region is None else _put_back(labels, image.geometry, box, options.region)
         )
+
+    def describe(self) -> dict[str, str]:
+        """What runs where, in words: "device", "precision" and the network's "form" (see `optimize.FastForm.how`)."""
+        spec = self.bundle.network
+        tile = self.bundle.input.tile or (2 * self.network.stride,) * spec.dims
+        shape = (AT_ONCE[self.device.type == "cpu", spec.dims], spec.in_channels, *tile)
+        titles = {torch.device(device.name): device.title for device in list_devices()}
+        title = titles.get(self.device, titles.get(torch.device(self.device.type, 0), ""))
+        return {
+            "device": f"{self.device} ({title})",
+            "precision": self.precision,
+            "form": self._forms.of(shape, self.device, self.precision).how,
+        }
 
     def _box(self, geometry: Geometry, options: SegmentOptions) -> tuple[slice, slice, slice] | None:
         """The voxels around the region that the network is to see; None for all."""
@@ -228,6 +241,9 @@ class Segmenter:
         # A network whose maps don't fit into each other a whole number of times sees them slightly out of place.
         whole = [-(-size // self.network.stride) * self.network.stride for size in grid.shape[-spec.dims :]]
         tile = tuple(options.tile or self.bundle.input.tile or whole)
+        background = None
+        if self.bundle.input.background is not None:
+            background = _flat(scaling(torch.full((spec.in_channels, 1), self.bundle.input.background)))
         return Passage(
             source=seen,
             scaling=scaling,
@@ -245,7 +261,7 @@ class Segmenter:
                 threshold=options.threshold,
                 uncertainty=options.uncertainty,
             ),
-            background=None,
+            background=background,
             mirror=options.mirror,
             at_once=AT_ONCE[self.device.type == "cpu", spec.dims],
             device=self.device,
@@ -303,6 +319,10 @@ def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], 
         uncertainty = np.zeros(whole.shape, np.float32)
         uncertainty[box] = labels.uncertainty
     return Labels(array, whole, labels.segments, uncertainty)
+
+
+def _flat(values: Tensor) -> tuple[float, ...]:
+    return tuple(values.flatten().tolist())
 
 
 def _reporter(on_progress: OnProgress | None) -> Report:

@@ -11,6 +11,7 @@ from helpers import make_bundle, make_network, make_scan
 from torch.nn import functional as F
 
 import DeepLabSegLib.streaming as streaming
+from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
@@ -118,3 +119,29 @@ def test_whatever_the_voxels_type(kind, rng):
     scan = make_scan(rng)
     array = (scan.array - scan.array.min()).clip(0, 250).astype(kind)
     check(make(3, spacing=(2.0, 1.4, 1.4)), type(scan)(array, scan.geometry), SegmentOptions(tile=(16, 16, 16)))
+
+
+@pytest.mark.parametrize(("classes", "activation"), [(3, "softmax"), (3, "sigmoid")])
+@pytest.mark.parametrize(("dims", "tile"), [(2, (16, 16)), (3, (16, 16, 16))])
+def test_windows_of_nothing_but_background_are_not_looked_at(dims, tile, classes, activation, rng, monkeypatch):
+    scan = make_scan(rng, (16, 48, 48))
+    scan.array[:, :, :, 16:] = -1000
+    scan.array[:, :, 40, 40] = -950
+    options = SegmentOptions(tile=tile, overlap=0.0)
+    segmenter = make(dims, classes, activation)
+    without = segmenter.segment(scan, options)
+    bundle = make_bundle(dims, classes=classes, activation=activation, background=-950)
+    skipping, seen = Segmenter(bundle, segmenter.network, "cpu", "fp32"), []
+    whole = skipping._logits
+    monkeypatch.setattr(skipping, "_logits", lambda passage, x: seen.append(len(x)) or whole(passage, x))
+    labels = skipping.segment(scan, options)
+    assert sum(seen) == (16 if dims == 2 else 1) * 3, "the first column of three"
+    np.testing.assert_array_equal(labels.array[..., :16], without.array[..., :16])
+    assert not labels.array[..., 16:].any()
+
+
+def test_a_threshold_of_background_needs_probabilities():
+    with pytest.raises(InvalidInput, match="leave it out"):
+        make_bundle(2, activation="linear", background=0.0)
+    with pytest.raises(InvalidInput, match="finite"):
+        make_bundle(2, background=float("nan"))
