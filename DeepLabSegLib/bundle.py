@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,8 @@ class ModelInput:
     spacing : mm along (k, j, i) of that orientation; None keeps the scan's own.
     normalization : from voxel values to the network's input.
     tile : sizes of one window, per spatial axis of the network; None takes the whole slice or volume at once.
+    background : voxel value of the scan, before normalisation, up to which there is nothing but background, for example
+        -900 HU; windows in which no channel exceeds it are not looked at. None looks at all.
     """
 
     channels: tuple[str, ...]
@@ -52,8 +55,11 @@ class ModelInput:
     spacing: tuple[float | None, float | None, float | None]
     normalization: Normalization
     tile: tuple[int, ...] | None = None
+    background: float | None = None
 
     def __post_init__(self) -> None:
+        if self.background is not None and not isfinite(self.background):
+            raise InvalidInput(f"background is {self.background}; it must be a finite voxel value, or None")
         if self.orientation is not None:
             check_orientation(self.orientation)
         if not all(size is None or 0 < size < 1e4 for size in self.spacing):
@@ -93,6 +99,11 @@ class Bundle:
         if self.input.tile is not None and len(self.input.tile) != network.dims:
             raise InvalidInput(
                 f"input.tile has {len(self.input.tile)} sizes; the {network.dims}D network needs {network.dims}"
+            )
+        if self.input.background is not None and network.classifier_activation not in ("softmax", "sigmoid"):
+            raise InvalidInput(
+                f"input.background is {self.input.background}, but with {network.classifier_activation} nothing says "
+                "which scores background has; leave it out"
             )
         foreground = network.foreground_classes
         if foreground < 1:

@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     command(commands.encoders)
     sub = command(commands.info)
     sub.add_argument("model", help="a name from `deeplabseg models`, a bundle's path, or a weights file")
+    sub.add_argument("--device", help="also say how it runs there: auto, cpu, cuda, cuda:N or mps")
 
     sub = command(commands.convert)
     sub.add_argument("weights", help=".weights.h5, .keras, .safetensors or a torch state_dict")

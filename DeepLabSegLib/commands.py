@@ -118,7 +118,7 @@ def encoders(options: argparse.Namespace) -> Report:
 
 
 def info(options: argparse.Namespace) -> Report:
-    """Show everything a model or weights file says of itself, after checking its tensors."""
+    """Show all that a model or weights file says of itself, after checking its tensors; and how it runs on a device."""
     from DeepLabSegLib import bundle, catalog
 
     path = catalog.find_model(options.model)
@@ -139,7 +139,11 @@ def info(options: argparse.Namespace) -> Report:
         *([("reproduce", content.reproduce)] if content.reproduce else []),
         ("sha256", content.sha256),
     ]  # fmt: skip
-    return to_json(content) | {"parameters": parameters}, _table(rows)
+    runs = {}
+    if options.device is not None:
+        runs = DeepLabSegLib.load_model(path, options.device).describe()
+        rows += [(f"runs: {name}", text) for name, text in runs.items()]
+    return to_json(content) | {"parameters": parameters, **({"runs": runs} if runs else {})}, _table(rows)
 
 
 def convert(options: argparse.Namespace) -> Report:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["PRECISIONS", "Device", "choose_device", "choose_precision", "list_devices", "precision_context"]
+__all__ = ["PRECISIONS", "Device", "choose_device", "choose_precision", "list_devices"]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision -> torch's type. "auto" besides these takes what the device is fit for."""
@@ -60,10 +59,3 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name == "fp16" and device.type == "cpu":
         raise InvalidInput("precision fp16 is for GPUs; on the CPU choose fp32, or bf16 where the processor has it")
     return name
-
-
-def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """A context in which networks on `device` compute in `precision`."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, PRECISIONS[precision])

@@ -9,7 +9,8 @@ from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 
 from DeepLabSegLib.image import Geometry, Image, Labels
-from DeepLabSegLib.preprocess import model_grid, resample
+from DeepLabSegLib.preprocess import model_grid
+from DeepLabSegLib.resampling import resample
 
 __all__ = ["render"]
 

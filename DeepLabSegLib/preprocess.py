@@ -1,40 +1,35 @@
 """From a scan's own grid to the model's, and exactly back.
 
-`resample` is the one place where voxels move between grids: flips and permutations copy voxels unchanged, other
-grids along the same axes are interpolated axis by axis, oblique ones in one trilinear step. Positions are explicit:
-voxel centres in RAS mm, given by two `Geometry` objects.
+Voxels move between grids in `resampling`; here is which grid a model works on, and what it is to see in each voxel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry, Image
+from DeepLabSegLib.resampling import resample
 
 __all__ = [
     "Normalization",
+    "Scaling",
     "axis_letters",
     "check_orientation",
     "check_voxels",
     "model_grid",
-    "resample",
-    "slabs",
     "stack_channels",
 ]
 
 LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 """Direction letter -> RAS axis and sign."""
-
-SLAB_VOXELS = 2**21
 
 
 # --- grids -----------------------------------------------------------------------------------------------------------
@@ -95,102 +90,6 @@ def model_grid(source: Geometry, orientation: str | None, spacing: Sequence[floa
     return Geometry(tuple(shape), tuple(size), tuple(axes.T @ first), tuple(map(tuple, axes)))
 
 
-def slabs(geometry: Geometry) -> Iterator[tuple[slice, Geometry]]:
-    """`geometry` cut along k into grids of about `SLAB_VOXELS` voxels, with the planes that each covers."""
-    planes = max(1, SLAB_VOXELS // (geometry.shape[1] * geometry.shape[2]))
-    for start in range(0, geometry.shape[0], planes):
-        stop = min(start + planes, geometry.shape[0])
-        origin = (geometry.affine @ np.array([start, 0, 0, 1.0]))[:3]
-        yield slice(start, stop), replace(geometry, shape=(stop - start, *geometry.shape[1:]), origin=tuple(origin))
-
-
-def resample(
-    array: Tensor, source: Geometry, target: Geometry, mode: Literal["linear", "nearest"] = "linear"
-) -> Tensor:
-    """`(C, *source.shape) -> (C, *target.shape)`.
-
-    Linear interpolation is widened to the target's voxel where that is larger (a triangle filter), so that shrinking
-    doesn't alias. Voxels whose centres lie outside the source get the channel's minimum.
-    """
-    # Target index -> source index; a grid that differs by less than 1e-4 voxels is the same grid.
-    index = np.linalg.inv(source.affine) @ target.affine
-    matrix, offset = index[:3, :3], index[:3, 3]
-    matrix = np.where(np.abs(matrix) * np.array(target.shape) < 1e-3, 0.0, matrix)
-    if (np.count_nonzero(matrix, axis=0) == 1).all() and (np.count_nonzero(matrix, axis=1) == 1).all():
-        from_axis = np.abs(matrix).argmax(axis=0)
-        result = array.permute(0, *(1 + from_axis).tolist())
-        for axis, column in enumerate(from_axis):
-            step = matrix[column, axis]
-            coordinates = offset[column] + step * np.arange(target.shape[axis])
-            result = _resample_axis(result, axis + 1, coordinates, abs(step), mode)
-        return result.contiguous()
-    return _resample_oblique(array, matrix, offset, target.shape, mode)
-
-
-def _resample_axis(x: Tensor, axis: int, coordinates: NDArray, step: float, mode: str) -> Tensor:
-    """`x` interpolated along one axis at `coordinates`, in voxels of `x`, which are `step` apart."""
-    size = x.shape[axis]
-    nearest = np.rint(coordinates)
-    exact = np.abs(coordinates - nearest).max() < 1e-4 and abs(step - 1) < 1e-6
-    if mode == "nearest" or exact:
-        index = np.clip(nearest, 0, size - 1).astype(np.int64)
-        result = x if np.array_equal(index, np.arange(size)) else x.index_select(axis, _tensor(index, x))
-    else:
-        result = _weighted_taps(x, axis, coordinates, max(1.0, step))
-    outside = np.flatnonzero((coordinates < -0.5) | (coordinates > size - 0.5))
-    if len(outside):
-        lowest = x.amin(dim=tuple(range(1, x.ndim)), keepdim=True)
-        result[(slice(None),) * axis + (_tensor(outside, x),)] = lowest.squeeze(axis)
-    return result
-
-
-def _weighted_taps(x: Tensor, axis: int, coordinates: NDArray, support: float) -> Tensor:
-    """`x` under a triangle filter of half-width `support` voxels around each of `coordinates`."""
-    first = np.floor(coordinates - support).astype(np.int64) + 1
-    taps = first[:, None] + np.arange(int(np.ceil(2 * support)))
-    away = taps - coordinates[:, None]
-    weights = np.maximum(0, 1 - np.abs(away) / support)
-    # Sampled at whole voxels the triangle's centre moves a little; it is brought back, so that slopes stay exact.
-    first_moment, second_moment = (np.sum(weights * away**n, axis=1, keepdims=True) for n in (1, 2))
-    weights *= 1 - away * first_moment / np.maximum(second_moment, 1e-9)
-    weights /= weights.sum(axis=1, keepdims=True)
-    taps = np.clip(taps, 0, x.shape[axis] - 1)
-    shape = [-1 if n == axis else 1 for n in range(x.ndim)]
-    parts = (
-        x.index_select(axis, _tensor(tap, x)) * _tensor(weight, x).view(shape)
-        for tap, weight in zip(taps.T, weights.T.astype(np.float32), strict=True)
-    )
-    result = next(parts)
-    for part in parts:
-        result += part
-    return result
-
-
-def _resample_oblique(array: Tensor, matrix: NDArray, offset: NDArray, shape: Sequence[int], mode: str) -> Tensor:
-    """One trilinear (or nearest) step for grids whose axes are not parallel."""
-    kind = array.dtype
-    array = array.float()  # grid_sample takes no integers; labels stay exact up to 2**24
-    sizes = np.array(array.shape[1:], dtype=np.float64)
-    lowest = array.amin(dim=(1, 2, 3), keepdim=True)
-    # grid_sample counts (i, j, k) from -1 to 1 between the outer faces of the first and last voxels.
-    scale = 2 / sizes
-    result = array.new_empty((array.shape[0], *shape))
-    jj, ii = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
-    in_plane = matrix[:, 1, None, None] * jj + matrix[:, 2, None, None] * ii + offset[:, None, None]
-    for k in range(shape[0]):
-        points = (in_plane + matrix[:, 0, None, None] * k + 0.5) * scale[:, None, None] - 1
-        grid = _tensor(np.ascontiguousarray(np.moveaxis(points[::-1], 0, -1), dtype=np.float32), array)[None, None]
-        mode_name = "bilinear" if mode == "linear" else "nearest"
-        plane = F.grid_sample(array[None], grid, mode=mode_name, padding_mode="border", align_corners=False)[0, :, 0]
-        outside = (grid[0, 0].abs() > 1 + 1e-4).any(dim=-1)
-        result[:, k] = torch.where(outside, lowest[:, 0], plane)
-    return result.to(kind)
-
-
-def _tensor(values: NDArray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
-
-
 def stack_channels(images: Sequence[Image]) -> Image:
     """The channels of all `images` on the grid of the first, `(sum of C, k, j, i)`.
 
@@ -238,27 +137,86 @@ class Normalization:
         if (self.mean is None) != (self.std is None) or (self.std is not None and min(self.std) <= 0):
             raise InvalidInput("give mean and std together, a number per channel, std positive")
 
+    def measure(self, array: NDArray) -> Scaling:
+        """What the whole scan `(C, *S)`, of any number type, says of its values; nothing of its size is copied."""
+        channels = len(array)
+        if self.method == "zscore":
+            moments = [_mean_and_deviation(channel) for channel in array]
+            low, span = [mean for mean, _ in moments], [max(deviation, 1e-8) for _, deviation in moments]
+        elif self.method == "none":
+            low, span = [0.0] * channels, [1.0] * channels
+        else:
+            bounds = [(float(self.lower or 0), float(self.upper or 0))] * channels
+            if self.method == "percentile":
+                bounds = [_percentiles(channel, *bounds[0]) for channel in array]
+            low, span = [a for a, _ in bounds], [max(b - a, 1e-8) for a, b in bounds]
+        clipped = self.method in ("percentile", "window")
+        mean, std = self.mean or (0.0,) * channels, self.std or (1.0,) * channels
+        return Scaling(tuple(low), tuple(span), clipped, tuple(mean), tuple(std))
+
     def __call__(self, x: Tensor) -> Tensor:
         """`(C, *S)` float -> the same shape."""
-        if self.method == "zscore":
-            mean, std = x.flatten(1).mean(1), x.flatten(1).std(1).clamp_min(1e-8)
-            x = (x - _column(mean, x)) / _column(std, x)
-        elif self.method != "none":
-            low, high = self._bounds(x)
-            x = ((x - _column(low, x)) / _column((high - low).clamp_min(1e-8), x)).clamp_(0, 1)
-        if self.mean is not None and self.std is not None:
-            x = (x - _column(x.new_tensor(self.mean), x)) / _column(x.new_tensor(self.std), x)
+        return self.measure(x.numpy())(x)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A `Normalization` of one scan, ready for any part of it: a number per channel each."""
+
+    low: tuple[float, ...]
+    span: tuple[float, ...]
+    clipped: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(C, *S)` of any number type -> float32 of the same shape."""
+        x = x.float()
+        if self.clipped or any(self.low) or set(self.span) != {1.0}:
+            x = (x - _column(self.low, x)).div_(_column(self.span, x))
+        if self.clipped:
+            x.clamp_(0, 1)
+        if any(self.mean) or set(self.std) != {1.0}:
+            x = (x - _column(self.mean, x)).div_(_column(self.std, x))
         return x
 
-    def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.method == "window":
-            return x.new_full((len(x),), float(self.lower or 0)), x.new_full((len(x),), float(self.upper or 0))
-        found = np.percentile(x.flatten(1).cpu().numpy(), [self.lower, self.upper], axis=1)
-        return x.new_tensor(found[0]), x.new_tensor(found[1])
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return like.new_tensor(values).view(-1, *[1] * (like.ndim - 1))
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))
+def _chunks(channel: NDArray) -> Iterator[NDArray]:
+    """The values in pieces of at most about a million, wherever they lie in memory."""
+    rows = max(1, 2**20 // max(1, channel[0].size)) if channel.ndim > 1 else 2**20
+    for start in range(0, len(channel), rows):
+        yield channel[start : start + rows]
+
+
+def _mean_and_deviation(channel: NDArray) -> tuple[float, float]:
+    """Mean and standard deviation (of a sample, so divided by n - 1)."""
+    mean = sum(float(piece.sum(dtype=np.float64)) for piece in _chunks(channel)) / channel.size
+    squares = sum(float(np.square(piece - mean, dtype=np.float64).sum()) for piece in _chunks(channel))
+    return mean, float(np.sqrt(squares / max(1, channel.size - 1)))
+
+
+def _percentiles(channel: NDArray, lower: float, upper: float) -> tuple[float, float]:
+    """`numpy.percentile` of the values as float32; whole numbers of up to 16 bits are counted, not sorted."""
+    if channel.dtype.kind in "iu" and channel.dtype.itemsize <= 2:
+        least = int(np.iinfo(channel.dtype).min)
+        counts = sum(
+            np.bincount(piece.ravel().astype(np.int64) - least, minlength=2 ** (8 * channel.dtype.itemsize))
+            for piece in _chunks(channel)
+        )
+        below = np.cumsum(counts)
+
+        def at(percent: float) -> float:
+            place = percent / 100 * (channel.size - 1)
+            ends = np.searchsorted(below, [np.floor(place), np.ceil(place)], side="right") + least
+            return float(ends[0] + (ends[1] - ends[0]) * (place - np.floor(place)))
+
+        return at(lower), at(upper)
+    found = np.percentile(channel.astype(np.float32), [lower, upper])
+    return float(found[0]), float(found[1])
 
 
 def check_voxels(image: Image) -> None:

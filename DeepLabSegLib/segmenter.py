@@ -6,21 +6,27 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
-from DeepLabSegLib.devices import choose_device, choose_precision, precision_context
+from DeepLabSegLib.devices import choose_device, choose_precision, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels
+from DeepLabSegLib.ladder import next_step, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import check_choice
-from DeepLabSegLib.preprocess import LETTERS, check_voxels, model_grid, resample, slabs
+from DeepLabSegLib.optimize import FastForms
+from DeepLabSegLib.preprocess import LETTERS, Scaling, check_voxels, model_grid
 from DeepLabSegLib.region import Region, crop
-from DeepLabSegLib.tiling import Blending, mirrored, predict
+from DeepLabSegLib.streaming import Decision, Passage, run
+from DeepLabSegLib.tiling import Activation, Blending, mirrorings
 from DeepLabSegLib.weights.convert import convert
 
 __all__ = ["OnProgress", "Progress", "SegmentOptions", "Segmenter", "load_model"]
@@ -29,7 +35,9 @@ SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Slice direction -> the RAS axis that the slices are stacked along."""
 
 MAX_GRID_VOXELS = 2**30
-SLICES_AT_ONCE = 8
+AT_ONCE = {(True, 2): 8, (True, 3): 1, (False, 2): 32, (False, 3): 8}
+"""(on the CPU, dimensions) -> windows that go through the network together: a processor gains nothing from more."""
+
 REGION_MARGIN = 2
 
 
@@ -88,6 +96,12 @@ OnProgress = Callable[[Progress], bool | None]
 """Called after each step; returning False cancels the run, which then raises `Cancelled`."""
 
 
+class Report(Protocol):
+    """Tells `on_progress` of a step, and raises `Cancelled` where it wants that."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str | None = None) -> None: ...
+
+
 class Segmenter:
     """A model that is loaded and ready; `segment` may be called any number of times."""
 
@@ -96,6 +110,7 @@ class Segmenter:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.network = network.to(self.device).eval()
+        self._forms = FastForms(self.network)
 
     def segment(
         self, image: Image, options: SegmentOptions | None = None, on_progress: OnProgress | None = None
@@ -114,19 +129,33 @@ class Segmenter:
         report = _reporter(on_progress)
         report("prepare", 0, 1)
         self._check(image, options)
-        values = Image(
-            self.bundle.input.normalization(torch.from_numpy(image.array.astype(np.float32))).numpy(), image.geometry
-        )
+        scaling = self.bundle.input.normalization.measure(image.array)
         box = self._box(image.geometry, options)
-        part = values if box is None else crop(values, box)
-        grid = self._grid(part.geometry, options)
-        prepared = resample(torch.from_numpy(part.array), part.geometry, grid)
+        seen = image if box is None else crop(image, box)
+        grid = self._grid(seen.geometry, options)
+        darkest = torch.tensor([[float(channel.min())] for channel in image.array])
+        passage = self._passage(seen, grid, scaling, _flat(scaling(darkest)), options)
         report("prepare", 1, 1)
-        scores = self._scores(prepared, options, lambda done, total: report("segment", done, total))
-        labels = self._restore(scores, grid, part.geometry, options, report)
+        array, uncertainty = self._run(passage, report)
+        labels = Labels(
+            array if self.bundle.overlapping else array[0], seen.geometry, self.bundle.segments, uncertainty
+        )
         return (
             labels if box is None or options.region is None else _put_back(labels, image.geometry, box, options.region)
         )
+
+    def describe(self) -> dict[str, str]:
+        """What runs where, in words: "device", "precision" and the network's "form" (see `optimize.FastForm.how`)."""
+        spec = self.bundle.network
+        tile = self.bundle.input.tile or (2 * self.network.stride,) * spec.dims
+        shape = (AT_ONCE[self.device.type == "cpu", spec.dims], spec.in_channels, *tile)
+        titles = {torch.device(device.name): device.title for device in list_devices()}
+        title = titles.get(self.device, titles.get(torch.device(self.device.type, 0), ""))
+        return {
+            "device": f"{self.device} ({title})",
+            "precision": self.precision,
+            "form": self._forms.of(shape, self.device, self.precision).how,
+        }
 
     def _box(self, geometry: Geometry, options: SegmentOptions) -> tuple[slice, slice, slice] | None:
         """The voxels around the region that the network is to see; None for all."""
@@ -182,49 +211,78 @@ class Segmenter:
             )
         return grid
 
-    def _scores(self, x: Tensor, options: SegmentOptions, on_tile: Callable[[int, int], None]) -> Tensor:
-        """`(C, k, j, i) -> (classes, k, j, i)`; a 2D network runs slice by slice along k."""
-        flat = self.bundle.network.dims == 2
-        batch = x.movedim(1, 0) if flat else x[None]
-        with precision_context(self.device, self.precision):
-            scores = predict(
-                mirrored(self.network) if options.mirror else self.network,
-                batch,
-                options.tile or self.bundle.input.tile,
-                overlap=options.overlap,
-                blending=options.blending,
-                multiple=self.network.stride,
-                batch=SLICES_AT_ONCE if flat else 1,
-                device=self.device,
-                on_tile=on_tile,
-            )
-        return scores.movedim(0, 1) if flat else scores[0]
+    def _run(self, passage: Passage, report: Report) -> tuple[NDArray, NDArray[np.float32] | None]:
+        """`streaming.run`, again in less memory as long as there isn't enough."""
+        while True:
+            try:
+                return run(
+                    passage,
+                    partial(self._logits, passage),
+                    lambda done, total: report("segment", done, total),
+                    lambda done, total: report("restore", done, total),
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                found = next_step(passage, self.network.stride)
+                if found is None:
+                    raise InvalidInput(
+                        f"{self.bundle.name} needs more memory than there is, even with windows of "
+                        f"{' x '.join(map(str, passage.tile))} voxels; choose a region, or close other programs"
+                    ) from None
+            release(passage.device)
+            passage, note = found
+            report("segment", 0, 1, note)
 
-    def _restore(
-        self,
-        scores: Tensor,
-        grid: Geometry,
-        target: Geometry,
-        options: SegmentOptions,
-        report: Callable[[str, int, int], None],
-    ) -> Labels:
-        """Scores `(classes, *grid.shape)` to labels on `target`, a few planes at a time."""
-        overlapping = self.bundle.overlapping
-        dtype = np.uint8 if len(self.bundle.labels) < 256 else np.uint16
-        layers = len(self.bundle.labels) if overlapping else 1
-        labels = np.zeros((layers, *target.shape), dtype)
-        uncertainty = np.zeros(target.shape, np.float32) if options.uncertainty else None
-        values = np.arange(1, layers + 1, dtype=dtype)[:, None, None, None]
-        for planes, slab in slabs(target):
-            part = resample(scores, grid, slab)
-            if self.bundle.network.exclusive:
-                labels[0, planes] = part.argmax(0).numpy().astype(dtype)
-            else:
-                labels[:, planes] = (part >= options.threshold).numpy() * values
-            if uncertainty is not None:
-                uncertainty[planes] = _entropy(part, self.bundle.network.exclusive).numpy()
-            report("restore", planes.stop, target.shape[0])
-        return Labels(labels if overlapping else labels[0], target, self.bundle.segments, uncertainty)
+    def _passage(
+        self, seen: Image, grid: Geometry, scaling: Scaling, outside: tuple[float, ...], options: SegmentOptions
+    ) -> Passage:
+        spec = self.bundle.network
+        flat = spec.dims == 2
+        # A network whose maps don't fit into each other a whole number of times sees them slightly out of place.
+        whole = [-(-size // self.network.stride) * self.network.stride for size in grid.shape[-spec.dims :]]
+        tile = tuple(options.tile or self.bundle.input.tile or whole)
+        background = None
+        if self.bundle.input.background is not None:
+            background = _flat(scaling(torch.full((spec.in_channels, 1), self.bundle.input.background)))
+        return Passage(
+            source=seen,
+            scaling=scaling,
+            outside=outside,
+            grid=grid,
+            tile=(1, *tile) if flat else tile,  # type: ignore[arg-type]
+            dims=spec.dims,
+            overlap=options.overlap,
+            blending=options.blending,
+            activation=Activation(str(spec.classifier_activation), self.network.classifier),
+            decision=Decision(
+                classes=spec.num_classes,
+                exclusive=spec.exclusive,
+                layers=len(self.bundle.labels) if self.bundle.overlapping else 1,
+                threshold=options.threshold,
+                uncertainty=options.uncertainty,
+            ),
+            background=background,
+            mirror=options.mirror,
+            at_once=AT_ONCE[self.device.type == "cpu", spec.dims],
+            device=self.device,
+            keep_on=self.device,
+        )
+
+    def _logits(self, passage: Passage, x: Tensor) -> Tensor:
+        """`(N, C, *S) -> (mirrorings, N, classes, *low sizes)`."""
+        # The CPU steps in for a GPU in full precision: half of it may be slow there, or missing.
+        precision = self.precision if passage.device == self.device else "fp32"
+        form = self._forms.of((passage.at_once, *x.shape[1:]), passage.device, precision)
+        turns = mirrorings(range(2, x.ndim)) if passage.mirror else [()]
+        logits = torch.stack([form(x.flip(turn)).flip(turn) for turn in turns])
+        size = self.network.output_size(logits.shape[3:], x.shape[2:])
+        if size != tuple(x.shape[2:]):
+            raise InvalidInput(
+                f"the network turns a tile of {tuple(x.shape[2:])} into {size}; "
+                "set head_upsample to None, so that sizes agree"
+            )
+        return logits
 
 
 def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Segmenter:
@@ -251,17 +309,6 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", preci
     return Segmenter(bundle, read_network(path, bundle), device, precision)
 
 
-def _entropy(scores: Tensor, exclusive: bool) -> Tensor:
-    """`(classes, k, j, i)` probabilities to `(k, j, i)`: their entropy as a share of the largest possible.
-
-    Of classes that may overlap each is a question of its own, and the most uncertain one counts.
-    """
-    scores = scores.clamp(0, 1)  # rounding
-    if exclusive:
-        return torch.special.entr(scores).sum(0) / np.log(len(scores))
-    return ((torch.special.entr(scores) + torch.special.entr(1 - scores)) / np.log(2)).amax(0)
-
-
 def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], region: Region) -> Labels:
     """`labels` of the voxels in `box` on the `whole` grid, background outside the region."""
     region.clear_outside(labels.array, labels.geometry)
@@ -275,9 +322,13 @@ def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], 
     return Labels(array, whole, labels.segments, uncertainty)
 
 
-def _reporter(on_progress: OnProgress | None) -> Callable[[str, int, int], None]:
-    def report(stage: str, done: int, total: int) -> None:
-        if on_progress is not None and on_progress(Progress(stage, done, total)) is False:
+def _flat(values: Tensor) -> tuple[float, ...]:
+    return tuple(values.flatten().tolist())
+
+
+def _reporter(on_progress: OnProgress | None) -> Report:
+    def report(stage: str, done: int, total: int, note: str | None = None) -> None:
+        if on_progress is not None and on_progress(Progress(stage, done, total, note)) is False:
             raise Cancelled(f"cancelled during {stage}, after {done} of {total} steps; nothing was changed")
 
     return report

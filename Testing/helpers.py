@@ -40,13 +40,16 @@ def make_bundle(
     orientation: str | None = "SAR",
     spacing: tuple = (None, None, None),
     tile: tuple[int, ...] | None = None,
+    background: float | None = None,
 ) -> Bundle:
     foreground = classes - (activation != "sigmoid")
     return Bundle(
         name=f"tiny-{dims}d",
         description="a small network with random weights",
         network=make_spec(dims, classes, activation, channels),
-        input=ModelInput(tuple(f"c{n}" for n in range(channels)), orientation, spacing, Normalization("zscore"), tile),
+        input=ModelInput(
+            tuple(f"c{n}" for n in range(channels)), orientation, spacing, Normalization("zscore"), tile, background
+        ),
         labels=tuple(
             Segment(n, f"Part {n}", (40 * n, 255 - 40 * n, 90), TERMINOLOGY) for n in range(1, foreground + 1)
         ),

@@ -257,14 +257,19 @@ class DeepLabV3Plus(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """`forward` before `classifier_activation`."""
+        low = self.coarse_logits(x)
+        return resize(low, self.output_size(low.shape[2:], x.shape[2:]))
+
+    def coarse_logits(self, x: Tensor) -> Tensor:
+        """`logits` before they are enlarged: `(N, C, *S) -> (N, num_classes, *sizes of P2)`."""
         check_tensor(x, self.spec.dims, self.spec.in_channels)
         pyramid = self.encoder(x)
         skip = self.skip(pyramid[1])
         deep = resize(self.refine(self.aspp(pyramid[self.spec.encoder_depth - 1])), skip.shape[2:])
-        low = self.head(self.fuse(torch.cat([deep, skip], 1)))
-        return resize(low, self._output_size(low.shape[2:], x.shape[2:]))
+        return self.head(self.fuse(torch.cat([deep, skip], 1)))
 
-    def _output_size(self, low: torch.Size, full: torch.Size) -> tuple[int, ...]:
+    def output_size(self, low: torch.Size, full: torch.Size) -> tuple[int, ...]:
+        """What `logits` are enlarged to."""
         factors = self.spec.head_upsample
         if factors is None:
             return tuple(full)

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import read_image
-from DeepLabSegLib.preprocess import model_grid, resample
+from DeepLabSegLib.preprocess import model_grid
+from DeepLabSegLib.resampling import resample
 
 __all__ = ["LabelMap", "SynthesisSpec", "read_label_map", "synthesize"]
 

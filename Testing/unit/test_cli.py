@@ -75,10 +75,20 @@ def test_an_error_is_one_line_and_exit_code_1(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_info_says_how_a_model_runs_on_a_device(bundle_folder, capsys):
+    assert main(["info", str(bundle_folder), "--device", "cpu", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert runs["device"].startswith("cpu (CPU")
+    assert runs["precision"] == "fp32"
+    assert runs["form"].startswith("folded")
+    assert main(["info", str(bundle_folder)]) == 0
+    assert "runs" not in capsys.readouterr().out
+
+
 def test_ctrl_c_leaves_no_file_and_exits_with_130(tmp_path):
     code = (
         "import sys, DeepLabSegLib.cli as c; from DeepLabSegLib import segmenter as s; import time\n"
-        "s.predict = lambda *a, **k: (print('running', flush=True), time.sleep(60))\n"
+        "s.run = lambda *a, **k: (print('running', flush=True), time.sleep(60))\n"
         f"sys.exit(c.main(['segment', {str(SAMPLE)!r}, '-o', 'r.seg.nrrd']))"
     )
     command = [sys.executable, "-c", code]

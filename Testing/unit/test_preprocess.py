@@ -5,7 +5,8 @@ from helpers import make_scan, physically_equal
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry, Image
-from DeepLabSegLib.preprocess import Normalization, axis_letters, check_voxels, model_grid, resample, slabs
+from DeepLabSegLib.preprocess import Normalization, axis_letters, check_voxels, model_grid
+from DeepLabSegLib.resampling import part, reach, resample
 
 
 def tensor(image: Image) -> torch.Tensor:
@@ -109,13 +110,19 @@ def test_labels_stay_labels_on_an_oblique_grid(scan):
     assert set(moved.unique().tolist()) == {0, 7}
 
 
-def test_slabs_cover_the_grid_and_lie_where_they_belong(monkeypatch, rng):
-    monkeypatch.setattr("DeepLabSegLib.preprocess.SLAB_VOXELS", 5000)
+@pytest.mark.parametrize("degrees", [0, 20])
+@pytest.mark.parametrize("spacing", [(None, None, None), (2.0, 2.0, 0.7), (4.1, 1.1, 1.2)])
+def test_any_part_of_a_grid_can_be_had_alone_from_the_part_of_the_scan_that_it_reaches(rng, spacing, degrees):
     image = make_scan(rng, (11, 40, 36))
-    whole = resample(tensor(image), image.geometry, image.geometry)
-    parts = [resample(tensor(image), image.geometry, slab) for _, slab in slabs(image.geometry)]
-    assert len(parts) == 4
-    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=0, rtol=0)
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned = Geometry(image.geometry.shape, (3.0, 1.5, 1.2), (1, 2, 3), ((c, s, 0.0), (-s, c, 0.0), (0, 0, 1)))
+    grid, fill = model_grid(turned, "ASL", spacing), tensor(image).amin().view(1)
+    whole = resample(tensor(image), turned, grid)
+    for box in [(slice(3, 9), slice(0, 5), slice(2, 9)), (slice(0, 1), slice(0, grid.shape[1]), slice(7, 8))]:
+        target = part(grid, box)
+        needed = reach(turned, target)
+        found = resample(tensor(image)[(slice(None), *needed)], part(turned, needed), target, fill=fill)
+        torch.testing.assert_close(found, whole[(slice(None), *box)], atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("letters", ["SA", "SAA", "SAL ", "XYZ", "sar", "SIR"])

@@ -13,7 +13,8 @@ from DeepLabSegLib.cli import main
 from DeepLabSegLib.evaluate import dice
 from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.image import Geometry, Image, Labels
-from DeepLabSegLib.preprocess import model_grid, resample
+from DeepLabSegLib.preprocess import model_grid
+from DeepLabSegLib.resampling import resample
 
 
 def on_grid(image: Image, grid: Geometry) -> Image:

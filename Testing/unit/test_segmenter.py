@@ -74,7 +74,7 @@ def test_slices_run_along_the_chosen_axis(scan):
     assert (sagittal.array != segmenter.segment(scan).array).any()
 
 
-@pytest.mark.parametrize(("dims", "tile", "steps"), [(2, (24, 20), 2 * 6), (3, (12, 24, 20), 6)])
+@pytest.mark.parametrize(("dims", "tile", "steps"), [(2, (24, 20), 12 * 6), (3, (12, 24, 20), 6)])
 def test_a_scan_larger_than_the_tile_goes_through_in_overlapping_tiles(dims, tile, steps, scan):
     segmenter, seen = make_segmenter(dims), []
     tiled = segmenter.segment(scan, SegmentOptions(tile=tile, overlap=0.25), seen.append)

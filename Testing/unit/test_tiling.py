@@ -3,24 +3,71 @@ from itertools import pairwise
 import pytest
 import torch
 
-from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.tiling import predict, tile_importance, tile_starts
+from DeepLabSegLib.tiling import Activation, Blender, Tiling, mirrorings, tile_importance, tile_starts
 
 CPU = torch.device("cpu")
+LINEAR = Activation("linear", lambda x: x)
 
 
-def run(network, x, tile, overlap=0.25, blending="gaussian", batch=1, on_tile=lambda done, total: None):
-    return predict(network, x, tile, overlap=overlap, blending=blending, batch=batch, device=CPU, on_tile=on_tile)
+def blended(x, tile, overlap, blending, planes=3):
+    """`x` `(C, *S)` cut into windows and put together again, `planes` at a time."""
+    tiling = Tiling(tuple(x.shape[1:]), tile, overlap)
+    blender = Blender(tiling, blending, LINEAR, CPU, CPU)
+    padded = torch.nn.functional.pad(
+        x, [n for t, s, b in reversed(list(zip(tile, x.shape[1:], tiling.before, strict=True)))
+            for n in (b, max(0, t - s) - b)]
+    )  # fmt: skip
+    corners, parts, done = tiling.corners, [], 0
+    for n, corner in enumerate(corners):
+        area = tuple(slice(c + b, c + b + t) for c, b, t in zip(corner, tiling.before, tile, strict=True))
+        blender.add(corner, padded[(None, slice(None), *area)].clone())
+        finished = corners[n + 1][0] if n + 1 < len(corners) else x.shape[1]
+        while done < finished:
+            stop = min(done + planes, finished)
+            parts.append(blender.take(done, stop, len(x)).clone())
+            done = stop
+    return torch.cat(parts, 1)
 
 
 @pytest.mark.parametrize("blending", ["gaussian", "constant"])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize(
-    ("shape", "tile"), [((50, 41), (16, 16)), ((20, 33, 17), (16, 8, 16)), ((5, 7), (9, 9)), ((1, 1), (4, 4))]
+    ("shape", "tile"),
+    [((4, 50, 41), (1, 16, 16)), ((20, 33, 17), (16, 8, 16)), ((5, 7, 20), (9, 9, 9)), ((1, 1, 1), (4, 4, 4))],
 )
 def test_blending_a_network_that_copies_gives_the_image_back(shape, tile, overlap, blending):
-    x = torch.randn(2, 3, *shape)
-    torch.testing.assert_close(run(lambda t: t.clone(), x, tile, overlap, blending), x, atol=1e-5, rtol=1e-5)
+    x = torch.randn(3, *shape)
+    torch.testing.assert_close(blended(x, tile, overlap, blending), x, atol=1e-5, rtol=1e-5)
+
+
+def test_planes_may_be_asked_for_again_as_long_as_the_first_moves_on():
+    x = torch.randn(2, 20, 8, 8)
+    tiling = Tiling((20, 8, 8), (8, 8, 8), 0.5)
+    blender = Blender(tiling, "gaussian", LINEAR, CPU, CPU)
+    for corner in tiling.corners:
+        blender.add(corner, x[None, :, corner[0] : corner[0] + 8].clone())
+    for start, stop in [(0, 3), (1, 9), (7, 9), (8, 20)]:
+        torch.testing.assert_close(blender.take(start, stop, 2), x[:, start:stop], atol=1e-5, rtol=1e-5)
+
+
+def test_windows_are_forgotten_when_their_last_plane_is_done():
+    tiling = Tiling((64, 8, 8), (8, 8, 8), 0.5)
+    blender, most = Blender(tiling, "gaussian", LINEAR, CPU, CPU), 0
+    for corner, following in pairwise([*tiling.corners, (64, 0, 0)]):
+        blender.add(corner, torch.zeros(1, 2, 2, 2, 2))
+        blender.take(corner[0], following[0], 2)
+        most = max(most, len(blender.open))
+    assert most == 2
+
+
+@pytest.mark.parametrize("spread", [1.0, 300.0])
+def test_softmax_is_torchs_however_far_apart_the_logits_are(spread):
+    logits = spread * torch.randn(1, 5, 4, 4, 4)
+    tiling = Tiling((8, 8, 8), (8, 8, 8), 0)
+    blender = Blender(tiling, "gaussian", Activation("softmax", lambda x: x.softmax(1)), CPU, CPU)
+    blender.add((0, 0, 0), logits)
+    expected = torch.nn.functional.interpolate(logits, size=(8, 8, 8), mode="trilinear").softmax(1)[0]
+    torch.testing.assert_close(blender.take(0, 8, 5), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 17, 31, 32, 33, 100])
@@ -44,44 +91,6 @@ def test_the_middle_of_a_tile_counts_most_and_no_voxel_less_than_a_thousandth():
     assert (tile_importance((4, 4), "constant") == 1).all()
 
 
-def test_without_a_tile_the_whole_image_goes_through_at_once():
-    seen = []
-    run(lambda t: seen.append(tuple(t.shape)) or t.clone(), torch.randn(5, 1, 9, 11), None, batch=2)
-    assert seen == [(2, 1, 9, 11), (2, 1, 9, 11), (1, 1, 9, 11)]
-
-
-def test_an_image_smaller_than_the_tile_is_padded_with_zeros_on_both_sides():
-    seen = []
-    x = torch.ones(1, 1, 3, 8)
-    result = run(lambda t: seen.append(t) or t.clone(), x, (6, 8))
-    torch.testing.assert_close(seen[0][0, 0, :, 0], torch.tensor([0.0, 1, 1, 1, 0, 0]))
-    torch.testing.assert_close(result, x)
-
-
-def test_the_whole_image_is_rounded_up_to_what_the_network_divides_by():
-    seen = []
-    x = torch.randn(1, 1, 9, 16)
-    result = predict(
-        lambda t: seen.append(tuple(t.shape)) or t.clone(), x, None, overlap=0, blending="gaussian", multiple=8,
-        batch=1, device=CPU, on_tile=lambda done, total: None,
-    )  # fmt: skip
-    assert seen == [(1, 1, 16, 16)]
-    torch.testing.assert_close(result, x)
-
-
-def test_progress_counts_every_step_and_may_stop_the_run():
-    steps = []
-
-    def stop_at_three(done, total):
-        steps.append((done, total))
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(lambda t: t.clone(), torch.randn(1, 1, 32, 32), (16, 16), 0.0, on_tile=stop_at_three)
-    assert steps == [(1, 4), (2, 4), (3, 4)]
-
-
-def test_a_network_that_changes_the_size_is_refused_in_words():
-    with pytest.raises(InvalidInput, match="head_upsample"):
-        run(lambda t: t[..., ::2], torch.randn(1, 1, 8, 8), None)
+def test_mirror_images_are_four_in_2d_and_eight_in_3d():
+    assert mirrorings(range(2, 4)) == [(), (2,), (3,), (2, 3)]
+    assert len(set(mirrorings(range(2, 5)))) == 8

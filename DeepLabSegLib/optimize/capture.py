@@ -1,0 +1,143 @@
+"""A network's operations for one size of input, as a graph that can be rewritten."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.fx.node import map_aggregate
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["NotCapturable", "arguments", "capture", "value"]
+
+aten = torch.ops.aten
+
+
+class NotCapturable(Exception):
+    """A module whose operations depend on its input's values, or that writes into its tensors."""
+
+
+def value(node: Any) -> Tensor:
+    """A tensor of the shape and type that `node` gives; its numbers mean nothing."""
+    return node.meta["value"]
+
+
+def arguments(node: fx.Node) -> list[Any]:
+    """What `node` is called with."""
+    return list(node.args)
+
+
+def capture(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Graph:
+    """The operations of `module(x)` for an `x` of that shape and type, hardly anything being computed.
+
+    `module`'s tensors are named in the graph (`get_attr`) as in its `state_dict`; floating ones count as `dtype`.
+    Raises `NotCapturable`.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # inference mode would show functions before they are split up
+        return _record(module, shape, dtype)
+
+
+def _record(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Graph:
+    tensors = {
+        name: _stand_in(tensor.shape, dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    }
+    x = _stand_in(shape, dtype)
+    recorder = _Recorder(x, tensors)
+    try:
+        with recorder:
+            result = functional_call(module, tensors, (x,))
+        recorder.graph.output(recorder.nodes[id(result)])
+    except (RuntimeError, KeyError) as error:
+        raise NotCapturable(str(error)) from error
+    recorder.graph.eliminate_dead_code()
+    for node in recorder.graph.nodes:
+        if node.op == "call_function" and not node.all_input_nodes:
+            raise NotCapturable(f"{node.target} makes a tensor from nothing")
+    return recorder.graph
+
+
+def _stand_in(shape: Any, dtype: torch.dtype) -> Tensor:
+    """A tensor of one number that has any shape: memory for the others is never taken.
+
+    Meta tensors would do, but torch imports its compiler for their shapes, which takes a second.
+    """
+    return torch.zeros((), dtype=dtype).expand(shape)
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down each operation that torch carries out, below its modules and functions."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # this, too, would import the compiler
+
+    def __init__(self, x: Tensor, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.alive: list[Tensor] = []  # an id stays a tensor's own only while the tensor lives
+        self.nodes: dict[int, fx.Node] = {}
+        self._remember(self.graph.placeholder("x"), x)
+        for name, tensor in tensors.items():
+            self._remember(self.graph.create_node("get_attr", name), tensor)
+
+    def _remember(self, node: fx.Node, result: Tensor) -> Tensor:
+        node.meta["value"] = result
+        self.alive.append(result)
+        self.nodes[id(result)] = node
+        return result
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op._schema.is_mutable or op is aten._local_scalar_dense.default:
+            raise NotCapturable(f"{op} reads or writes values")
+
+        def named(argument: Any) -> Any:
+            return self.nodes[id(argument)] if isinstance(argument, Tensor) else argument
+
+        node = self.graph.call_function(op, map_aggregate(args, named), map_aggregate(kwargs or {}, named))
+        result = _carry_out(op, args, kwargs or {})
+        if isinstance(result, Tensor):
+            return self._remember(node, _stand_in(result.shape, result.dtype))
+        return tuple(
+            self._remember(self.graph.call_function(operator.getitem, (node, n)), _stand_in(part.shape, part.dtype))
+            for n, part in enumerate(result)
+        )
+
+
+def _carry_out(op: Any, args: Any, kwargs: Any) -> Any:
+    """A result of the shape and type that `op` gives; what costs time is not computed."""
+    if op is aten.convolution.default:
+        return _convolved(*args)
+    if op in (aten.mm.default, aten.addmm.default):
+        return _stand_in((len(args[-2]), args[-1].shape[1]), args[-1].dtype)
+    try:
+        return op(*args, **kwargs)
+    except NotImplementedError:  # half precision on the CPU
+
+        def widened(argument: Any) -> Any:
+            return argument.float() if isinstance(argument, Tensor) else argument
+
+        result = op(*map_aggregate(args, widened), **kwargs)
+        return map_aggregate(result, lambda part: part.to(args[0].dtype) if isinstance(part, Tensor) else part)
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    _: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    *__: Any,
+) -> Tensor:
+    if transposed:
+        raise NotCapturable("there is no rule for transposed convolutions")
+    sizes = [
+        (size + 2 * pad - apart * (taps - 1) - 1) // step + 1
+        for size, taps, step, pad, apart in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    return _stand_in((len(x), len(weight), *sizes), x.dtype)

@@ -1,0 +1,131 @@
+"""A network made ready to run on windows of one size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from DeepLabSegLib.devices import PRECISIONS
+from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.optimize.capture import NotCapturable, capture
+from DeepLabSegLib.optimize.lower import channels_last, lower, onednn_works
+from DeepLabSegLib.optimize.rewrite import rewrite
+
+__all__ = ["FastForm", "FastForms", "fast_form"]
+
+
+class _Coarse(nn.Module):
+    """A network's logits at the size in which its head computes them."""
+
+    def __init__(self, network: DeepLabV3Plus) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.coarse_logits(x)
+
+
+@dataclass(frozen=True)
+class FastForm:
+    """A network that takes `(N, C, *S)` of the shape it was made for and gives logits `(N, classes, *sizes of P2)`.
+
+    `how` says in words what runs; `shape`, `device` and `dtype` are those of the input that `run` takes.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    how: str
+    shape: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor) -> Tensor:
+        # A fresh tensor: a view's strides can read as channels last and slow the whole network down.
+        given = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        given[: len(x)] = x
+        given[len(x) :] = 0
+        return self.run(given)[: len(x)]
+
+
+def fast_form(network: DeepLabV3Plus, shape: Sequence[int], device: torch.device, precision: str) -> FastForm:
+    """The fastest form of `network`, in evaluation mode, for inputs `(N, C, *S)` of exactly that `shape`.
+
+    On the CPU that is oneDNN's fused convolutions on weights in its own layout, where this torch has them; elsewhere
+    torch's convolutions, with batch normalisation folded in. A network that can't be captured, such as one with an
+    encoder that looks at its input's values, runs as it is. Later changes to `network`'s weights are not seen.
+    """
+    dtype = PRECISIONS[precision]
+    try:
+        graph = capture(_Coarse(network), tuple(shape), dtype)
+    except NotCapturable as reason:
+        plain = network if (device, dtype) == _place(network) else copy.deepcopy(network).to(device, dtype)
+        return FastForm(plain.coarse_logits, f"as written ({reason})", tuple(shape), device, dtype)
+    tensors = {name: tensor.detach() for name, tensor in _Coarse(network).state_dict().items()}
+    tensors |= {name: tensor for name, tensor in _Coarse(network).named_buffers() if name not in tensors}
+    onednn = device.type == "cpu" and onednn_works(dtype)
+    with torch.inference_mode():
+        rewrite(graph, tensors)
+        lower(graph, tensors, device, dtype, onednn)
+        module = fx.GraphModule(tensors, graph)
+    how = f"folded, {'oneDNN fused and prepacked' if onednn else 'torch convolutions'}, {precision}"
+    if device.type == "cuda":
+        return FastForm(
+            _CudaGraph(module, tuple(shape), device, dtype), f"{how}, CUDA graph", tuple(shape), device, dtype
+        )
+    return FastForm(module, how, tuple(shape), device, dtype)
+
+
+class FastForms:
+    """The fast form of one network for whatever is asked, made anew only for something else or for other weights."""
+
+    def __init__(self, network: DeepLabV3Plus) -> None:
+        self.network = network
+        self._made: tuple[object, FastForm] | None = None
+
+    def of(self, shape: Sequence[int], device: torch.device, precision: str) -> FastForm:
+        """See `fast_form`. Only the latest is kept, for the memory of its weights."""
+        key = (tuple(shape), device, precision, *(_identity(tensor) for tensor in self.network.state_dict().values()))
+        if self._made is None or self._made[0] != key:
+            self._made = None  # the old one goes before the new one comes
+            self._made = (key, fast_form(self.network, shape, device, precision))
+        return self._made[1]
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's numbers lie and how often they were written over."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def _place(network: nn.Module) -> tuple[torch.device, torch.dtype]:
+    first = next(network.parameters())
+    return first.device, first.dtype
+
+
+class _CudaGraph:
+    """`module` recorded once as a CUDA graph and replayed: one launch instead of one per operation.
+
+    Input and result live at fixed places; a call copies into the one and out of the other.
+    """
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> None:
+        self.given = torch.zeros(shape, dtype=dtype, device=device)
+        if dtype != torch.float32:  # tensor cores want a voxel's channels side by side
+            self.given = self.given.contiguous(memory_format=channels_last(len(shape)))
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.inference_mode(), torch.cuda.stream(side):
+            for _ in range(3):  # libraries choose their algorithms first
+                module(self.given)
+        torch.cuda.current_stream(device).wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.device(device), torch.cuda.graph(self.graph):
+            self.result = module(self.given)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.given.copy_(x)
+        self.graph.replay()
+        return self.result.clone()

@@ -1,0 +1,221 @@
+"""Voxels from one grid to another, exactly where two `Geometry` objects say, as little at a time as wanted.
+
+Flips and permutations copy voxels unchanged, other grids along the same axes are interpolated axis by axis, oblique
+ones in one trilinear step. Positions are voxel centres in RAS mm. Any part of a target can be had alone: `part` cuts
+it out, `reach` says which part of the source it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from DeepLabSegLib.image import Geometry
+
+__all__ = ["Box", "Mode", "part", "permuted", "reach", "resample", "same_voxels"]
+
+T = TypeVar("T")
+
+Mode = Literal["linear", "nearest"]
+
+Box = tuple[slice, slice, slice]
+"""A block of voxels along (k, j, i), first and last-plus-one given."""
+
+BLOCK = 64
+"""Voxels along an axis that are interpolated by one matrix product: more would multiply more zeros."""
+
+
+def part(geometry: Geometry, box: Box) -> Geometry:
+    """The grid of the voxels in `box`."""
+    origin = (geometry.affine @ np.array([*(side.start for side in box), 1.0]))[:3]
+    return replace(geometry, shape=tuple(side.stop - side.start for side in box), origin=tuple(origin))
+
+
+def permuted(geometry: Geometry, order: Sequence[int]) -> Geometry:
+    """The same voxels with their axes in another order: axis n is what was axis `order[n]`."""
+    a, b, c = order
+
+    def ordered(values: tuple[T, ...]) -> tuple[T, T, T]:
+        return values[a], values[b], values[c]
+
+    return replace(
+        geometry,
+        shape=ordered(geometry.shape),
+        spacing=ordered(geometry.spacing),
+        direction=ordered(geometry.direction),
+    )
+
+
+def reach(source: Geometry, target: Geometry) -> Box:
+    """The block of `source` that `resample` reads for `target`, at least one voxel along each axis."""
+    way = _Way.between(source, target)
+    if way.from_axis is None:
+        corners = np.array([[k, j, i] for k in (0, 1) for j in (0, 1) for i in (0, 1)]) * (np.array(target.shape) - 1)
+        places = corners @ way.matrix.T + way.offset
+        low, high = np.floor(places.min(axis=0)) - 1, np.ceil(places.max(axis=0)) + 1
+    else:
+        low, high = np.empty(3), np.empty(3)
+        for axis, column in enumerate(way.from_axis):
+            coordinates, step = way.along(axis, target.shape[axis])
+            margin = 0.5 if _copies(coordinates, step) else max(1.0, abs(step)) + 1
+            low[column], high[column] = coordinates.min() - margin, coordinates.max() + margin
+        low, high = np.ceil(low), np.floor(high)
+    last = np.array(source.shape) - 1
+    low, high = np.clip(low, 0, last).astype(int), np.clip(high, 0, last).astype(int)
+    return tuple(slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))  # type: ignore[return-value]
+
+
+def same_voxels(source: Geometry, target: Geometry) -> bool:
+    """Whether every voxel of `target` is one of `source`, so that nothing is interpolated."""
+    way = _Way.between(source, target)
+    return way.from_axis is not None and all(_copies(*way.along(axis, size)) for axis, size in enumerate(target.shape))
+
+
+def resample(
+    array: Tensor, source: Geometry, target: Geometry, mode: Mode = "linear", fill: Tensor | None = None
+) -> Tensor:
+    """`(C, *source.shape) -> (C, *target.shape)`.
+
+    Linear interpolation is widened to the target's voxel where that is larger (a triangle filter), so that shrinking
+    doesn't alias. Voxels whose centres lie outside the source get `fill` `(C,)`, by default each channel's minimum.
+    """
+    way = _Way.between(source, target)
+    if way.from_axis is None:
+        return _resample_oblique(array, way, target.shape, mode, fill)
+    result = array.permute(0, *(1 + way.from_axis).tolist())
+    outside = []
+    # First what shrinks most: there is less to do then along the other axes.
+    shrinkage = np.array(target.shape) / np.array(source.shape)[way.from_axis]
+    for axis in np.argsort(shrinkage).tolist():
+        coordinates, step = way.along(axis, target.shape[axis])
+        size = result.shape[1 + axis]
+        if mode == "nearest" or _copies(coordinates, step):
+            index = np.clip(np.rint(coordinates), 0, size - 1).astype(np.int64)
+            result = _pick(result, 1 + axis, index)
+        else:
+            result = _interpolate(result, 1 + axis, coordinates, max(1.0, abs(step)))
+        outside.append((1 + axis, np.flatnonzero((coordinates < -0.5) | (coordinates > size - 0.5))))
+    result = result.contiguous()
+    for axis, index in outside:
+        if len(index):
+            if result.data_ptr() == array.data_ptr():
+                result = result.clone()
+            lowest = array.flatten(1).amin(1) if fill is None else fill
+            shape = [-1 if n == 0 else 1 for n in range(4)]
+            result.index_copy_(axis, _tensor(index, result), lowest.to(result).view(shape).expand(
+                *(len(index) if n == axis else size for n, size in enumerate(result.shape))
+            ))  # fmt: skip
+    return result
+
+
+@dataclass(frozen=True)
+class _Way:
+    """From a target's indices to a source's: `matrix @ index + offset`.
+
+    `from_axis[n]` is the source's axis that the target's axis n runs along; None where the axes are not parallel.
+    """
+
+    matrix: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    from_axis: NDArray[np.int64] | None
+
+    @classmethod
+    def between(cls, source: Geometry, target: Geometry) -> _Way:
+        index = np.linalg.inv(source.affine) @ target.affine
+        matrix, offset = index[:3, :3], index[:3, 3]
+        # A grid that differs by less than 1e-3 voxels over its whole length is the same grid.
+        matrix = np.where(np.abs(matrix) * np.array(target.shape) < 1e-3, 0.0, matrix)
+        single = all((np.count_nonzero(matrix, axis=axis) == 1).all() for axis in (0, 1))
+        return cls(matrix, offset, np.abs(matrix).argmax(axis=0) if single else None)
+
+    def along(self, axis: int, size: int) -> tuple[NDArray[np.float64], float]:
+        """Where the target's `size` voxels along `axis` lie on the source's axis, in voxels; and their distance."""
+        assert self.from_axis is not None
+        column = self.from_axis[axis]
+        step = float(self.matrix[column, axis])
+        return self.offset[column] + step * np.arange(size), step
+
+
+def _copies(coordinates: NDArray[np.float64], step: float) -> bool:
+    """Whether every coordinate is a voxel's centre."""
+    return bool(np.abs(coordinates - np.rint(coordinates)).max() < 1e-4 and abs(abs(step) - 1) < 1e-6)
+
+
+def _pick(x: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:
+    """The planes of `x` at `index` along `axis`; a view where they follow each other."""
+    if np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+        return x.narrow(axis, int(index[0]), len(index))
+    return x.index_select(axis, _tensor(index, x))
+
+
+def _interpolate(x: Tensor, axis: int, coordinates: NDArray[np.float64], support: float) -> Tensor:
+    """`x` under a triangle filter of half-width `support` voxels around each of `coordinates` along `axis`.
+
+    A matrix product per block of voxels: the matrix has few entries outside its band, and products are what a
+    processor does best.
+    """
+    shape = list(x.shape)
+    shape[axis] = len(coordinates)
+    result = torch.empty(shape, device=x.device)
+    for start in range(0, len(coordinates), BLOCK):
+        block = slice(start, min(start + BLOCK, len(coordinates)))
+        matrix, first = _band(coordinates[block], support, x.shape[axis])
+        given = x.narrow(axis, first, matrix.shape[1]).float()
+        outer, inner = shape[:axis], shape[axis + 1 :]
+        place = result.narrow(axis, start, block.stop - start)
+        weights = _tensor(matrix, x)
+        if not inner:
+            place.copy_(given @ weights.T)
+        else:
+            flat = given.reshape(int(np.prod(outer)), given.shape[axis], int(np.prod(inner)))
+            place.copy_((weights @ flat).view(*outer, len(matrix), *inner))
+    return result
+
+
+def _band(coordinates: NDArray[np.float64], support: float, size: int) -> tuple[NDArray[np.float32], int]:
+    """`(len(coordinates), n)` weights of the n voxels from the second result on, of an axis of `size` voxels."""
+    first = np.floor(coordinates - support).astype(np.int64) + 1
+    taps = first[:, None] + np.arange(int(np.ceil(2 * support)))
+    away = taps - coordinates[:, None]
+    weights = np.maximum(0, 1 - np.abs(away) / support)
+    # Sampled at whole voxels the triangle's centre moves a little; it is brought back, so that slopes stay exact.
+    first_moment, second_moment = (np.sum(weights * away**n, axis=1, keepdims=True) for n in (1, 2))
+    weights *= 1 - away * first_moment / np.maximum(second_moment, 1e-9)
+    weights /= weights.sum(axis=1, keepdims=True)
+    taps = np.clip(taps, 0, size - 1)
+    start = int(taps.min())
+    matrix = np.zeros((len(coordinates), int(taps.max()) - start + 1))
+    np.add.at(matrix, (np.arange(len(coordinates))[:, None], taps - start), weights)
+    return matrix.astype(np.float32), start
+
+
+def _resample_oblique(array: Tensor, way: _Way, shape: Sequence[int], mode: Mode, fill: Tensor | None) -> Tensor:
+    """One trilinear (or nearest) step for grids whose axes are not parallel."""
+    kind = array.dtype
+    array = array.float()  # grid_sample takes no integers; labels stay exact up to 2**24
+    sizes = np.array(array.shape[1:], dtype=np.float64)
+    lowest = (array.flatten(1).amin(1) if fill is None else fill.to(array)).view(-1, 1, 1)
+    # grid_sample counts (i, j, k) from -1 to 1 between the outer faces of the first and last voxels.
+    scale = 2 / sizes
+    result = array.new_empty((array.shape[0], *shape))
+    jj, ii = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
+    in_plane = way.matrix[:, 1, None, None] * jj + way.matrix[:, 2, None, None] * ii + way.offset[:, None, None]
+    for k in range(shape[0]):
+        points = (in_plane + way.matrix[:, 0, None, None] * k + 0.5) * scale[:, None, None] - 1
+        grid = _tensor(np.ascontiguousarray(np.moveaxis(points[::-1], 0, -1), dtype=np.float32), array)[None, None]
+        mode_name = "bilinear" if mode == "linear" else "nearest"
+        plane = F.grid_sample(array[None], grid, mode=mode_name, padding_mode="border", align_corners=False)[0, :, 0]
+        outside = (grid[0, 0].abs() > 1 + 1e-4).any(dim=-1)
+        result[:, k] = torch.where(outside, lowest, plane)
+    return result.to(kind)
+
+
+def _tensor(values: NDArray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)

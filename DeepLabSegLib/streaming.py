@@ -1,0 +1,232 @@
+"""From a scan to its labels in the memory of a slab: windows in, planes of labels out.
+
+Windows are read from the scan one by one, and labels written as soon as the last window that has a say in them has
+been seen. Neither the scan on the model's grid nor a class's scores ever exist as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from DeepLabSegLib.image import Geometry, Image
+from DeepLabSegLib.preprocess import Scaling
+from DeepLabSegLib.region import crop
+from DeepLabSegLib.resampling import Box, part, permuted, reach, resample, same_voxels
+from DeepLabSegLib.tiling import Activation, Blender, Blending, Tiling
+
+__all__ = ["Decision", "Passage", "entropy", "run"]
+
+SLAB_NUMBERS = 2**22
+"""Class scores that are held at once, unless a single plane has more."""
+
+CHUNK_NUMBERS = 2**19
+"""Class scores that are interpolated and decided upon at once."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How scores become labels: the largest (`exclusive`), or each class from `threshold` on; and what else is wanted.
+
+    `layers` is the number of label maps: 1, or one per class where classes may overlap.
+    """
+
+    classes: int
+    exclusive: bool
+    layers: int
+    threshold: float
+    uncertainty: bool
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One run of a network over a scan: what is read, on which grid, in which windows, and how they are put together.
+
+    `grid` has the network's axes (k, j, i); `tile` has three sizes, the first being 1 for a 2D network, whose windows
+    are `dims` 2. Per channel and normalised are `outside`, the value of what lies outside the scan, and `background`,
+    that up to which a window is not looked at; None looks at all.
+    """
+
+    source: Image
+    scaling: Scaling
+    outside: tuple[float, ...]
+    grid: Geometry
+    tile: tuple[int, int, int]
+    dims: int
+    overlap: float
+    blending: Blending
+    activation: Activation
+    decision: Decision
+    background: tuple[float, ...] | None
+    mirror: bool
+    at_once: int
+    device: torch.device
+    keep_on: torch.device
+
+
+@torch.inference_mode()
+def run(
+    passage: Passage,
+    logits_of: Callable[[Tensor], Tensor],
+    on_windows: Callable[[int, int], None],
+    on_planes: Callable[[int, int], None],
+) -> tuple[NDArray, NDArray[np.float32] | None]:
+    """Labels `(layers, k, j, i)` on the source's grid, and their uncertainty `(k, j, i)` where it is wanted.
+
+    `logits_of` takes windows `(N, C, *S)` to logits `(mirrorings, N, classes, *low sizes)`. `on_windows(done, total)`
+    is called after each step, `on_planes(done, total)` after each slab of labels that is written once all windows have
+    been seen; both may raise to stop.
+    """
+    order = _order(passage)
+    flow = permuted(passage.grid, order)
+    tiling = Tiling(flow.shape, _three(passage.tile[n] for n in order), passage.overlap)
+    blender = Blender(tiling, passage.blending, passage.activation, passage.device, passage.keep_on)
+    writer = _Writer(passage, flow, blender)
+    corners = tiling.corners
+    for first in range(0, len(corners), passage.at_once):
+        group = corners[first : first + passage.at_once]
+        seen = {corner: x for corner in group if (x := _read(passage, flow, tiling, corner, order)) is not None}
+        found: dict[tuple[int, int, int], Tensor] = {}
+        if seen:
+            logits = logits_of(torch.stack(list(seen.values())))
+            logits = logits.unsqueeze(3) if passage.dims == 2 else logits
+            logits = logits.permute(0, 1, 2, *(3 + n for n in order))
+            found = dict(zip(seen, logits.unbind(1), strict=True))
+        for corner in group:
+            blender.add(corner, found.get(corner))
+        done = first + len(group)
+        on_windows(done, len(corners))
+        if done < len(corners):
+            writer.write(corners[done][0], lambda planes, total: None)
+    writer.write(flow.shape[0], on_planes)
+    return writer.labels, writer.uncertainty
+
+
+def _three(values: Iterable[int]) -> tuple[int, int, int]:
+    first, second, third = values
+    return first, second, third
+
+
+def _order(passage: Passage) -> tuple[int, int, int]:
+    """The grid's axes with that in front along which most windows follow each other: least is open at a time."""
+    if passage.dims == 2:
+        return 0, 1, 2
+    steps = [size / tile for size, tile in zip(passage.grid.shape, passage.tile, strict=True)]
+    front = int(np.argmax(steps))
+    return _three([front, *(n for n in range(3) if n != front)])
+
+
+def _read(
+    passage: Passage, flow: Geometry, tiling: Tiling, corner: tuple[int, int, int], order: Sequence[int]
+) -> Tensor | None:
+    """The network's input `(C, *S)` at a corner of `flow`, zeros outside the grid; None where it is all background."""
+    inside: Box = tuple(tiling.inside(corner))  # type: ignore[assignment]
+    target = part(flow, inside)
+    given = crop(passage.source, reach(passage.source.geometry, target))
+    values = torch.from_numpy(np.ascontiguousarray(given.array, dtype=np.float32)).to(passage.device)
+    x = resample(passage.scaling(values), given.geometry, target, fill=values.new_tensor(passage.outside))
+    if passage.background is not None:
+        limits = x.new_tensor(passage.background).view(-1, 1, 1, 1)
+        if bool((x <= limits).all()):
+            return None
+    sides = []
+    for side, first, size in zip(inside, corner, tiling.tile, strict=True):
+        sides.append((side.start - first, first + size - side.stop))
+    if any(map(any, sides)):
+        x = F.pad(x, [n for pair in reversed(sides) for n in pair])
+    x = x.permute(0, *(1 + int(n) for n in np.argsort(order)))
+    return x[:, 0] if passage.dims == 2 else x
+
+
+class _Writer:
+    """Labels on the source's own grid, written in slabs as the planes that they come from are finished."""
+
+    def __init__(self, passage: Passage, flow: Geometry, blender: Blender) -> None:
+        target, decision = passage.source.geometry, passage.decision
+        self.decision = decision
+        self.flow = flow
+        self.blender = blender
+        kind = np.uint8 if decision.classes <= 256 - (not decision.exclusive) else np.uint16
+        self.labels = np.zeros((decision.layers, *target.shape), kind)
+        self.uncertainty = np.zeros(target.shape, np.float32) if decision.uncertainty else None
+        # The target with that axis in front which runs along the flow's first.
+        along = np.array(target.direction) @ np.array(flow.direction[0])
+        front = int(np.argmax(np.abs(along)))
+        self.order = [front, *(n for n in range(3) if n != front)]
+        self.target = permuted(target, self.order)
+        # Activations that keep the order of logits needn't be computed where nothing is blended or interpolated.
+        decided = not decision.uncertainty and passage.activation.name in ("softmax", "sigmoid")
+        self.raw = decided and blender.alone and not passage.mirror and same_voxels(flow, self.target)
+        planes = max(1, SLAB_NUMBERS * self.target.shape[0] // (decision.classes * math.prod(flow.shape)))
+        starts = range(0, self.target.shape[0], planes)
+        slabs = [slice(n, min(n + planes, self.target.shape[0])) for n in starts]
+        self.written = 0
+        self.slabs = slabs if along[front] < 0 else slabs[::-1]  # the next one last
+
+    def write(self, finished: int, on_planes: Callable[[int, int], None]) -> None:
+        """Write every slab for which the flow's planes before `finished` are enough."""
+        while self.slabs:
+            _, rows, columns = (slice(0, size) for size in self.target.shape)
+            slab = part(self.target, (self.slabs[-1], rows, columns))
+            needed = reach(self.flow, slab)[0]
+            if needed.stop > finished:
+                return
+            planes = self.slabs.pop()
+            self._write_slab(planes, slab, needed)
+            self.written += planes.stop - planes.start
+            on_planes(self.written, self.target.shape[0])
+
+    def _write_slab(self, planes: slice, slab: Geometry, needed: slice) -> None:
+        scores = self.blender.take(needed.start, needed.stop, self.decision.classes, self.raw)
+        block = part(self.flow, (needed, *(slice(0, size) for size in self.flow.shape[1:])))  # type: ignore[arg-type]
+        labels = np.moveaxis(self.labels, [1 + n for n in self.order], [1, 2, 3])
+        uncertainty = None if self.uncertainty is None else self.uncertainty.transpose(self.order)
+        depth, height, width = slab.shape
+        rows = max(1, CHUNK_NUMBERS // (self.decision.classes * width))
+        deep = max(1, rows // height)
+        for k in range(0, depth, deep):
+            for j in range(0, height, rows):
+                box = (slice(k, min(k + deep, depth)), slice(j, min(j + rows, height)), slice(0, width))
+                place = (slice(planes.start + box[0].start, planes.start + box[0].stop), *box[1:])
+                values = resample(scores, block, part(slab, box))
+                if uncertainty is not None:
+                    uncertainty[place] = entropy(values, self.decision.exclusive).cpu().numpy()
+                labels[(slice(None), *place)] = self._decide(values).cpu().numpy()
+
+    def _decide(self, scores: Tensor) -> Tensor:
+        """`(classes, ...)` scores, which may be written over, to `(layers, ...)` labels."""
+        if self.decision.exclusive:
+            return _largest(scores)[None]
+        threshold = self.decision.threshold
+        if self.raw:
+            threshold = math.log(threshold / (1 - threshold))
+        values = torch.arange(1, len(scores) + 1, device=scores.device).view(-1, *[1] * (scores.ndim - 1))
+        return (scores >= threshold) * values
+
+
+def _largest(scores: Tensor) -> Tensor:
+    """The first of the largest along the first axis, as `argmax`; on the CPU several times faster."""
+    if scores.device.type != "cpu":
+        return scores.argmax(0)
+    count = len(scores)
+    codes = torch.arange(count, 0, -1.0).view(-1, *[1] * (scores.ndim - 1))
+    marked = scores.eq_(scores.amax(0)).mul_(codes)
+    return (count - marked.amax(0)) % count  # NaN equals nothing, and is background
+
+
+def entropy(scores: Tensor, exclusive: bool) -> Tensor:
+    """`(classes, k, j, i)` probabilities to `(k, j, i)`: their entropy as a share of the largest possible.
+
+    Of classes that may overlap each is a question of its own, and the most uncertain one counts.
+    """
+    scores = scores.clamp(0, 1)  # rounding
+    if exclusive:
+        return torch.special.entr(scores).sum(0) / np.log(len(scores))
+    return ((torch.special.entr(scores) + torch.special.entr(1 - scores)) / np.log(2)).amax(0)

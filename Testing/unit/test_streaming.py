@@ -1,0 +1,147 @@
+"""What is done by slab gives the labels of doing it whole.
+
+The reference here holds everything at once: the scan on the model's grid, each class's scores in full, blended and
+resampled back, then decided. Voxels whose two best scores differ by rounding only may fall to either side.
+"""
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_bundle, make_network, make_scan
+from torch.nn import functional as F
+
+import DeepLabSegLib.streaming as streaming
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.image import Geometry
+from DeepLabSegLib.resampling import resample
+from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
+from DeepLabSegLib.streaming import entropy
+from DeepLabSegLib.tiling import mirrorings, tile_importance, tile_starts
+
+ROUNDING = 1e-4
+
+
+def whole_scores(segmenter, scan, options):
+    """Class scores `(classes, k, j, i)` on the scan's own grid, everything held at once."""
+    network, wanted = segmenter.network, segmenter.bundle.input
+    dims = network.spec.dims
+    values = wanted.normalization(torch.from_numpy(scan.array.astype(np.float32)))
+    grid = segmenter._grid(scan.geometry, options)
+    x = resample(values, scan.geometry, grid)
+    batch = x.movedim(1, 0) if dims == 2 else x[None]
+    tile = options.tile or wanted.tile or tuple(-(-s // network.stride) * network.stride for s in batch.shape[2:])
+    lacking = [max(0, t - s) for t, s in zip(tile, batch.shape[2:], strict=True)]
+    inner = tuple(slice(n // 2, n // 2 + s) for n, s in zip(lacking, batch.shape[2:], strict=True))
+    batch = F.pad(batch, [side for n in reversed(lacking) for side in (n // 2, n - n // 2)])
+    starts = [tile_starts(s, t, options.overlap) for s, t in zip(batch.shape[2:], tile, strict=True)]
+    importance = tile_importance(tile, options.blending)
+    total = torch.zeros(batch.shape[2:])
+    scores = torch.zeros(len(batch), network.spec.num_classes, *batch.shape[2:])
+    turns = mirrorings(range(2, batch.ndim)) if options.mirror else [()]
+    for corner in np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, dims).tolist():
+        area = tuple(slice(n, n + t) for n, t in zip(corner, tile, strict=True))
+        part = batch[(slice(None), slice(None), *area)].clone()
+        seen = sum(network(part.flip(turn)).flip(turn) for turn in turns) / len(turns)
+        scores[(slice(None), slice(None), *area)] += seen * importance
+        total[area] += importance
+    scores = (scores / total)[(slice(None), slice(None), *inner)]
+    return resample(scores.movedim(0, 1) if dims == 2 else scores[0], grid, scan.geometry)
+
+
+def check(segmenter, scan, options):
+    """The segmenter's labels are those of `whole_scores`, and its uncertainty is."""
+    with torch.inference_mode():
+        scores = whole_scores(segmenter, scan, options)
+    found = segmenter.segment(scan, options)
+    if segmenter.bundle.network.exclusive:
+        best = scores.topk(2, dim=0).values
+        sure = (best[0] - best[1] > ROUNDING).numpy()
+        expected = scores.argmax(0).numpy()[None]
+    else:
+        sure = ((scores - options.threshold).abs() > ROUNDING).numpy()
+        expected = (scores >= options.threshold).numpy() * np.arange(1, len(scores) + 1).reshape(-1, 1, 1, 1)
+    assert sure.mean() > 0.99
+    np.testing.assert_array_equal(np.where(sure, found.layers, 0), np.where(sure, expected, 0))
+    if options.uncertainty:
+        expected = entropy(scores, segmenter.bundle.network.exclusive).numpy()
+        np.testing.assert_allclose(found.uncertainty, expected, atol=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def small_slabs(monkeypatch):
+    """Slabs and chunks so small that every scan here is cut into many."""
+    monkeypatch.setattr(streaming, "SLAB_NUMBERS", 40_000)
+    monkeypatch.setattr(streaming, "CHUNK_NUMBERS", 5_000)
+
+
+def make(dims, classes=3, activation="softmax", **more):
+    bundle = make_bundle(dims, classes=classes, activation=activation, **more)
+    network = make_network(bundle.network)
+    with torch.no_grad():  # scores far from 0 and 1: saturated ones of two windows are often exactly even
+        network.head.weight *= 0.1
+        network.head.bias *= 0.1
+    return Segmenter(bundle, network, "cpu", "fp32")
+
+
+TILES = {2: [None, (24, 20), (64, 16)], 3: [None, (12, 24, 20), (16, 16, 16), (64, 16, 16)]}
+CASES = [(dims, tile) for dims, tiles in TILES.items() for tile in tiles]
+
+
+@pytest.mark.parametrize("blending", ["gaussian", "constant"])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize(("dims", "tile"), CASES)
+def test_from_one_window_to_many_at_every_overlap(dims, tile, overlap, blending, scan):
+    check(make(dims), scan, SegmentOptions(tile=tile, overlap=overlap, blending=blending))
+
+
+@pytest.mark.parametrize(("classes", "activation"), [(3, "softmax"), (1, "sigmoid"), (3, "sigmoid"), (4, "linear")])
+@pytest.mark.parametrize("orientation", ["SAR", "RIP", "ASL"])
+@pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 16)), (3, None), (3, (16, 16, 16))])
+def test_every_activation_on_a_grid_of_other_axes_and_voxels(dims, tile, orientation, classes, activation, scan):
+    segmenter = make(dims, classes, activation, orientation=orientation, spacing=(2.0, 1.7, 1.4))
+    check(segmenter, scan, SegmentOptions(tile=tile, uncertainty=activation != "linear"))
+
+
+@pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 24)), (3, None), (3, (16, 16, 24))])
+def test_mirrored(dims, tile, scan):
+    check(make(dims), scan, SegmentOptions(tile=tile, mirror=True))
+
+
+@pytest.mark.parametrize(("dims", "tile"), [(2, (16, 24)), (3, (16, 16, 24))])
+def test_oblique(dims, tile, scan):
+    turn = ((0.96, 0.28, 0.0), (-0.28, 0.96, 0.0), (0.0, 0.0, 1.0))
+    geometry = Geometry(scan.geometry.shape, scan.geometry.spacing, scan.geometry.origin, turn)
+    check(make(dims, spacing=(2.0, 1.4, 1.4)), type(scan)(scan.array, geometry), SegmentOptions(tile=tile))
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint8, np.uint16, np.float64])
+def test_whatever_the_voxels_type(kind, rng):
+    scan = make_scan(rng)
+    array = (scan.array - scan.array.min()).clip(0, 250).astype(kind)
+    check(make(3, spacing=(2.0, 1.4, 1.4)), type(scan)(array, scan.geometry), SegmentOptions(tile=(16, 16, 16)))
+
+
+@pytest.mark.parametrize(("classes", "activation"), [(3, "softmax"), (3, "sigmoid")])
+@pytest.mark.parametrize(("dims", "tile"), [(2, (16, 16)), (3, (16, 16, 16))])
+def test_windows_of_nothing_but_background_are_not_looked_at(dims, tile, classes, activation, rng, monkeypatch):
+    scan = make_scan(rng, (16, 48, 48))
+    scan.array[:, :, :, 16:] = -1000
+    scan.array[:, :, 40, 40] = -950
+    options = SegmentOptions(tile=tile, overlap=0.0)
+    segmenter = make(dims, classes, activation)
+    without = segmenter.segment(scan, options)
+    bundle = make_bundle(dims, classes=classes, activation=activation, background=-950)
+    skipping, seen = Segmenter(bundle, segmenter.network, "cpu", "fp32"), []
+    whole = skipping._logits
+    monkeypatch.setattr(skipping, "_logits", lambda passage, x: seen.append(len(x)) or whole(passage, x))
+    labels = skipping.segment(scan, options)
+    assert sum(seen) == (16 if dims == 2 else 1) * 3, "the first column of three"
+    np.testing.assert_array_equal(labels.array[..., :16], without.array[..., :16])
+    assert not labels.array[..., 16:].any()
+
+
+def test_a_threshold_of_background_needs_probabilities():
+    with pytest.raises(InvalidInput, match="leave it out"):
+        make_bundle(2, activation="linear", background=0.0)
+    with pytest.raises(InvalidInput, match="finite"):
+        make_bundle(2, background=float("nan"))
