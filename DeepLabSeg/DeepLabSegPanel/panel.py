@@ -369,9 +369,13 @@ class Panel(VTKObservationMixin):
     def _install(self) -> None:
         wanted = self._missing()
         question = _(
-            "DeepLabSeg needs {packages}, which are not installed yet. They are downloaded once (0.2 to 3 GB) into "
-            "Slicer's Python; Slicer's own packages stay as they are.\n\nInstall them now?"
+            "DeepLabSeg needs packages that are not installed yet: {packages}.\n\nThey are downloaded once (0.2 to "
+            "3 GB) into Slicer's Python; Slicer's own packages stay as they are. Install them now?"
         ).format(packages=", ".join(wanted))
+        if not torch_setup.has_pytorch_extension():
+            question += _(
+                "\n\n(To use a graphics card under Windows, answer No and install the extension PyTorch first.)"
+            )
         if not slicer.util.confirmYesNoDisplay(question, windowTitle=_("DeepLabSeg")):
             self._say(
                 _("{packages} is needed to segment; nothing was installed.").format(packages=", ".join(wanted)), BAD

@@ -34,6 +34,11 @@ def missing(requirements: list[Requirement]) -> list[str]:
     return [str(requirement) for requirement in requirements if not _isInstalled(requirement)]
 
 
+def has_pytorch_extension() -> bool:
+    """Whether the PyTorch extension is there, which knows the right torch for the graphics card."""
+    return hasattr(slicer.modules, "pytorchutils")
+
+
 def _isInstalled(requirement: Requirement) -> bool:
     try:
         version = importlib.metadata.version(requirement.name)
@@ -54,7 +59,7 @@ class TorchInstaller:
     def start(self, requirements: list[Requirement]) -> None:
         """Install what is missing: torch by the PyTorch extension where it is there, everything else by pip."""
         torch = [requirement for requirement in requirements if requirement.name == "torch"]
-        if missing(torch) and hasattr(slicer.modules, "pytorchutils"):
+        if missing(torch) and has_pytorch_extension():
             self._onLine(_("Installing PyTorch with the PyTorch extension …"))
             try:
                 self._useExtension(torch[0])
