@@ -39,7 +39,9 @@ class ModelSection:
         self._worker = worker
         self._missing = missing
         self._onChanged = onChanged
+        self._parameters: Any = None
         self._shown: Any = None
+        self._isWeights = False
         self._assumed: list[str] = []
         self._looking = 0
         self._timer = qt.QTimer()
@@ -78,11 +80,6 @@ class ModelSection:
             self._shown = shown
             self._read(parameters)
         self._lock(parameters)
-
-    @property
-    def isWeights(self) -> bool:
-        """Whether the chosen file is bare weights, of which a person says the rest."""
-        return self._isWeights
 
     def choice(self, parameters: Any) -> dict[str, Any]:
         """The chosen model as the JSON of `ModelChoice`. Raises `InvalidInput` where something is missing."""

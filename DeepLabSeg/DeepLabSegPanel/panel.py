@@ -78,8 +78,8 @@ class Panel(VTKObservationMixin):
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self._onSceneEndClose)
-        self.addObserver(scene, scene.NodeAddedEvent, self._onNodesChanged)
-        self.addObserver(scene, scene.NodeRemovedEvent, self._onNodesChanged)
+        for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndBatchProcessEvent):
+            self.addObserver(scene, event, self._onNodesChanged)
         slicer.app.connect("aboutToQuit()", self.worker.stop)
         self._connectParameters()
         self._greet()
@@ -231,6 +231,7 @@ class Panel(VTKObservationMixin):
 
     def _onWeightsPath(self, path: str) -> None:
         if self._parameters is not None:
+            self._parameters.encoder, self._parameters.depth = "", 0  # said of another file
             self._parameters.weightsPath = path
             if path:
                 self._parameters.model = FILE
@@ -275,6 +276,7 @@ class Panel(VTKObservationMixin):
         self.ui.progressBar.visible = True
         self._say(_("Starting …"))
         self._log(_("Segmenting {name} …").format(name=self._parameters.inputVolume.GetName()))
+        self._log(self.ui.modelMessageLabel.text)
         self._update()
 
     def _request(self) -> RunRequest:
