@@ -12,6 +12,8 @@ from typing import Any
 import qt
 import slicer
 
+import __main__
+
 
 @dataclass
 class Message:
@@ -58,6 +60,7 @@ class RealWindow:
             manager = slicer.app.moduleManager().factoryManager()
             manager.registerModule(qt.QFileInfo(str(file)))
             manager.loadModules([name])
+            __main__.sys = sys  # loading has taken it away from the script that is running
         representation = getattr(slicer.modules, name.lower()).createNewWidgetRepresentation()
         representation.setMRMLScene(slicer.mrmlScene)
         self._widgets.append(representation)

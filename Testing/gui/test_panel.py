@@ -37,7 +37,7 @@ def widget(load_module, models):
     save_model(models / "tiny-3d", make_segmenter(3))
     widget = load_module()
     widget.enter()
-    widget.parent.resize(480, 980)
+    widget.parent.resize(480, 1150)
     widget.parent.show()
     return widget
 
