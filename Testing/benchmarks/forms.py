@@ -153,14 +153,22 @@ def stitch_ours(shape: list[int], classes: int, overlap: float = 0.5) -> Run:
     return lambda: run(passage, lambda x: logits, lambda *_: None, lambda *_: None)
 
 
+def _enlarging(classes: int) -> Callable[[Any], Any]:
+    """A network that does nothing but enlarge its logits to the window, as every DeepLabV3+ does at its end."""
+    import torch
+
+    logits = torch.randn(1, classes, *(WINDOW // 4,) * 3)
+    return lambda x: torch.nn.functional.interpolate(logits, size=x.shape[2:], mode="trilinear")
+
+
 def stitch_monai(shape: list[int], classes: int, overlap: float = 0.5) -> Run:
     """MONAI's sliding window, then argmax."""
     import torch
     from monai.inferers import sliding_window_inference
 
-    x, scores = torch.from_numpy(_volume(shape))[None, None], torch.randn(1, classes, *(WINDOW,) * 3)
+    x, network = torch.from_numpy(_volume(shape))[None, None], _enlarging(classes)
     return torch.inference_mode()(
-        lambda: sliding_window_inference(x, (WINDOW,) * 3, 1, lambda _: scores, overlap, mode="gaussian").argmax(1)
+        lambda: sliding_window_inference(x, (WINDOW,) * 3, 1, network, overlap, mode="gaussian").argmax(1)
     )
 
 
@@ -173,11 +181,11 @@ def stitch_nnunet(shape: list[int], classes: int, overlap: float = 0.5) -> Run:
         tile_step_size=1 - overlap, use_mirroring=False, perform_everything_on_device=False,
         device=torch.device("cpu"), allow_tqdm=False,
     )  # fmt: skip
-    scores = torch.randn(1, classes, *(WINDOW,) * 3)
+    enlarged = _enlarging(classes)
 
     class Free(torch.nn.Module):
         def forward(self, x: Any) -> Any:
-            return scores
+            return enlarged(x)
 
     class Said:
         num_segmentation_heads = classes
