@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from DeepLabSegLib.bundle import list_models
+    from DeepLabSegLib.catalog import list_models
     from DeepLabSegLib.errors import DeepLabSegError
     from DeepLabSegLib.files import read_image, read_labels, write_labels
     from DeepLabSegLib.image import Geometry, Image, Labels, Segment
@@ -42,7 +42,7 @@ _HOME = {
     "SegmentOptions": "segmenter",
     "Segmenter": "segmenter",
     "list_encoders": "models.encoders",
-    "list_models": "bundle",
+    "list_models": "catalog",
     "load_model": "segmenter",
     "load_weights": "weights.load",
     "read_image": "files",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from DeepLabSegLib.catalog import JSON_NAME, TENSORS_NAME, model_json, tensors_file
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
@@ -28,23 +29,8 @@ from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.preprocess import Normalization, check_orientation
 from DeepLabSegLib.schema import dumps, from_json, to_json
 
-__all__ = [
-    "Bundle",
-    "ModelInput",
-    "find_model",
-    "installed_models",
-    "is_bundle",
-    "list_models",
-    "model_folders",
-    "read_bundle",
-    "read_network",
-    "resource",
-    "save_bundle",
-]
+__all__ = ["Bundle", "ModelInput", "read_bundle", "read_network", "save_bundle"]
 
-JSON_NAME = "model.json"
-TENSORS_NAME = "model.safetensors"
-MAX_JSON_BYTES = 2**20
 MAX_RATES = 64
 
 
@@ -151,27 +137,13 @@ class Bundle:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def is_bundle(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is meant as a bundle; otherwise it may be bare weights."""
-    source = Path(path)
-    if source.is_dir() or source.name in (JSON_NAME, TENSORS_NAME) or not source.is_file():
-        return True
-    if source.suffix != ".safetensors":
-        return False
-    try:
-        return JSON_NAME in _metadata(source)
-    except BundleError:
-        return True  # reading it as one says what is wrong
-
-
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read and check a bundle's `model.json`: `path` is its folder, its `model.json` or a single `.safetensors` file.
 
     Raises `BundleError` that names the file and the key.
     """
-    source = _tensors_file(Path(path))
     try:
-        return from_json(Bundle, json.loads(_json_text(source)))
+        return from_json(Bundle, json.loads(model_json(path)))
     except (ValueError, RecursionError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
         raise BundleError(f"{path}: model.json: {error}") from None
 
@@ -181,7 +153,7 @@ def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:
 
     Names and shapes are compared before any tensor is read, then the checksum. Raises `BundleError`.
     """
-    source = _tensors_file(Path(path))
+    source = tensors_file(Path(path))
     if len(bundle.network.decoder_dilation_rates) > MAX_RATES:  # a branch each, before any tensor is compared
         raise BundleError(
             f"{path}: model.json: network.decoder_dilation_rates has {len(bundle.network.decoder_dilation_rates)} "
@@ -238,42 +210,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _tensors_file(path: Path) -> Path:
-    if path.name == JSON_NAME:
-        path = path.parent
-    if path.is_dir():
-        for name in (JSON_NAME, TENSORS_NAME):
-            if not (path / name).is_file():
-                raise BundleError(f"{path} lacks {name}; a model folder holds {JSON_NAME} and {TENSORS_NAME}")
-        return path / TENSORS_NAME
-    if not path.is_file():
-        raise BundleError(f"{path} does not exist; `deeplabseg models` lists the models that are here")
-    if path.suffix != ".safetensors":
-        raise BundleError(f"{path} is no model bundle; give a folder with {JSON_NAME}, or a .safetensors file")
-    return path
-
-
-def _json_text(source: Path) -> str:
-    beside = source.parent / JSON_NAME
-    if source.name == TENSORS_NAME and beside.is_file():
-        if beside.stat().st_size > MAX_JSON_BYTES:
-            raise BundleError(f"{beside} has {beside.stat().st_size} bytes; a model.json has at most {MAX_JSON_BYTES}")
-        return beside.read_text(encoding="utf-8")
-    metadata = _metadata(source)
-    if JSON_NAME not in metadata:
-        raise BundleError(f"{source} carries no {JSON_NAME} in its metadata and has none beside it; it is bare weights")
-    return metadata[JSON_NAME]
-
-
-def _metadata(source: Path) -> dict[str, str]:
-    """The texts in the header of a safetensors file."""
-    try:
-        with safe_open(source, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{source} can't be read as safetensors ({error}); copy the model again") from None
-
-
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -312,50 +248,3 @@ def save_bundle(
 def _save_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(save(state, metadata))
-
-
-# --- the models that are here ----------------------------------------------------------------------------------------
-
-
-def model_folders() -> Iterator[Path]:
-    """Folders that are searched for models: those in `DEEPLABSEG_MODELS`, then the one shipped with the library."""
-    for entry in os.environ.get("DEEPLABSEG_MODELS", "").split(os.pathsep):
-        if entry:
-            yield Path(entry)
-    yield resource("Models")
-
-
-def resource(name: str) -> Path:
-    """A shipped file or folder: inside an installed package, or beside it in a source checkout."""
-    package = Path(__file__).parent
-    installed = package / "Resources" / name
-    return installed if installed.exists() else package.parent / "Resources" / name
-
-
-def find_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """The path of a model by name or path. Raises `BundleError` that lists the names."""
-    name = os.fspath(name_or_path)
-    here = installed_models()
-    if name in here:
-        return here[name]
-    if Path(name).exists() or os.sep in name or Path(name).suffix:
-        return Path(name)
-    raise BundleError(f"there is no model {name!r}; here are {', '.join(here) or 'none'}, or give the path of a bundle")
-
-
-def list_models() -> list[str]:
-    """Print the models that are here with a line on each, and return their names."""
-    here = installed_models()
-    for name, path in here.items():
-        print(f"{name}: {read_bundle(path).description}")  # noqa: T201 its purpose
-    return list(here)
-
-
-def installed_models() -> dict[str, Path]:
-    """Name -> path of every model in `model_folders`; the first of a name counts."""
-    found: dict[str, Path] = {}
-    for folder in model_folders():
-        for path in sorted(folder.glob("*")) if folder.is_dir() else ():
-            if (path / JSON_NAME).is_file() or path.suffix == ".safetensors":
-                found.setdefault(path.name.removesuffix(".safetensors"), path)
-    return found

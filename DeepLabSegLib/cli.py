@@ -7,12 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import DeepLabSegLib
 from DeepLabSegLib import commands
-from DeepLabSegLib.errors import DeepLabSegError
+from DeepLabSegLib.catalog import DEFAULT_MODEL
+from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
+from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 
-DEFAULT_MODEL = "head-mri-2d"
 INTERRUPTED = 130
 
 
@@ -41,27 +43,14 @@ def _fail(options: argparse.Namespace, message: str, code: int) -> int:
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no tile; write for example 96x96x96 or 256x256") from None
+def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except InvalidInput as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-
-def _spacing(text: str) -> tuple[float | None, ...]:
-    try:
-        parts = tuple(None if part == "-" else float(part) for part in text.lower().split("x"))
-    except ValueError:
-        parts = ()
-    if len(parts) != 3:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no spacing; write mm along k, j, i such as 1.5x1x1, - for the scan's"
-        )
-    return parts
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    return convert
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", required=True, help="where to write; the ending decides: .seg.nrrd, .nii.gz, ..."
     )
     run_options(sub)
-    sub.add_argument("--tile", type=_sizes, help="window, for example 96x96x96 (default: the model's)")
+    sub.add_argument("--tile", type=_typed(parse_sizes), help="window, for example 96x96x96 (default: the model's)")
     sub.add_argument("--overlap", type=float, help="share that neighbouring windows have in common, 0 to 0.9")
     sub.add_argument("--blending", choices=("gaussian", "constant"), help="how overlapping windows are weighed")
     sub.add_argument("--slice-axis", choices=("axial", "coronal", "sagittal"), help="slices for a 2D model")
@@ -134,21 +123,27 @@ def _parser() -> argparse.ArgumentParser:
     network.add_argument("--activation", help="the classifier's, for example softmax (default: by the labels)")
     network.add_argument("--decoder-activation")
     network.add_argument("--decoder-normalization")
-    network.add_argument("--dilation-rates", type=_sizes, help="for example 6x12x18")
+    network.add_argument("--dilation-rates", type=_typed(parse_sizes), help="for example 6x12x18")
     network.add_argument("--head-upsample", type=float, help="a fixed factor instead of the input's size")
     intake = sub.add_argument_group("the input, which no weights file tells")
     intake.add_argument("--normalization", help="none, zscore, percentile:0.5:99.5 or window:-160:240")
-    intake.add_argument("--channels", type=_names, help="their names between commas")
+    intake.add_argument("--channels", type=parse_names, help="their names between commas")
     intake.add_argument(
         "--orientation", help="three letters, where k, j, i grow to, for example SAR (default: the scan's)"
     )
-    intake.add_argument("--spacing", type=_spacing, help="mm along k, j, i, for example 1.5x1x1; - keeps the scan's")
-    intake.add_argument("--tile", type=_sizes, help="window, for example 96x96x96 (default: the whole image)")
+    intake.add_argument(
+        "--spacing", type=_typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; - keeps the scan's"
+    )
+    intake.add_argument(
+        "--tile", type=_typed(parse_sizes), help="window, for example 96x96x96 (default: the whole image)"
+    )
 
     sub = command(commands.export)
     sub.add_argument("model", help="a name from `deeplabseg models`, a bundle's path, or a weights file")
     sub.add_argument("-o", "--output", required=True, help="file to write: .onnx, .pt or .ts (TorchScript)")
-    sub.add_argument("--size", type=_sizes, help="size of the one window that it takes (default: the model's tile)")
+    sub.add_argument(
+        "--size", type=_typed(parse_sizes), help="size of the one window that it takes (default: the model's tile)"
+    )
     sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser
 

@@ -39,13 +39,13 @@ def segment(options: argparse.Namespace) -> Report:
 
 def demo(options: argparse.Namespace) -> Report:
     """Segment the bundled scan with the bundled model; write the result and a picture of it."""
-    from DeepLabSegLib import bundle, files, overlay
+    from DeepLabSegLib import catalog, files, overlay
 
     folder = Path(options.output)
     _make_folder(folder)
     output = check_output(folder / "head-t1-colin27.seg.nrrd", files.LABEL_SUFFIXES, options.overwrite)
     picture = check_output(folder / "head-t1-colin27.png", (".png",), options.overwrite)
-    sample = bundle.resource("SampleData") / SAMPLE
+    sample = catalog.resource("SampleData") / SAMPLE
     report, image, labels = _segment_file([sample], output, options)
     with replacing(picture) as temporary:
         overlay.render(image, labels).save(temporary)
@@ -102,9 +102,9 @@ def evaluate(options: argparse.Namespace) -> Report:
 
 def models(options: argparse.Namespace) -> Report:
     """List the models that are here."""
-    from DeepLabSegLib import bundle
+    from DeepLabSegLib import bundle, catalog
 
-    found = {name: bundle.read_bundle(path) for name, path in bundle.installed_models().items()}
+    found = {name: bundle.read_bundle(path) for name, path in catalog.installed_models().items()}
     rows = [(name, f"{b.network.dims}D {b.network.encoder_name}", b.description) for name, b in found.items()]
     return [to_json(b) for b in found.values()], _table(rows)
 
@@ -119,10 +119,10 @@ def encoders(options: argparse.Namespace) -> Report:
 
 def info(options: argparse.Namespace) -> Report:
     """Show all that a model or weights file says of itself, after checking its tensors; and how it runs on a device."""
-    from DeepLabSegLib import bundle
+    from DeepLabSegLib import bundle, catalog
 
-    path = bundle.find_model(options.model)
-    if not bundle.is_bundle(path):
+    path = catalog.find_model(options.model)
+    if not catalog.is_bundle(path):
         return _weights_info(path)
     content = bundle.read_bundle(path)
     parameters = sum(p.numel() for p in bundle.read_network(path, content).parameters())
@@ -163,20 +163,9 @@ def convert(options: argparse.Namespace) -> Report:
         "head_upsample": options.head_upsample,
     }
     network = {name: value for name, value in given.items() if value is not None}
-    model_input = None
-    if options.normalization is not None:
-        channels = options.channels or weights.channel_names(weights.detect(options.weights).in_channels)
-        model_input = bundle.ModelInput(
-            tuple(channels),
-            options.orientation,
-            options.spacing or (None, None, None),
-            _normalization(options.normalization),
-            options.tile,
-        )
-    elif options.orientation or options.spacing or options.tile or options.channels:
-        raise InvalidInput(
-            "say with --normalization how voxel values go in: none, zscore, percentile:L:U or window:L:U"
-        )
+    model_input = weights.parse_input(
+        options.weights, options.normalization, options.channels, options.orientation, options.spacing, options.tile
+    )
     content, model, assumed = weights.convert(
         options.weights,
         labels=_labels(options.labels),
@@ -241,17 +230,6 @@ def _labels(text: str | None) -> list[Any] | None:
         ]
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{text} can't be read as labels: {error}") from None
-
-
-def _normalization(text: str) -> Any:
-    from DeepLabSegLib.preprocess import Normalization
-
-    method, *bounds = text.split(":")
-    try:
-        lower, upper = map(float, bounds) if bounds else (None, None)
-    except ValueError:
-        raise InvalidInput(f"normalization is {text!r}; write for example zscore, or percentile:0.5:99.5") from None
-    return from_json(Normalization, {"method": method, "lower": lower, "upper": upper}, "normalization")
 
 
 def _segment_file(

@@ -5,7 +5,9 @@ It needs a scene and the MRML classes, no window and no application: it runs in 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
@@ -15,60 +17,185 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels
-from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
+from DeepLabSegLib.region import Region
 
-__all__ = ["read_volume", "segment_volume", "write_segmentation"]
+if TYPE_CHECKING:  # a panel uses this module before torch is here
+    from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
+
+__all__ = [
+    "ResultNodes",
+    "check_output_node",
+    "read_region",
+    "read_volumes",
+    "segment_volumes",
+    "volume_state",
+    "volume_voxels",
+    "write_result",
+    "write_segmentation",
+    "write_uncertainty",
+]
 
 
-def segment_volume(
-    volume_node: Any,
+BODY_SUBSTANCE = ("SCT", "91720002")
+FLUID_OPACITY = 0.15
+FOUR_DIMENSIONAL = ("DiffusionWeightedVolume", "DiffusionImageVolume", "MultiVolume")
+
+
+def segment_volumes(
+    volume_nodes: Sequence[Any],
     segmentation_node: Any,
     segmenter: Segmenter,
     options: SegmentOptions | None = None,
     on_progress: OnProgress | None = None,
 ) -> Labels:
-    """Segment `volume_node` into `segmentation_node`, whose segments are replaced; return the labels.
+    """Segment a scan, a volume node per channel, into `segmentation_node`, whose segments are replaced.
 
-    The segmentation comes to lie under the volume's transform, with the volume as its reference geometry. Both
-    nodes must be in a scene. Until the result is complete neither node is changed.
+    The segmentation comes to lie under the first volume's transform, with that volume as its reference geometry. All
+    nodes must be in a scene. Until the result is complete no node is changed. Returns the labels.
 
     Raises
     ------
-    InvalidInput : no scalar or colour volume, an empty one, a label map, a non-linear transform above it, and
-        whatever `Segmenter.segment` raises.
+    InvalidInput : what `read_volumes` and `Segmenter.segment` raise, or an output that is no segmentation.
     Cancelled : `on_progress` returned False.
     """
-    if segmentation_node is None or not segmentation_node.IsA("vtkMRMLSegmentationNode"):
-        raise InvalidInput(f"the output is {_describe(segmentation_node)}; choose a segmentation node")
-    labels = segmenter.segment(read_volume(volume_node), options, on_progress)
-    write_segmentation(labels, segmentation_node, volume_node)
+    check_output_node(segmentation_node)
+    labels = segmenter.segment(read_volumes(volume_nodes), options, on_progress)
+    write_segmentation(labels, segmentation_node, volume_nodes[0])
     return labels
 
 
-def read_volume(volume_node: Any) -> Image:
-    """The voxels of a scalar or colour volume node as `(C, k, j, i)`, a copy, with parent transforms applied.
+# --- reading ---------------------------------------------------------------------------------------------------------
 
-    Raises `InvalidInput` for a node that is no volume, is empty or a label map, or lies under a non-linear transform.
+
+def read_volumes(volume_nodes: Sequence[Any]) -> Image:
+    """The voxels of scalar or colour volume nodes as `(C, k, j, i)`, a copy, with parent transforms applied.
+
+    Channels come in the order of the nodes, on the grid of the first; others are resampled in physical space.
+
+    Raises `InvalidInput` for no node, and what `volume_voxels` raises.
+    """
+    from DeepLabSegLib.preprocess import stack_channels
+
+    if not volume_nodes:
+        raise InvalidInput("no volume is given; choose a scalar or colour volume")
+    images = []
+    for node in volume_nodes:
+        array, affine = volume_voxels(node)
+        channels_first = np.moveaxis(array, -1, 0) if array.ndim == 4 else array
+        images.append(Image(channels_first.copy(), Geometry.from_affine(array.shape[:3], affine)))
+    return stack_channels(images)
+
+
+def volume_voxels(volume_node: Any) -> tuple[NDArray, NDArray[np.float64]]:
+    """Voxels `(k, j, i)` or `(k, j, i, C)`, a view into the node, and the 4x4 from (k, j, i) to world RAS.
+
+    Raises `InvalidInput` for a node that is no volume, is empty, 4D or a label map, or lies under a transform that
+    leaves no regular grid.
     """
     if volume_node is None or not volume_node.IsA("vtkMRMLScalarVolumeNode"):
         raise InvalidInput(f"the input is {_describe(volume_node)}; choose a scalar or colour volume")
+    name = volume_node.GetName()
     if volume_node.IsA("vtkMRMLLabelMapVolumeNode"):
-        raise InvalidInput(f"the input {volume_node.GetName()} is a label map; choose the image that it belongs to")
+        raise InvalidInput(f"the input {name} is a label map; choose the image that it belongs to")
+    if any(volume_node.IsA(f"vtkMRML{kind}Node") for kind in FOUR_DIMENSIONAL):
+        raise InvalidInput(f"the input {name} is 4D; extract one time point or direction as a scalar volume first")
     data = volume_node.GetImageData()
-    if data is None or data.GetNumberOfPoints() == 0:
-        raise InvalidInput(f"the volume {volume_node.GetName()} is empty; load or create its voxels first")
+    if data is None or data.GetNumberOfPoints() == 0 or data.GetPointData().GetScalars() is None:
+        raise InvalidInput(f"the volume {name} is empty; load or create its voxels first")
     i, j, k = data.GetDimensions()
-    scalars = vtk.util.numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())
-    array = np.moveaxis(scalars.reshape(k, j, i, -1), -1, 0).copy()
-    affine = _world_from_node(volume_node) @ _node_affine(volume_node)
+    array = vtk.util.numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())
+    array = array.reshape((k, j, i) if array.ndim == 1 else (k, j, i, array.shape[1]))
+    affine = _world_from_node(volume_node, "volume") @ _node_affine(volume_node)
     try:
-        return Image(array, Geometry.from_affine((k, j, i), affine))
+        Geometry.from_affine((k, j, i), affine)
     except InvalidInput as error:
-        raise InvalidInput(f"the volume {volume_node.GetName()}: {error}") from None
+        raise InvalidInput(f"the volume {name}: {error}") from None
+    return array, affine
 
 
-def write_segmentation(labels: Labels, segmentation_node: Any, volume_node: Any) -> None:
-    """Replace the segments of `segmentation_node` by `labels`, which lie on the grid of `volume_node`."""
+def volume_state(volume_node: Any) -> tuple[Any, ...]:
+    """Changes when the volume's grid does; a result belongs to the grid that it was computed on."""
+    data = volume_node.GetImageData()
+    return (data.GetDimensions() if data else None, *_node_affine(volume_node).ravel().tolist())
+
+
+def read_region(roi_node: Any) -> Region:
+    """The box of a markups ROI in world RAS. Raises `InvalidInput` where it has no size or no regular shape."""
+    if not roi_node.IsA("vtkMRMLMarkupsROINode"):
+        raise InvalidInput(f"the region is {_describe(roi_node)}; choose a markups ROI")
+    name = roi_node.GetName()
+    _world_from_node(roi_node, "region")
+    matrix = slicer.util.arrayFromVTKMatrix(roi_node.GetObjectToWorldMatrix())
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    try:
+        return Region(
+            tuple(matrix[:3, 3].tolist()),
+            tuple((np.array(roi_node.GetSize()) * lengths).tolist()),
+            tuple(map(tuple, (matrix[:3, :3] / lengths).T.tolist())),
+        )
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error}; place the ROI's corners in a slice view first") from None
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def check_output_node(segmentation_node: Any) -> None:
+    """Raise `InvalidInput` unless the node can take a result."""
+    if segmentation_node is None or not segmentation_node.IsA("vtkMRMLSegmentationNode"):
+        raise InvalidInput(f"the output is {_describe(segmentation_node)}; choose a segmentation node")
+
+
+@dataclass(frozen=True)
+class ResultNodes:
+    """The nodes that a result went into."""
+
+    segmentation: Any
+    uncertainty: Any = None
+
+
+def write_result(
+    labels: Labels, volume_node: Any, segmentation_node: Any = None, surfaces: Mapping[str, Any] | None = None
+) -> ResultNodes:
+    """Put a result into the scene of `volume_node`: all of it, or nothing.
+
+    `segmentation_node` None makes a new one, named after the volume, as for the uncertainty. Raises what
+    `write_segmentation` raises.
+    """
+    scene = volume_node.GetScene()
+    added = []
+
+    def add(node_class: str, what: str) -> Any:
+        node = scene.AddNewNodeByClass(node_class, scene.GenerateUniqueName(f"{volume_node.GetName()} {what}"))
+        added.append(node)
+        return node
+
+    try:
+        segmentation = segmentation_node or add("vtkMRMLSegmentationNode", "segmentation")
+        uncertainty = None
+        if labels.uncertainty is not None:
+            uncertainty = add("vtkMRMLScalarVolumeNode", "uncertainty")
+            write_uncertainty(labels, uncertainty, volume_node)
+        write_segmentation(labels, segmentation, volume_node, surfaces)
+    except BaseException:
+        for node in added:
+            scene.RemoveNode(node)
+        raise
+    return ResultNodes(segmentation, uncertainty)
+
+
+def write_segmentation(
+    labels: Labels, segmentation_node: Any, volume_node: Any, surfaces: Mapping[str, Any] | None = None
+) -> None:
+    """Replace the segments of `segmentation_node` by `labels`, which lie on the grid of `volume_node`.
+
+    `surfaces` are vtkPolyData in world RAS by segment id (see `surface.closed_surfaces`), shown in 3D.
+
+    Raises `InvalidInput` where the volume has another size by now.
+    """
+    data = volume_node.GetImageData()
+    if data is None or data.GetDimensions() != labels.geometry.shape[::-1]:
+        raise InvalidInput(f"the volume {volume_node.GetName()} was changed meanwhile; run again")
     _register_representations()
     matrix = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
@@ -83,6 +210,9 @@ def write_segmentation(labels: Labels, segmentation_node: Any, volume_node: Any)
             vtk_segment.SetTag("TerminologyEntry", segment.terminology.entry)
         # Segments of one layer share its image, told apart by their label values.
         vtk_segment.AddRepresentation(_binary_labelmap(), layers[segment.layer])
+        if surfaces is not None:  # an empty segment has an empty one, or Slicer would make them all again
+            surface = surfaces.get(segment.id, vtk.vtkPolyData())
+            vtk_segment.AddRepresentation(_closed_surface(), _from_world(surface, volume_node))
         segments.append((vtk_segment, segment.id))
 
     modifying = segmentation_node.StartModify()
@@ -97,9 +227,26 @@ def write_segmentation(labels: Labels, segmentation_node: Any, volume_node: Any)
             target.AddSegment(vtk_segment, segment_id)
         if segmentation_node.GetDisplayNode() is None and segmentation_node.GetScene() is not None:
             segmentation_node.CreateDefaultDisplayNodes()
+        if surfaces is not None and segmentation_node.GetDisplayNode() is not None:
+            _show_in_3d(segmentation_node.GetDisplayNode(), labels)
     finally:
         segmentation_node.EndModify(modifying)
     _place_beside(segmentation_node, volume_node)
+
+
+def write_uncertainty(labels: Labels, uncertainty_node: Any, volume_node: Any) -> None:
+    """Put `labels.uncertainty` into a scalar volume node, on the grid and under the transform of `volume_node`."""
+    matrix = vtk.vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    uncertainty_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    uncertainty_node.SetIJKToRASMatrix(matrix)
+    slicer.util.updateVolumeFromArray(uncertainty_node, labels.uncertainty)
+    if uncertainty_node.GetDisplayNode() is None and uncertainty_node.GetScene() is not None:
+        uncertainty_node.CreateDefaultDisplayNodes()
+    _place_beside(uncertainty_node, volume_node)
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
 
 
 def _node_affine(volume_node: Any) -> NDArray[np.float64]:
@@ -110,15 +257,15 @@ def _node_affine(volume_node: Any) -> NDArray[np.float64]:
     return ijk[:, [2, 1, 0, 3]]
 
 
-def _world_from_node(node: Any) -> NDArray[np.float64]:
+def _world_from_node(node: Any, what: str) -> NDArray[np.float64]:
     """4x4 of all transforms above `node`; raises `InvalidInput` where one of them is not linear."""
     transform = node.GetParentTransformNode()
     if transform is None:
         return np.eye(4)
     if not transform.IsTransformToWorldLinear():
         raise InvalidInput(
-            f"the volume {node.GetName()} lies under the non-linear transform {transform.GetName()}; harden the "
-            "transform on it first (Transforms module), so that its voxels lie on a regular grid"
+            f"the {what} {node.GetName()} lies under the non-linear transform {transform.GetName()}; harden the "
+            "transform on it first (Transforms module), so that it is straight in space"
         )
     matrix = vtk.vtkMatrix4x4()
     transform.GetMatrixTransformToWorld(matrix)
@@ -139,6 +286,32 @@ def _binary_labelmap() -> str:
     return slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 
 
+def _show_in_3d(display_node: Any, labels: Labels) -> None:
+    """Surfaces in the 3D view; through a fluid one sees what lies in it."""
+    display_node.SetPreferredDisplayRepresentationName3D(_closed_surface())
+    for segment in labels.segments:
+        if segment.terminology is not None and segment.terminology.category[:2] == BODY_SUBSTANCE:
+            display_node.SetSegmentOpacity3D(segment.id, FLUID_OPACITY)
+
+
+def _closed_surface() -> str:
+    return slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+
+
+def _from_world(surface: Any, volume_node: Any) -> Any:
+    """A surface in world RAS, in the frame of the volume's parent transform."""
+    if volume_node.GetParentTransformNode() is None:
+        return surface
+    inverse = np.linalg.inv(_world_from_node(volume_node, "volume"))
+    transform = vtk.vtkTransform()
+    transform.SetMatrix(inverse.ravel().tolist())
+    moved = vtk.vtkTransformPolyDataFilter()
+    moved.SetInputData(surface)
+    moved.SetTransform(transform)
+    moved.Update()
+    return moved.GetOutput()
+
+
 def _register_representations() -> None:
     """Outside Slicer's application nobody has told vtkSegmentation how a binary label map is made."""
     factory = slicer.vtkSegmentationConverterFactory.GetInstance()
@@ -148,18 +321,18 @@ def _register_representations() -> None:
         logic.SetMRMLScene(slicer.vtkMRMLScene())
 
 
-def _place_beside(segmentation_node: Any, volume_node: Any) -> None:
-    """Put the segmentation into the folder or study of the volume in the subject hierarchy."""
-    scene = segmentation_node.GetScene()
+def _place_beside(node: Any, volume_node: Any) -> None:
+    """Put the node into the folder or study of the volume in the subject hierarchy."""
+    scene = node.GetScene()
     if scene is None:
         return
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     if hierarchy is None:
         return
     volume_item = hierarchy.GetItemByDataNode(volume_node)
-    segmentation_item = hierarchy.GetItemByDataNode(segmentation_node)
-    if volume_item and segmentation_item:  # a scene without the hierarchy's plugins has no items
-        hierarchy.SetItemParent(segmentation_item, hierarchy.GetItemParent(volume_item))
+    item = hierarchy.GetItemByDataNode(node)
+    if volume_item and item:  # a scene without the hierarchy's plugins has no items
+        hierarchy.SetItemParent(item, hierarchy.GetItemParent(volume_item))
 
 
 def _describe(node: Any) -> str:

@@ -50,6 +50,8 @@ def dumps(value: Any, indent: int = 0) -> str:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return _dataclass(kind, value, where)

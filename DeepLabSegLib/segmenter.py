@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from DeepLabSegLib.bundle import Bundle, find_model, is_bundle, read_bundle, read_network
+from DeepLabSegLib.bundle import Bundle, read_bundle, read_network
+from DeepLabSegLib.catalog import find_model, is_bundle
 from DeepLabSegLib.devices import choose_device, choose_precision, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels

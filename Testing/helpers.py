@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from DeepLabSegLib.bundle import Bundle, ModelInput
+from DeepLabSegLib.bundle import Bundle, ModelInput, save_bundle
 from DeepLabSegLib.image import Geometry, Image, Segment, Terminology
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.preprocess import Normalization
@@ -72,6 +72,12 @@ def make_network(spec: DeepLabSpec) -> DeepLabV3Plus:
 def make_segmenter(dims: int, **options) -> Segmenter:
     bundle = make_bundle(dims, **options)
     return Segmenter(bundle, make_network(bundle.network), "cpu")
+
+
+def save_model(path: Path, segmenter: Segmenter, overwrite: bool = False) -> Path:
+    """The segmenter's model on disk, in full precision."""
+    save_bundle(path, segmenter.bundle, segmenter.network, half=False, overwrite=overwrite)
+    return path
 
 
 def make_scan(rng: np.random.Generator, shape=(12, 40, 36), spacing=(3.0, 1.5, 1.2), channels: int = 1) -> Image:

@@ -13,10 +13,11 @@ from DeepLabSegLib.errors import InvalidInput, WeightsError
 from DeepLabSegLib.image import Segment, default_color
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.preprocess import Normalization
+from DeepLabSegLib.schema import from_json
 from DeepLabSegLib.weights.detect import detect
 from DeepLabSegLib.weights.load import load_weights
 
-__all__ = ["channel_names", "convert"]
+__all__ = ["convert", "parse_input"]
 
 UNKNOWN = "unknown"
 
@@ -64,7 +65,7 @@ def convert(
     open_questions = [text for text in found.open if text.split(" ")[0] not in network]
     spec = replace(spec, **network)
     if model_input is None:
-        model_input = ModelInput(channel_names(spec.in_channels), None, (None, None, None), Normalization("none"))
+        model_input = ModelInput(_channel_names(spec.in_channels), None, (None, None, None), Normalization("none"))
         open_questions.append("the input (assumed: images as they are, without normalisation)")
     if labels is None:
         labels = [f"Class {n}" for n in range(1, spec.foreground_classes + 1)]
@@ -82,8 +83,42 @@ def convert(
     return bundle, model.eval(), tuple(open_questions)
 
 
-def channel_names(count: int) -> tuple[str, ...]:
-    """Names for input channels of which nothing is known."""
+def parse_input(
+    path: str | os.PathLike[str],
+    normalization: str | None,
+    channels: Sequence[str] | None = None,
+    orientation: str | None = None,
+    spacing: tuple[float | None, ...] | None = None,
+    tile: tuple[int, ...] | None = None,
+) -> ModelInput | None:
+    """What the weights at `path` want to be fed, as a person says it; None where nothing is said.
+
+    `normalization` is "none", "zscore", "percentile:L:U" or "window:L:U"; the rest is as in `ModelInput`. Raises
+    `InvalidInput` where it can't be understood, or is missing while something else is said.
+    """
+    if normalization is None:
+        if orientation or spacing or tile or channels:
+            raise InvalidInput(
+                "say with --normalization how voxel values go in: none, zscore, percentile:L:U or window:L:U"
+            )
+        return None
+    method, *bounds = normalization.split(":")
+    try:
+        lower, upper = map(float, bounds) if bounds else (None, None)
+    except ValueError:
+        raise InvalidInput(
+            f"normalization is {normalization!r}; write for example zscore, or percentile:0.5:99.5"
+        ) from None
+    return ModelInput(
+        tuple(channels or _channel_names(detect(Path(path)).in_channels)),
+        orientation,
+        spacing or (None, None, None),  # type: ignore[arg-type]
+        from_json(Normalization, {"method": method, "lower": lower, "upper": upper}, "normalization"),
+        tile,
+    )
+
+
+def _channel_names(count: int) -> tuple[str, ...]:
     return tuple(f"channel {n}" for n in range(1, count + 1))
 
 

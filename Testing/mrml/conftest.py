@@ -1,4 +1,4 @@
-"""A scene as Slicer has it, without Slicer's application."""
+"""A scene as Slicer has it: Slicer's own, or one without its application."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def scene():
+    if hasattr(slicer, "app"):
+        slicer.mrmlScene.Clear()
+        yield slicer.mrmlScene
+        slicer.mrmlScene.Clear()
+        return
     scene = slicer.vtkMRMLScene()
     slicer.mrmlScene = scene
     yield scene

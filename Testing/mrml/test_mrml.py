@@ -6,12 +6,15 @@ import SimpleITK as sitk
 import slicer
 import vtk
 import vtk.util.numpy_support
-from helpers import make_scan, make_segmenter
+from helpers import itk, make_scan, make_segmenter, physically_equal
+from mrml_scenes import add_output, add_transform, add_volume, masks, turn
 
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.files import read_image, write_labels
-from DeepLabSegLib.image import Geometry, Image
-from DeepLabSegLib.mrml import read_volume, segment_volume
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
+from DeepLabSegLib.mrml import read_region, read_volumes, segment_volumes, write_segmentation, write_uncertainty
+from DeepLabSegLib.segmenter import SegmentOptions
+from DeepLabSegLib.surface import closed_surfaces, read_surface, write_surface
 
 OBLIQUE = ((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (-1.0, 0.0, 0.0))
 
@@ -21,57 +24,14 @@ def oblique_scan(rng) -> Image:
     return Image(image.array, Geometry(image.geometry.shape, image.geometry.spacing, (5.0, -6.0, 7.0), OBLIQUE))
 
 
-def add_volume(scene, image: Image, name: str = "Head", node_class: str = "vtkMRMLScalarVolumeNode"):
-    node = scene.AddNewNodeByClass(node_class, name)
-    array = image.array[0] if image.channels == 1 else np.moveaxis(image.array, 0, -1)
-    slicer.util.updateVolumeFromArray(node, array)
-    ijk_to_ras = image.geometry.affine[:, [2, 1, 0, 3]]
-    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ijk_to_ras))
-    return node
-
-
-def add_transform(scene, matrix: np.ndarray, parent=None, name: str = "Transform"):
-    node = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", name)
-    node.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
-    if parent is not None:
-        node.SetAndObserveTransformNodeID(parent.GetID())
-    return node
-
-
-def turn(degrees: float, shift=(0.0, 0.0, 0.0)) -> np.ndarray:
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    matrix = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-    matrix[:3, 3] = shift
-    return matrix
-
-
-def add_output(scene, name: str = "Result"):
-    return scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
-
-
-def masks(node) -> dict[str, np.ndarray]:
-    """`(k, j, i)` mask per segment id, on the segmentation's own grid."""
-    segmentation = node.GetSegmentation()
-    found = {}
-    for segment_id in segmentation.GetSegmentIDs():
-        segment = segmentation.GetSegment(segment_id)
-        image = segment.GetRepresentation("Binary labelmap")
-        i, j, k = image.GetDimensions()
-        values = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i)
-        found[segment_id] = values == segment.GetLabelValue()
-    return found
-
-
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_file_and_a_node_give_the_same_labels_voxel_for_voxel(scene, tmp_path, rng, dims):
-    from test_files import itk
-
     image = oblique_scan(rng)
     sitk.WriteImage(itk(image), tmp_path / "scan.nrrd")
     segmenter = make_segmenter(dims, orientation="ASR")
     from_file = segmenter.segment(read_image(tmp_path / "scan.nrrd"))
     node, output = add_volume(scene, image), add_output(scene)
-    from_node = segment_volume(node, output, segmenter)
+    from_node = segment_volumes([node], output, segmenter)
     np.testing.assert_array_equal(from_node.array, from_file.array)
     for segment in from_file.segments:
         np.testing.assert_array_equal(masks(output)[segment.id], from_file.mask(segment))
@@ -79,7 +39,7 @@ def test_a_file_and_a_node_give_the_same_labels_voxel_for_voxel(scene, tmp_path,
 
 def test_names_colours_values_and_terminology_arrive(scene, scan):
     output = add_output(scene)
-    labels = segment_volume(add_volume(scene, scan), output, make_segmenter(2))
+    labels = segment_volumes([add_volume(scene, scan)], output, make_segmenter(2))
     segmentation = output.GetSegmentation()
     assert segmentation.GetNumberOfLayers() == 1
     for segment in labels.segments:
@@ -99,7 +59,7 @@ def test_a_segmentation_lies_under_the_volumes_transform_and_where_the_volume_is
     volume.SetAndObserveTransformNodeID(inner.GetID())
     output = add_output(scene)
     output.SetAndObserveTransformNodeID(outer.GetID())  # somebody put it elsewhere before
-    segment_volume(volume, output, make_segmenter(2, classes=2))
+    segment_volumes([volume], output, make_segmenter(2, classes=2))
     assert output.GetTransformNodeID() == inner.GetID()
     image = output.GetSegmentation().GetNthSegment(0).GetRepresentation("Binary labelmap")
     expected, found = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
@@ -116,12 +76,12 @@ def test_the_model_sees_a_transformed_volume_where_the_transform_puts_it(scene, 
     volume = add_volume(scene, image)
     quarter = turn(90, (5, 6, 7))
     volume.SetAndObserveTransformNodeID(add_transform(scene, quarter).GetID())
-    geometry = read_volume(volume).geometry
+    geometry = read_volumes([volume]).geometry
     np.testing.assert_allclose(geometry.affine, quarter @ image.geometry.affine, atol=1e-6)
     # The same voxels, placed there without a transform, give the same labels.
     moved = Image(image.array, Geometry.from_affine(image.geometry.shape, quarter @ image.geometry.affine))
     segmenter = make_segmenter(2, orientation="ASR")
-    labels = segment_volume(volume, add_output(scene), segmenter)
+    labels = segment_volumes([volume], add_output(scene), segmenter)
     np.testing.assert_array_equal(labels.array, segmenter.segment(moved).array)
 
 
@@ -134,7 +94,7 @@ def test_a_result_survives_slicers_own_file_format(scene, tmp_path, rng):
     storage.SetFileName(str(tmp_path / "r.seg.nrrd"))
     read, direct = add_output(scene, "Read"), add_output(scene, "Direct")
     assert storage.ReadData(read)
-    segment_volume(add_volume(scene, image), direct, segmenter)
+    segment_volumes([add_volume(scene, image)], direct, segmenter)
     bounds = [np.zeros(6), np.zeros(6)]
     for node, box in zip((read, direct), bounds, strict=True):
         node.GetRASBounds(box)
@@ -146,25 +106,25 @@ def test_a_result_survives_slicers_own_file_format(scene, tmp_path, rng):
 
 def test_a_second_run_replaces_the_segments(scene, scan):
     volume, output = add_volume(scene, scan), add_output(scene)
-    segment_volume(volume, output, make_segmenter(2, classes=4))
-    segment_volume(volume, output, make_segmenter(2, classes=2))
+    segment_volumes([volume], output, make_segmenter(2, classes=4))
+    segment_volumes([volume], output, make_segmenter(2, classes=2))
     assert list(output.GetSegmentation().GetSegmentIDs()) == ["Segment_1"]
 
 
 def test_a_colour_volume_is_segmented(scene, rng):
     image = Image(rng.integers(0, 255, (3, 2, 30, 40)).astype(np.uint8), Geometry((2, 30, 40)))
     volume = add_volume(scene, image, "Photo", "vtkMRMLVectorVolumeNode")
-    np.testing.assert_array_equal(read_volume(volume).array, image.array)
-    labels = segment_volume(volume, add_output(scene), make_segmenter(2, channels=3, orientation=None))
+    np.testing.assert_array_equal(read_volumes([volume]).array, image.array)
+    labels = segment_volumes([volume], add_output(scene), make_segmenter(2, channels=3, orientation=None))
     assert labels.array.shape == (2, 30, 40)
 
 
 def test_a_cancelled_run_leaves_the_nodes_as_they_were(scene, scan):
     volume, output = add_volume(scene, scan), add_output(scene)
-    segment_volume(volume, output, make_segmenter(2, classes=2))
+    segment_volumes([volume], output, make_segmenter(2, classes=2))
     before = masks(output)
     with pytest.raises(Cancelled):
-        segment_volume(volume, output, make_segmenter(2), on_progress=lambda step: step.stage != "restore")
+        segment_volumes([volume], output, make_segmenter(2), on_progress=lambda step: step.stage != "restore")
     assert list(masks(output)) == list(before)
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(volume), scan.array[0])
 
@@ -180,9 +140,9 @@ def test_what_is_no_volume_is_refused_in_words(scene, scan):
         (label_map, "Map is a label map"),
     ]:
         with pytest.raises(InvalidInput, match=words):
-            segment_volume(node, output, segmenter)
+            segment_volumes([node], output, segmenter)
     with pytest.raises(InvalidInput, match="choose a segmentation node"):
-        segment_volume(volume, volume, segmenter)
+        segment_volumes([volume], volume, segmenter)
 
 
 def test_a_non_linear_transform_is_refused_not_ignored(scene, scan):
@@ -190,7 +150,7 @@ def test_a_non_linear_transform_is_refused_not_ignored(scene, scan):
     warp = scene.AddNewNodeByClass("vtkMRMLBSplineTransformNode", "Warp")
     volume.SetAndObserveTransformNodeID(warp.GetID())
     with pytest.raises(InvalidInput, match="non-linear transform Warp; harden"):
-        read_volume(volume)
+        read_volumes([volume])
 
 
 def test_a_shearing_transform_is_refused_with_the_volumes_name(scene, scan):
@@ -199,4 +159,103 @@ def test_a_shearing_transform_is_refused_with_the_volumes_name(scene, scan):
     volume = add_volume(scene, scan)
     volume.SetAndObserveTransformNodeID(add_transform(scene, shear).GetID())
     with pytest.raises(InvalidInput, match=r"the volume Head: .*sheared"):
-        read_volume(volume)
+        read_volumes([volume])
+
+
+def test_channels_may_lie_on_other_grids_and_under_other_transforms(scene, rng):
+    segmenter = make_segmenter(3, channels=2, orientation=None)
+    two = make_scan(rng, (24, 40, 36), (1.5, 1.5, 1.5), channels=2)
+    first, second = (Image(two.array[n : n + 1], two.geometry) for n in (0, 1))
+    expected = segmenter.segment(two).array
+    transform = add_transform(scene, turn(25, (30, -10, 4)))
+    moved = Geometry.from_affine(second.geometry.shape, np.linalg.inv(turn(25, (30, -10, 4))) @ second.geometry.affine)
+    flipped = physically_equal(Image(second.array, moved), (2, 0, 1), (1,))
+    other = add_volume(scene, flipped, "Second")
+    other.SetAndObserveTransformNodeID(transform.GetID())
+    labels = segment_volumes([add_volume(scene, first), other], add_output(scene), segmenter)
+    assert (labels.array == expected).mean() > 0.999
+    ignored = segment_volumes([add_volume(scene, first), add_volume(scene, flipped)], add_output(scene), segmenter)
+    assert (ignored.array == expected).mean() < 0.9, "without its transform the channel lies elsewhere"
+
+
+def test_a_region_is_where_its_transforms_put_it(scene):
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    roi.SetCenter(1, 2, 3)
+    roi.SetSize(10, 20, 30)
+    matrix = turn(30, (5, 0, 0)) @ np.diag([2.0, 1, 1, 1])
+    roi.SetAndObserveTransformNodeID(add_transform(scene, matrix).GetID())
+    region = read_region(roi)
+    np.testing.assert_allclose(region.center, (matrix @ [1, 2, 3, 1])[:3])
+    np.testing.assert_allclose(region.size, (20, 20, 30))
+    np.testing.assert_allclose(region.axes, turn(30)[:3, :3].T, atol=1e-12)
+
+
+def test_a_region_without_size_is_refused_by_name(scene):
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    with pytest.raises(InvalidInput, match=r"Box: the region measures 0 x 0 x 0 mm.*place the ROI"):
+        read_region(roi)
+
+
+def test_a_volume_that_changed_meanwhile_takes_no_labels(scene, scan):
+    volume, output = add_volume(scene, scan), add_output(scene)
+    labels = make_segmenter(2).segment(scan)
+    slicer.util.updateVolumeFromArray(volume, scan.array[0, :5])
+    with pytest.raises(InvalidInput, match="Head was changed meanwhile"):
+        write_segmentation(labels, output, volume)
+    assert output.GetSegmentation().GetNumberOfSegments() == 0
+
+
+def test_uncertainty_lies_on_the_volume(scene, scan):
+    volume = add_volume(scene, scan)
+    volume.SetAndObserveTransformNodeID(add_transform(scene, turn(20)).GetID())
+    labels = make_segmenter(2).segment(scan, SegmentOptions(uncertainty=True))
+    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Uncertainty")
+    write_uncertainty(labels, node, volume)
+    np.testing.assert_array_equal(read_volumes([node]).array[0], labels.uncertainty)
+    assert read_volumes([node]).geometry.is_close(read_volumes([volume]).geometry)
+
+
+def test_a_surface_lies_around_its_segment(scene, rng):
+    geometry = Geometry((40, 60, 50), (3.0, 1.0, 1.5), (5.0, 6.0, 7.0), OBLIQUE)
+    centre = geometry.affine @ [20, 30, 25, 1]
+    k, j, i = np.indices(geometry.shape)
+    away = np.stack([k, j, i, np.ones_like(k)], -1) @ geometry.affine.T - centre
+    ball = (np.linalg.norm(away, axis=-1) < 20).astype(np.uint8)
+    matrix = turn(40, (9, 8, 7))
+    volume = add_volume(scene, Image(np.random.default_rng(0).normal(size=geometry.shape), geometry))
+    volume.SetAndObserveTransformNodeID(add_transform(scene, matrix).GetID())
+    world = read_volumes([volume]).geometry
+    fluid = Terminology(("SCT", "91720002", "Body Substance"), ("SCT", "65216001", "Cerebrospinal fluid"))
+    labels = Labels(ball, world, (Segment(1, "Ball", (255, 0, 0), fluid), Segment(2, "Nothing", (0, 255, 0))))
+    output = add_output(scene)
+    write_segmentation(labels, output, volume, closed_surfaces(labels))
+    segmentation = output.GetSegmentation()
+    surface = segmentation.GetSegment("Segment_1").GetRepresentation("Closed surface")
+    properties = vtk.vtkMassProperties()
+    properties.SetInputData(surface)
+    assert properties.GetVolume() == pytest.approx(ball.sum() * geometry.voxel_volume, rel=0.01)
+    points = vtk.util.numpy_support.vtk_to_numpy(surface.GetPoints().GetData())
+    normals = vtk.util.numpy_support.vtk_to_numpy(surface.GetPointData().GetNormals())
+    assert (np.sum((points - centre[:3]) * normals, axis=1) > 0).all(), "all point outwards"
+    # In the segmentation's own frame, the transform above it not yet applied.
+    np.testing.assert_allclose(np.linalg.norm(points - centre[:3], axis=1), 20, atol=2.0)
+    opacity = output.GetDisplayNode().GetSegmentOpacity3D
+    assert opacity("Segment_1") < 0.5, "one sees through a fluid"
+    assert opacity("Segment_2") == 1
+    assert segmentation.GetSegment("Segment_2").GetRepresentation("Closed surface").GetNumberOfPoints() == 0
+    bounds = np.zeros(6)
+    output.GetRASBounds(bounds)
+    np.testing.assert_allclose((bounds[::2] + bounds[1::2]) / 2, (matrix @ centre)[:3], atol=3)
+
+
+def test_a_surface_survives_its_file(tmp_path, rng):
+    labels = Labels(np.pad(np.ones((4, 5, 6), np.uint8), 2), Geometry((8, 9, 10)), (Segment(1, "Box", (1, 2, 3)),))
+    surface = closed_surfaces(labels)["Segment_1"]
+    write_surface(surface, tmp_path / "box.vtp")
+    assert read_surface(tmp_path / "box.vtp").GetBounds() == surface.GetBounds()
+
+
+def test_a_4d_volume_is_refused(scene):
+    node = scene.AddNewNodeByClass("vtkMRMLDiffusionWeightedVolumeNode", "DWI")
+    with pytest.raises(InvalidInput, match="DWI is 4D; extract one"):
+        read_volumes([node])

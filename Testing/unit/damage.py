@@ -15,7 +15,8 @@ import torch
 from helpers import make_bundle, make_network
 from safetensors.numpy import save_file
 
-from DeepLabSegLib.bundle import JSON_NAME, save_bundle
+from DeepLabSegLib.bundle import save_bundle
+from DeepLabSegLib.catalog import JSON_NAME
 from DeepLabSegLib.models import ConvNeXtBackboneV2, DeepLabV3Plus
 
 KINDS = ("h5", "keras", "torch", "safetensors", "bundle file", "bundle folder")

@@ -7,7 +7,8 @@ from helpers import make_bundle, make_network, make_scan, make_spec
 from safetensors.torch import load_file, save_file
 
 import DeepLabSegLib
-from DeepLabSegLib.bundle import find_model, list_models, read_bundle, read_network, save_bundle
+from DeepLabSegLib.bundle import read_bundle, read_network, save_bundle
+from DeepLabSegLib.catalog import find_model, list_models
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.segmenter import load_model
 

@@ -34,7 +34,8 @@ def test_files_named_in_the_guides_exist():
 
 
 def test_the_readmes_figures_are_those_of_the_model():
-    from DeepLabSegLib.bundle import read_bundle, resource
+    from DeepLabSegLib.bundle import read_bundle
+    from DeepLabSegLib.catalog import resource
 
     figures = read_bundle(resource("Models") / "head-mri-2d").figures
     assert figures

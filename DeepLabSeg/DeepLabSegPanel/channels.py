@@ -1,0 +1,62 @@
+"""A selector for every further channel that the model takes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+ROLE = "furtherChannel"
+"""Under which the parameter node refers to the volumes."""
+
+
+class ChannelSelectors:
+    """Rows of a form, one per channel beyond those of the input volume."""
+
+    def __init__(self, frame: Any, onChanged: Callable[[], None]) -> None:
+        self._frame = frame
+        self._layout = frame.layout()
+        self._onChanged = onChanged
+        self._selectors: list[Any] = []
+        self._names: tuple[str, ...] = ()
+        self._node: Any = None
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The chosen volumes, None where none is."""
+        return [selector.currentNode() for selector in self._selectors]
+
+    def restore(self, parameterNode: Any) -> None:
+        """Take the choices from another parameter node."""
+        self._names = ()
+        self._node = parameterNode
+
+    def show(self, channels: Sequence[str], given: int, parameterNode: Any) -> None:
+        """A row for each of `channels` but the first `given`, which the input volume has."""
+        names = tuple(channels[given:])
+        if names == self._names and parameterNode is self._node:
+            return
+        self._names, self._node = names, parameterNode
+        for selector in self._selectors:
+            self._layout.removeRow(selector)
+        self._selectors = [self._addRow(n, name) for n, name in enumerate(names)]
+        self._frame.visible = bool(names)
+
+    def _addRow(self, number: int, name: str) -> Any:
+        selector = slicer.qMRMLNodeComboBox()
+        selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+        selector.showChildNodeTypes = False
+        selector.noneEnabled = True
+        selector.addEnabled = selector.removeEnabled = selector.renameEnabled = selector.editEnabled = False
+        selector.toolTip = _("The image that the model knows as {name}.").format(name=name)
+        selector.objectName = f"channelSelector{number + 2}"
+        selector.setMRMLScene(slicer.mrmlScene)
+        selector.setCurrentNode(self._node.GetNthNodeReference(ROLE, number))
+        selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node, n=number: self._onChosen(n, node))
+        self._layout.addRow(qt.QLabel(f"{name}:"), selector)
+        return selector
+
+    def _onChosen(self, number: int, node: Any) -> None:
+        self._node.SetNthNodeReferenceID(ROLE, number, node.GetID() if node else None)
+        self._onChanged()

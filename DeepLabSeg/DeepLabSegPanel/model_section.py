@@ -1,0 +1,258 @@
+"""The panel's part on models: what is there, what the chosen one says of itself, and what a person must still say."""
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+from DeepLabSegLib import catalog
+from DeepLabSegLib.catalog import ModelCard
+from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
+from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
+from DeepLabSegPanel import combo
+from DeepLabSegPanel.worker_process import Answer, WorkerProcess
+
+DEPTHS = (3, 4, 5)
+NORMALIZATIONS = ("none", "zscore", "percentile:0.5:99.5", "window:-160:240")
+LOOK_AFTER_MS = 300
+BAD, DOUBT, GOOD = "color: #b00020;", "color: #8a6d00;", "color: #1b5e20;"
+FILE = ""
+"""Value of the entry that stands for a file."""
+
+
+class ModelSection:
+    """Shows the model that the parameter node names, and fills and locks what its file tells.
+
+    `onChanged()` is called when more is known about the model. `canLook()` says whether the worker can open weights.
+    """
+
+    def __init__(
+        self, ui: Any, worker: WorkerProcess, canLook: Callable[[], bool], onChanged: Callable[[], None]
+    ) -> None:
+        self.ui = ui
+        self.card: ModelCard | None = None
+        self.problem = ""
+        self._worker = worker
+        self._canLook = canLook
+        self._onChanged = onChanged
+        self._shown: Any = None
+        self._assumed: list[str] = []
+        self._looking = 0
+        self._timer = qt.QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(LOOK_AFTER_MS)
+        self._timer.connect("timeout()", self._look)
+        families = catalog.ENCODERS.items()
+        combo.fill(ui.encoderComboBox, [entry for family, names in families for entry in _family(family, names)])
+        combo.fill(ui.depthComboBox, [(str(depth), depth) for depth in DEPTHS])
+        combo.fill(ui.dimensionsComboBox, [(_("2D, slice by slice"), 2), (_("3D"), 3)])
+        combo.fill(ui.activationComboBox, [(_("by the labels"), ""), ("softmax", "softmax"), ("sigmoid", "sigmoid")])
+        combo.fill(ui.normalizationComboBox, [(text, text) for text in NORMALIZATIONS])
+        ui.normalizationComboBox.setEditText("")
+        ui.normalizationComboBox.lineEdit().setPlaceholderText(_("please choose"))
+
+    def refresh(self) -> None:
+        """Look again which models are there."""
+        self._shown = None
+        entries = [(name, name) for name in sorted(catalog.installed_models(), key=_defaultFirst)]
+        combo.fill(self.ui.modelComboBox, [*entries, (_("A file …"), FILE)])
+
+    def show(self, parameters: Any) -> None:
+        """Bring this part of the panel up to what `parameters` say."""
+        self._parameters = parameters
+        combo.choose(self.ui.modelComboBox, parameters.model, _("{name} (missing)").format(name=parameters.model))
+        isFile = parameters.model == FILE
+        self.ui.weightsPathLabel.visible = isFile
+        self.ui.weightsPathLineEdit.visible = isFile
+        if isFile and self.ui.weightsPathLineEdit.currentPath != parameters.weightsPath:
+            self.ui.weightsPathLineEdit.currentPath = parameters.weightsPath
+        combo.choose(self.ui.activationComboBox, parameters.activation)
+        if self.ui.normalizationComboBox.currentText != parameters.normalization:
+            self.ui.normalizationComboBox.setEditText(parameters.normalization)
+        shown = (parameters.model, parameters.weightsPath, *(str(getattr(parameters, name)) for name in SAID))
+        if shown != self._shown:
+            self._shown = shown
+            self._read(parameters)
+        self._lock(parameters)
+
+    @property
+    def isWeights(self) -> bool:
+        """Whether the chosen file is bare weights, of which a person says the rest."""
+        return self._isWeights
+
+    def choice(self, parameters: Any) -> dict[str, Any]:
+        """The chosen model as the JSON of `ModelChoice`. Raises `InvalidInput` where something is missing."""
+        if self.problem:
+            raise InvalidInput(self.problem)
+        choice = {
+            "model": parameters.model or parameters.weightsPath,
+            "device": parameters.device,
+            "precision": parameters.precision,
+        }
+        return choice | (self._weightsChoice(parameters) if self._isWeights else {})
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def _read(self, parameters: Any) -> None:
+        self.card, self.problem, self._assumed, self._isWeights = None, "", [], False
+        self._looking = 0
+        self._timer.stop()
+        try:
+            path = self._path(parameters)
+            if catalog.is_bundle(path):
+                self.card = catalog.read_card(path)
+            else:
+                self._isWeights = True
+                self._lookSoon()
+        except DeepLabSegError as error:
+            self.problem = str(error)
+        self._tell()
+
+    def _path(self, parameters: Any) -> Path:
+        if parameters.model != FILE:
+            return catalog.find_model(parameters.model)
+        if not parameters.weightsPath:
+            raise InvalidInput(_("no file is chosen; choose a model or weights file"))
+        path = Path(parameters.weightsPath)
+        if not path.exists():
+            raise InvalidInput(_("{path} does not exist; choose another file").format(path=path))
+        return path
+
+    def _lookSoon(self) -> None:
+        if self._canLook():
+            self._timer.start()
+        else:
+            self.problem = ""
+            self._assumed = [_("anything before PyTorch is installed, which Segment offers to do")]
+
+    def _look(self) -> None:
+        try:
+            choice = {"model": self._parameters.weightsPath} | self._weightsChoice(self._parameters)
+        except InvalidInput as error:
+            self.problem = str(error)
+            self._tell()
+            self._onChanged()
+            return
+        self._looking = self._worker.request("describe", self._onDescribed, choice=choice)
+        self._tell()
+
+    def _onDescribed(self, answer: Answer) -> None:
+        if answer["id"] != self._looking:
+            return  # of a file that was chosen before
+        self._looking = 0
+        if "error" in answer:
+            self.problem = answer["error"]["message"]
+        else:
+            self.problem = ""
+            self.card = catalog.to_card(answer["result"]["model"])
+            self._assumed = answer["result"]["assumed"]
+        self._tell()
+        self._lock(self._parameters)
+        self._onChanged()
+
+    # --- what a person says of weights -------------------------------------------------------------------------------
+
+    def _weightsChoice(self, parameters: Any) -> dict[str, Any]:
+        said: dict[str, Any] = {"network": {}}
+        if parameters.labels.strip():
+            said["labels"] = parse_names(parameters.labels)
+        if parameters.normalization.strip():
+            said["normalization"] = parameters.normalization.strip()
+        if parameters.orientation.strip():
+            said["orientation"] = parameters.orientation.strip().upper()
+        if parameters.spacing.strip():
+            said["spacing"] = list(parse_spacing(parameters.spacing))
+        if ("orientation" in said or "spacing" in said) and "normalization" not in said:
+            raise InvalidInput(_("say under Intensities how voxel values went into training"))
+        if parameters.activation:
+            said["network"]["classifier_activation"] = parameters.activation
+        if parameters.dilationRates.strip():
+            said["network"]["decoder_dilation_rates"] = list(parse_sizes(parameters.dilationRates))
+        if parameters.encoder:
+            said["network"]["encoder_name"] = parameters.encoder
+        if parameters.depth:
+            said["network"]["encoder_depth"] = parameters.depth
+        return said
+
+    # --- showing -----------------------------------------------------------------------------------------------------
+
+    def _lock(self, parameters: Any) -> None:
+        """Fill what is known, and lock what is certain."""
+        card = self.card
+        known = {name for text in self._assumed for name in text.split(" ")[:1]}
+        ui = self.ui
+        ui.weightsFrame.visible = self._isWeights
+        ui.encoderComboBox.enabled = self._isWeights and (card is None or "encoder_name" in known)
+        ui.depthComboBox.enabled = self._isWeights and (card is None or "encoder_depth" in known)
+        ui.dimensionsComboBox.enabled = False
+        if card is not None:
+            combo.choose(ui.encoderComboBox, card.network.encoder_name)
+            combo.choose(ui.depthComboBox, card.network.encoder_depth)
+            combo.choose(ui.dimensionsComboBox, card.network.dims)
+        ui.classesValueLabel.text = "" if card is None else str(card.network.num_classes)
+        ui.channelsValueLabel.text = (
+            "" if card is None else f"{len(card.input.channels)} ({', '.join(card.input.channels)})"
+        )
+        if self._isWeights:
+            ui.networkCollapsibleButton.collapsed = False
+
+    def _tell(self) -> None:
+        label = self.ui.modelMessageLabel
+        text = self.problem
+        if not text and self._looking:
+            text = _("Looking into the file …")
+        if not text and self._assumed:
+            things = (thing.removeprefix("decoder_").replace("_", " ") for thing in self._assumed)
+            text = _("The file doesn't tell: {things}.").format(things="; ".join(things))
+        label.text = text
+        label.visible = bool(text)
+        label.styleSheet = BAD if self.problem else DOUBT
+        self.ui.modelInfoLabel.text = "" if self.card is None else card_html(self.card)
+        self.ui.modelInfoLabel.visible = self.card is not None
+        said = {
+            "normalizationComboBoxLabel": self._parameters.normalization,
+            "labelsLineEditLabel": self._parameters.labels,
+        }
+        for name, value in said.items():
+            getattr(self.ui, name).styleSheet = "" if value.strip() else DOUBT
+
+
+SAID = (
+    "labels",
+    "normalization",
+    "spacing",
+    "orientation",
+    "activation",
+    "dilationRates",
+    "encoder",
+    "depth",
+)
+"""Parameters by which a person says what bare weights don't tell."""
+
+
+def card_html(card: ModelCard) -> str:
+    """What the model says of itself, for reading."""
+    labels = " &nbsp; ".join(
+        f"<span style='color:rgb{segment.color}'>&#9632;</span>&nbsp;{html.escape(segment.name).replace(' ', '&nbsp;')}"
+        for segment in card.labels
+    )
+    figures = "; ".join(f"{name} {value:.3g}" for name, value in card.figures.items())
+    rows = [
+        (_("Segments"), labels),
+        (_("Trained on"), html.escape(card.training_data)),
+        (_("Licence"), html.escape(card.license)),
+        *([(_("Measured"), html.escape(figures))] if figures else []),
+    ]
+    table = "".join(f"<tr><td><b>{name}:</b>&nbsp;</td><td>{value}</td></tr>" for name, value in rows)
+    return f"{html.escape(card.description)}<table>{table}</table>"
+
+
+def _family(family: str, names: tuple[str, ...]) -> list[tuple[str, str | None]]:
+    return [(f"— {family} —", None), *((name, name) for name in names)]
+
+
+def _defaultFirst(name: str) -> tuple[bool, str]:
+    return name != catalog.DEFAULT_MODEL, name.lower()

@@ -1,0 +1,449 @@
+"""The panel: widgets in, calls out."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from DeepLabSegLib import mrml
+from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
+from DeepLabSegLib.texts import parse_sizes
+from DeepLabSegPanel import combo, torch_setup
+from DeepLabSegPanel.channels import ChannelSelectors
+from DeepLabSegPanel.model_section import BAD, DOUBT, FILE, GOOD, ModelSection
+from DeepLabSegPanel.run import RunRequest, RunResult, SegmentationRun
+from DeepLabSegPanel.sample import load_sample
+from DeepLabSegPanel.worker_process import Answer, WorkerProcess
+
+COMBOS = {
+    "modelComboBox": "model",
+    "encoderComboBox": "encoder",
+    "depthComboBox": "depth",
+    "activationComboBox": "activation",
+    "deviceComboBox": "device",
+    "precisionComboBox": "precision",
+    "sliceAxisComboBox": "sliceAxis",
+}
+"""Combo box -> the parameter that it sets."""
+
+
+class Panel(VTKObservationMixin):
+    """The module's widgets and what they do. At any time it is idle, installs PyTorch, or runs."""
+
+    def __init__(self, resourcePath: Callable[[str], str], logic: Any) -> None:
+        VTKObservationMixin.__init__(self)
+        self.logic = logic
+        self.worker = WorkerProcess(self._log)
+        self.widget = slicer.util.loadUI(resourcePath("UI/DeepLabSeg.ui"))
+        self.ui = slicer.util.childWidgetVariables(self.widget)
+        self._requirements = torch_setup.read_requirements(resourcePath("requirements.txt"))
+        self._parameters: Any = None
+        self._guiTag: Any = None
+        self._run: SegmentationRun | None = None
+        self._installer: torch_setup.TorchInstaller | None = None
+        self._stageStarted = ("", 0.0)
+        self._outputOf: Any = None
+
+    # --- coming and going --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Fill the widgets and connect everything."""
+        ui = self.ui
+        self.model = ModelSection(ui, self.worker, self._torchIsHere, self._update)
+        self.channels = ChannelSelectors(ui.channelsFrame, self._update)
+        combo.fill(ui.deviceComboBox, [(_("Automatic"), "auto"), (_("CPU"), "cpu")])
+        precisions = {"auto": _("Automatic"), "fp32": "fp32", "bf16": "bf16", "fp16": _("fp16 (graphics card)")}
+        combo.fill(ui.precisionComboBox, [(text, value) for value, text in precisions.items()])
+        axes = {"": _("Automatic"), "axial": _("axial"), "coronal": _("coronal"), "sagittal": _("sagittal")}
+        combo.fill(ui.sliceAxisComboBox, [(text, value) for value, text in axes.items()])
+        ui.progressBar.visible = False
+        for name, parameter in COMBOS.items():
+            widget = getattr(ui, name)
+            widget.connect("currentIndexChanged(int)", lambda _index, w=widget, p=parameter: self._onCombo(w, p))
+        ui.normalizationComboBox.connect("editTextChanged(QString)", self._onNormalization)
+        ui.weightsPathLineEdit.connect("currentPathChanged(QString)", self._onWeightsPath)
+        ui.segmentButton.connect("clicked()", self._onSegmentButton)
+        ui.unloadButton.connect("clicked()", self._onUnload)
+        ui.copyLogButton.connect("clicked()", self._onCopyLog)
+        ui.sampleButton.connect("clicked()", self._onSample)
+        self.widget.setMRMLScene(slicer.mrmlScene)
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self._onSceneEndClose)
+        self.addObserver(scene, scene.NodeAddedEvent, self._onNodesChanged)
+        self.addObserver(scene, scene.NodeRemovedEvent, self._onNodesChanged)
+        slicer.app.connect("aboutToQuit()", self.worker.stop)
+        self._connectParameters()
+        self._greet()
+
+    def stop(self) -> None:
+        """End the worker and let go of the scene."""
+        if self._run is not None:
+            self._run.cancel()
+        if self._installer is not None:
+            self._installer.cancel()
+        slicer.app.disconnect("aboutToQuit()", self.worker.stop)
+        self.worker.stop()
+        self._disconnectParameters()
+        self.removeObservers()
+
+    def enter(self) -> None:
+        """The module was opened: see which models, volumes and devices are there now."""
+        if self._parameters is None:
+            self._connectParameters()
+        self.model.refresh()
+        self._chooseFirstVolume()
+        self._update()
+        if self._torchIsHere():
+            self.worker.request("hello", self._onDevices)
+
+    def _connectParameters(self) -> None:
+        self._disconnectParameters()
+        self._parameters = self.logic.getParameterNode()
+        self.model.refresh()
+        self._chooseFirstVolume()
+        self._guiTag = self._parameters.connectGui(self.ui)
+        self.addObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
+        self.channels.restore(self._parameters.parameterNode)
+        self._update()
+
+    def _disconnectParameters(self) -> None:
+        if self._parameters is not None:
+            self._parameters.disconnectGui(self._guiTag)
+            self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
+            self._parameters = None
+
+    def _onSceneStartClose(self, *_args: Any) -> None:
+        if self._run is not None:
+            self._run.cancel("SceneClosed", _("the scene was closed during the run; there is no result"))
+        self.worker.stop()
+        self._disconnectParameters()
+
+    def _onSceneEndClose(self, *_args: Any) -> None:
+        self._connectParameters()
+
+    def _onNodesChanged(self, *_args: Any) -> None:
+        if self._parameters is not None and not slicer.mrmlScene.IsBatchProcessing():
+            self._chooseFirstVolume()
+            self._update()
+
+    def _chooseFirstVolume(self) -> None:
+        if self._parameters.inputVolume is None:
+            volumes = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if _isImage(node)]
+            if volumes:
+                self._parameters.inputVolume = volumes[0]
+
+    def _greet(self) -> None:
+        waiting = torch_setup.recall_run()
+        if waiting is not None:
+            self._say(
+                _("PyTorch is ready. Before the restart you were about to segment {volume} with {model}.").format(
+                    **waiting
+                )
+            )
+
+    # --- keeping the widgets true ------------------------------------------------------------------------------------
+
+    def _update(self, *_args: Any) -> None:
+        """Bring the panel up to the parameters."""
+        parameters, ui = self._parameters, self.ui
+        if parameters is None:
+            return
+        if self._outputOf is not None and parameters.inputVolume is not self._outputOf:
+            self._outputOf = None  # another scan: its result must not replace this one's
+            parameters.outputSegmentation = None
+            return
+        self.model.show(parameters)
+        device = parameters.device
+        combo.choose(ui.deviceComboBox, device, _("{name} (not seen here)").format(name=device))
+        combo.choose(ui.precisionComboBox, parameters.precision)
+        combo.choose(ui.sliceAxisComboBox, parameters.sliceAxis)
+        card = self.model.card
+        ui.sliceAxisComboBox.enabled = card is None or card.network.dims == 2
+        ui.thresholdSlider.enabled = card is None or card.network.classifier_activation == "sigmoid"
+        wanted = () if card is None else card.input.channels
+        self.channels.show(wanted, _components(parameters.inputVolume), parameters.parameterNode)
+        ui.sampleButton.visible = not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        _message(ui.inputMessageLabel, self._inputProblem())
+        _message(ui.outputMessageLabel, self._outputRemark(), DOUBT)
+        idle = self._run is None and self._installer is None
+        ui.segmentButton.text = _("Segment") if idle else _("Cancel")
+        for name in (
+            "inputCollapsibleButton",
+            "modelCollapsibleButton",
+            "outputCollapsibleButton",
+            "runCollapsibleButton",
+        ):
+            getattr(ui, name).enabled = idle
+        ui.unloadButton.enabled = idle and self.worker.isRunning
+
+    def _inputProblem(self) -> str:
+        """What is wrong with the input, beside its field; empty where nothing is."""
+        parameters, card = self._parameters, self.model.card
+        if parameters.inputVolume is None:
+            return ""
+        try:
+            mrml.volume_voxels(parameters.inputVolume)
+            if parameters.roi is not None:
+                mrml.read_region(parameters.roi)
+        except InvalidInput as error:
+            return str(error)
+        if card is None:
+            return ""
+        given = sum(map(_components, self._volumes()))
+        if given != len(card.input.channels):
+            return _("{name} takes {wanted} ({channels}), and {given} are chosen.").format(
+                name=card.name,
+                wanted=_("{n} images").format(n=len(card.input.channels)),
+                channels=", ".join(card.input.channels),
+                given=given,
+            )
+        if card.network.dims == 3 and min(parameters.inputVolume.GetImageData().GetDimensions()) == 1:
+            return _("{model} is 3D, and {volume} is a single slice.").format(
+                model=card.name, volume=parameters.inputVolume.GetName()
+            )
+        return ""
+
+    def _outputRemark(self) -> str:
+        output = self._parameters.outputSegmentation
+        count = 0 if output is None else output.GetSegmentation().GetNumberOfSegments()
+        return _("Its {n} segments will be replaced.").format(n=count) if count else ""
+
+    def _volumes(self) -> list[Any]:
+        return [node for node in (self._parameters.inputVolume, *self.channels.nodes) if node is not None]
+
+    def _onCombo(self, widget: Any, parameter: str) -> None:
+        value = combo.chosen(widget)
+        if self._parameters is not None and value is not None:
+            setattr(self._parameters, parameter, value)
+
+    def _onNormalization(self, text: str) -> None:
+        if self._parameters is not None:
+            self._parameters.normalization = text
+
+    def _onWeightsPath(self, path: str) -> None:
+        if self._parameters is not None:
+            self._parameters.weightsPath = path
+            if path:
+                self._parameters.model = FILE
+
+    def _onDevices(self, answer: Answer) -> None:
+        if "error" in answer:
+            self._log(answer["error"]["message"])
+            return
+        entries = [
+            (_("Automatic"), "auto"),
+            *((_device(entry), entry["name"]) for entry in answer["result"]["devices"]),
+        ]
+        combo.fill(self.ui.deviceComboBox, entries)
+        self._log(_("PyTorch {version} is ready.").format(version=answer["result"]["torch"]))
+        self._update()
+
+    # --- the button --------------------------------------------------------------------------------------------------
+
+    def _onSegmentButton(self) -> None:
+        if self._run is not None:
+            self._say(_("Cancelling …"))
+            self._run.cancel()
+        elif self._installer is not None:
+            self._installer.cancel()
+        elif self._torchIsHere():
+            self._startRun()
+        else:
+            self._install()
+
+    def _startRun(self) -> None:
+        try:
+            self._run = SegmentationRun(self._request(), self.worker, self._onProgress, self._onEnd)
+            self._run.start()
+        except (DeepLabSegError, OSError) as error:
+            self._run = None
+            self._say(str(error), BAD)
+            self._log(str(error))
+            return
+        self._stageStarted = ("", 0.0)
+        self.ui.progressBar.setRange(0, 0)
+        self.ui.progressBar.visible = True
+        self._say(_("Starting …"))
+        self._log(_("Segmenting {name} …").format(name=self._parameters.inputVolume.GetName()))
+        self._update()
+
+    def _request(self) -> RunRequest:
+        parameters = self._parameters
+        if parameters.inputVolume is None:
+            raise InvalidInput(_("no volume is chosen; choose the scan to segment, or load the sample head"))
+        choice = self.model.choice(parameters)
+        problem = self._inputProblem()
+        if problem:
+            raise InvalidInput(problem)
+        options = {
+            "overlap": parameters.overlap,
+            "mirror": parameters.mirror,
+            "threshold": parameters.threshold,
+            "uncertainty": parameters.uncertainty,
+        }
+        if parameters.tile.strip():
+            options["tile"] = list(parse_sizes(parameters.tile))
+        if parameters.sliceAxis and self.ui.sliceAxisComboBox.enabled:
+            options["slice_axis"] = parameters.sliceAxis
+        return RunRequest(
+            self._volumes(), parameters.outputSegmentation, parameters.roi, choice, options, parameters.show3D
+        )
+
+    def _onProgress(self, progress: Mapping[str, Any]) -> None:
+        stage, done, total = progress["stage"], progress["done"], progress["total"]
+        if progress.get("note"):
+            self._log(progress["note"])
+        if stage != self._stageStarted[0]:
+            self._stageStarted = (stage, time.monotonic())
+        bar = self.ui.progressBar
+        bar.setRange(0, total if total > 1 else 0)
+        bar.value = done
+        text = STAGES.get(stage, stage)
+        if total > 1:
+            text = f"{text}: {done} / {total}" + _timeLeft(time.monotonic() - self._stageStarted[1], done, total)
+        self._say(text)
+
+    def _onEnd(self, result: RunResult) -> None:
+        self._run = None
+        self.ui.progressBar.visible = False
+        if result.errorKind:
+            self._say(result.errorMessage, "" if result.errorKind == "Cancelled" else BAD)
+            self._log(result.errorMessage)
+        else:
+            self._showResult(result)
+        self._update()
+
+    def _showResult(self, result: RunResult) -> None:
+        report, name = result.report, result.segmentation.GetName()
+        memory = (
+            "" if report["peak_bytes"] is None else _(", {gb:.1f} GB at most").format(gb=report["peak_bytes"] / 1e9)
+        )
+        self._say(
+            _("{name} is ready: {seconds:.1f} s, {inference:.1f} s of it on {device} in {precision}{memory}.").format(
+                name=name, seconds=result.seconds, inference=report["seconds"], device=report["device"],
+                precision=report["precision"], memory=memory,
+            ),
+            GOOD,
+        )  # fmt: skip
+        self._log("\n".join([self.ui.statusLabel.text, *(f"{k}: {v:.1f} ml" for k, v in report["volumes_ml"].items())]))
+        if self._parameters is not None:
+            self._outputOf = None
+            self._parameters.outputSegmentation = result.segmentation
+            self._outputOf = self._parameters.inputVolume
+        if "surfaces" in report and slicer.app.layoutManager() is not None:
+            slicer.util.resetThreeDViews()
+
+    def _onUnload(self) -> None:
+        self.worker.stop()
+        self._say(_("The model is unloaded and its memory free."))
+        self._update()
+
+    def _onSample(self) -> None:
+        self._parameters.inputVolume = load_sample()
+
+    # --- PyTorch -----------------------------------------------------------------------------------------------------
+
+    def _torchIsHere(self) -> bool:
+        return not torch_setup.missing(self._requirements)
+
+    def _install(self) -> None:
+        wanted = torch_setup.missing(self._requirements)
+        question = _(
+            "DeepLabSeg needs {packages}, which are not installed yet. They are downloaded once (0.2 to 3 GB) into "
+            "Slicer's Python; Slicer's own packages stay as they are.\n\nInstall them now?"
+        ).format(packages=", ".join(wanted))
+        if not slicer.util.confirmYesNoDisplay(question, windowTitle=_("DeepLabSeg")):
+            self._say(_("PyTorch is needed to segment; nothing was installed."), BAD)
+            return
+        self._installer = torch_setup.TorchInstaller(self._onInstallLine, self._onInstalled)
+        self.ui.progressBar.setRange(0, 0)
+        self.ui.progressBar.visible = True
+        self._say(_("Installing {packages} …").format(packages=", ".join(wanted)))
+        self._update()
+        self._installer.start(self._requirements)
+
+    def _onInstallLine(self, line: str) -> None:
+        self._log(line)
+        self._say(line[:120])
+
+    def _onInstalled(self, error: str) -> None:
+        self._installer = None
+        self.ui.progressBar.visible = False
+        wanted = torch_setup.missing(self._requirements)
+        if error:
+            self._say(_("The installation failed: {error}").format(error=error), BAD)
+        elif wanted:
+            self._offerRestart(wanted)
+        else:
+            self._say(_("PyTorch is installed."))
+            self.model.refresh()
+            self._startRun()
+        self._update()
+
+    def _offerRestart(self, wanted: list[str]) -> None:
+        """The packages are there, but this Slicer doesn't see them yet."""
+        volume = self._parameters.inputVolume
+        torch_setup.remember_run(volume.GetName() if volume else _("a volume"), self._parameters.model)
+        self._say(_("Restart Slicer, so that it finds {packages}.").format(packages=", ".join(wanted)), BAD)
+        if slicer.util.confirmYesNoDisplay(_("Slicer must restart to find PyTorch. Restart now?")):
+            slicer.util.restart()
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.ui.statusLabel.text = text
+        self.ui.statusLabel.styleSheet = style
+
+    def _log(self, text: str) -> None:
+        if text:
+            self.ui.logTextEdit.appendPlainText(f"{time.strftime('%H:%M:%S')}  {text}")
+
+    def _onCopyLog(self) -> None:
+        qt.QApplication.clipboard().setText(self.ui.logTextEdit.plainText)
+
+
+STAGES = {
+    "load": _("Loading the model"),
+    "prepare": _("Preparing the scan"),
+    "segment": _("Segmenting"),
+    "restore": _("Bringing the labels back"),
+    "surface": _("Making surfaces"),
+}
+
+
+def _timeLeft(elapsed: float, done: int, total: int) -> str:
+    if done < 1 or elapsed < 1:
+        return ""
+    seconds = elapsed * (total - done) / done
+    if seconds < 60:
+        return _(", about {n:.0f} s left").format(n=max(1, seconds))
+    return _(", about {n:.0f} min left").format(n=seconds / 60)
+
+
+def _device(entry: Mapping[str, Any]) -> str:
+    if "total_bytes" not in entry:
+        return entry["title"]
+    return _("{title}, {free:.1f} of {total:.1f} GB free").format(
+        title=entry["title"], free=entry["free_bytes"] / 1e9, total=entry["total_bytes"] / 1e9
+    )
+
+
+def _components(volume: Any) -> int:
+    data = None if volume is None else volume.GetImageData()
+    return 1 if data is None else max(1, data.GetNumberOfScalarComponents())
+
+
+def _isImage(node: Any) -> bool:
+    return not node.IsA("vtkMRMLLabelMapVolumeNode") and node.GetHideFromEditors() == 0
+
+
+def _message(label: Any, text: str, style: str = BAD) -> None:
+    label.text = text
+    label.styleSheet = style
+    label.visible = bool(text)

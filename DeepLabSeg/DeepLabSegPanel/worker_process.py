@@ -1,0 +1,133 @@
+"""The worker process behind QProcess: requests out, answers in, nothing ever waited for."""
+
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+import DeepLabSegLib
+
+Answer = dict[str, Any]
+"""One of `DeepLabSegLib.worker`'s answers: it has `progress`, `result` or `error`."""
+
+LIBRARY = str(Path(DeepLabSegLib.__file__).parents[1])
+PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from DeepLabSegLib.worker import main; main()"
+END_WITHIN_MS = 1000
+
+
+def python_executable() -> str:
+    """Slicer's Python as a program of its own; outside Slicer the Python that runs this."""
+    return shutil.which("PythonSlicer") or sys.executable
+
+
+class WorkerProcess:
+    """`DeepLabSegLib.worker` in a process of its own, started with the first request and again when it has ended.
+
+    `onLog(text)` gets what it prints.
+    """
+
+    def __init__(self, onLog: Callable[[str], None]) -> None:
+        self._onLog = onLog
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, Callable[[Answer], None]] = {}
+        self._process: Any = None
+        self._partialLine = b""
+
+    @property
+    def isRunning(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None
+
+    @property
+    def processId(self) -> int:
+        """The system's number of the process, 0 without one."""
+        return 0 if self._process is None else self._process.processId()
+
+    def request(self, do: str, onAnswer: Callable[[Answer], None], **content: Any) -> int:
+        """Send a request; `onAnswer` gets every answer to it. Returns its id."""
+        if self._process is None:
+            self._start()
+        number = next(self._ids)
+        self._waiting[number] = onAnswer
+        self._send({"id": number, "do": do, **content})
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Ask for the end of a request; it answers with an error of kind Cancelled."""
+        if self._process is not None:
+            self._send({"id": number, "do": "cancel"})
+
+    def stop(self, reason: str = "Cancelled") -> None:
+        """End the process now. What was asked of it is answered by an error of kind `reason`."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.disconnect("finished(int,QProcess::ExitStatus)", self._onFinished)
+            process.disconnect("errorOccurred(QProcess::ProcessError)", self._onError)
+            process.disconnect("readyReadStandardOutput()", self._onOutput)
+            process.disconnect("readyReadStandardError()", self._onErrorOutput)
+            process.kill()
+            process.waitForFinished(END_WITHIN_MS)
+            process.deleteLater()
+        self._failWaiting(reason, _("the background process was ended"))
+
+    def _start(self) -> None:
+        self._partialLine = b""
+        self._process = qt.QProcess()
+        self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
+        self._process.connect("errorOccurred(QProcess::ProcessError)", self._onError)
+        self._process.connect("readyReadStandardOutput()", self._onOutput)
+        self._process.connect("readyReadStandardError()", self._onErrorOutput)
+        self._process.start(python_executable(), ["-c", PROGRAM, LIBRARY])
+
+    def _send(self, request: dict[str, Any]) -> None:
+        self._process.write(json.dumps(request).encode() + b"\n")
+
+    def _onOutput(self) -> None:
+        if self._process is None:
+            return
+        *lines, self._partialLine = (self._partialLine + _bytes(self._process.readAllStandardOutput())).split(b"\n")
+        for line in lines:
+            answer = json.loads(line)
+            number = answer["id"]
+            onAnswer = self._waiting[number] if "progress" in answer else self._waiting.pop(number)
+            onAnswer(answer)
+
+    def _onErrorOutput(self) -> None:
+        if self._process is not None:
+            self._onLog(_bytes(self._process.readAllStandardError()).decode(errors="replace").rstrip())
+
+    def _onFinished(self, exitCode: int, exitStatus: int) -> None:
+        self._onErrorOutput()
+        process, self._process = self._process, None
+        if process is not None:
+            process.deleteLater()
+        how = _("was ended from outside") if exitStatus == qt.QProcess.CrashExit else _("stopped by itself")
+        self._failWaiting(
+            "WorkerDied",
+            _(
+                "the background process {how} (code {code}), perhaps because the computer ran out of memory; a new one "
+                "starts with the next run. Try a smaller tile, a region or a smaller model"
+            ).format(how=how, code=exitCode),
+        )
+
+    def _onError(self, error: int) -> None:
+        if error == qt.QProcess.FailedToStart:  # everything else is followed by finished()
+            self._process = None
+            self._failWaiting(
+                "WorkerDied", _("{program} can't be started; is Slicer complete?").format(program=python_executable())
+            )
+
+    def _failWaiting(self, kind: str, message: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for number, onAnswer in waiting.items():
+            onAnswer({"id": number, "error": {"kind": kind, "message": message}})
+
+
+def _bytes(array: Any) -> bytes:
+    return bytes(array.data())

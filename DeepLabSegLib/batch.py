@@ -1,0 +1,131 @@
+"""Many scans, one model: every case is reported, and one that fails doesn't stop the rest."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from DeepLabSegLib import files
+from DeepLabSegLib.errors import Cancelled, DeepLabSegError, InvalidInput
+from DeepLabSegLib.image import Labels
+from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
+
+__all__ = ["Case", "find_scans", "run_case", "segment_files", "write_report"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What became of one scan: `status` is "done", "kept" (its output was there already) or "failed"."""
+
+    name: str
+    status: str
+    seconds: float = 0.0
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    message: str = ""
+
+
+def find_scans(folder: str | os.PathLike[str]) -> list[Path]:
+    """The volumes in `folder`, sorted, and its subfolders that hold DICOM; segmentations are left out.
+
+    Raises `InvalidInput` where there is none.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InvalidInput(f"{root} is no folder; give a folder of scans")
+    found = [path for path in sorted(root.iterdir()) if _is_scan(path)]
+    if not found:
+        raise InvalidInput(f"{root} holds no scan; known are {', '.join(files.VOLUME_SUFFIXES)} and folders of DICOM")
+    return found
+
+
+def segment_files(
+    segmenter: Segmenter,
+    scans: Iterable[str | os.PathLike[str]],
+    output_folder: str | os.PathLike[str],
+    options: SegmentOptions | None = None,
+    *,
+    suffix: str = ".seg.nrrd",
+    overwrite: bool = False,
+    on_case: Callable[[Case], object] | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Case]:
+    """Segment scans into `output_folder`, a file of the scan's name each; what is there already is kept.
+
+    `on_case` is called after each. Started again after an interruption it goes on where it was.
+
+    Raises
+    ------
+    InvalidInput : an ending that labels can't have; two scans of one name.
+    Cancelled : `on_progress` returned False; finished cases stay.
+    """
+    if suffix not in files.LABEL_SUFFIXES:
+        raise InvalidInput(f"suffix is {suffix!r}; choose one of {', '.join(files.LABEL_SUFFIXES)}")
+    folder = Path(output_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [Path(scan) for scan in scans]
+    names = [_stem(source) for source in sources]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidInput(f"several scans are called {', '.join(twice)}; rename them, or use an output folder each")
+    cases = []
+    for source, name in zip(sources, names, strict=True):
+        target = folder / f"{name}{suffix}"
+        if target.exists() and not overwrite:
+            case = Case(name, "kept", message=f"{target} was there already")
+        else:
+
+            def segment(source: Path = source, target: Path = target) -> Labels:
+                labels = segmenter.segment(files.read_image(source), options, on_progress)
+                files.write_labels(labels, target, overwrite=overwrite)
+                return labels
+
+            case = run_case(name, segment)
+        cases.append(case)
+        if on_case is not None:
+            on_case(case)
+    return cases
+
+
+def run_case(name: str, segment: Callable[[], Labels]) -> Case:
+    """The case that `segment` makes; what it raises becomes its message, but for `Cancelled`."""
+    started = time.perf_counter()
+    try:
+        labels = segment()
+    except Cancelled:
+        raise
+    except (DeepLabSegError, OSError, MemoryError) as error:
+        return Case(name, "failed", time.perf_counter() - started, message=str(error) or type(error).__name__)
+    return Case(name, "done", time.perf_counter() - started, labels.volumes_ml())
+
+
+def write_report(cases: Sequence[Case], path: str | os.PathLike[str]) -> None:
+    """A table of all cases as CSV: name, status, seconds, a column of millilitres per segment, message."""
+    names = list(dict.fromkeys(name for case in cases for name in case.volumes_ml))
+    with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "status", "seconds", *(f"{name} (ml)" for name in names), "message"])
+        for case in cases:
+            volumes = [f"{case.volumes_ml[name]:.3f}" if name in case.volumes_ml else "" for name in names]
+            writer.writerow([case.name, case.status, f"{case.seconds:.2f}", *volumes, case.message])
+
+
+def _is_scan(path: Path) -> bool:
+    if path.is_dir():
+        return any(file.is_file() and _looks_like_dicom(file) for file in path.iterdir())
+    name = path.name.lower()
+    return name.endswith(files.VOLUME_SUFFIXES) and not name.endswith(".seg.nrrd")
+
+
+def _looks_like_dicom(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    return next((name[: -len(end)] for end in files.VOLUME_SUFFIXES if name.lower().endswith(end)), name)

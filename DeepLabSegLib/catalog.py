@@ -1,0 +1,238 @@
+"""What there is to choose from: encoders by name, the models that are here and what each says of itself.
+
+It needs neither torch nor the tensors, so that a panel can list them. A model is a folder with `model.json` and
+`model.safetensors`, or a single `.safetensors` file that carries the same JSON in its metadata under `model.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from DeepLabSegLib.errors import BundleError
+from DeepLabSegLib.image import Segment
+from DeepLabSegLib.schema import from_json
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "ENCODERS",
+    "ModelCard",
+    "find_model",
+    "installed_models",
+    "is_bundle",
+    "list_models",
+    "model_folders",
+    "model_json",
+    "read_card",
+    "resource",
+    "tensors_file",
+    "to_card",
+    "user_models",
+]
+
+DEFAULT_MODEL = "head-mri-2d"
+JSON_NAME = "model.json"
+TENSORS_NAME = "model.safetensors"
+MAX_JSON_BYTES = 2**20
+MAX_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors format
+
+ENCODERS: dict[str, tuple[str, ...]] = {
+    family: tuple(names.split())
+    for family, names in {
+        "resnet": "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50_v2 resnet101_v2 resnet152_v2 resnet50_vd "
+        "resnet200_vd resnext50 resnext101",
+        "densenet": "densenet121 densenet169 densenet201 densenet264",
+        "efficientnet": "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 "
+        "efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_b8 efficientnet_l2 efficientnet_v2_b0 "
+        "efficientnet_v2_b1 efficientnet_v2_b2 efficientnet_v2_b3 efficientnet_v2_s efficientnet_v2_m "
+        "efficientnet_v2_l",
+        "convnext": "convnext_tiny convnext_small convnext_base convnext_large convnext_xlarge convnext_v2_atto "
+        "convnext_v2_femto convnext_v2_pico convnext_v2_nano convnext_v2_tiny convnext_v2_small "
+        "convnext_v2_base convnext_v2_large convnext_v2_huge",
+        "senet": "seresnet18 seresnet34 seresnet50 seresnet101 seresnet152 seresnet50_v2 seresnet101_v2 seresnet152_v2 "
+        "seresnet50_vd seresnet200_vd seresnext50 seresnext101",
+    }.items()
+}
+"""Family -> encoder names: those of the tables in `models`, which can't be read without torch."""
+
+
+@dataclass(frozen=True)
+class CardNetwork:
+    """What a card tells of the network; the fields are those of `DeepLabSpec`."""
+
+    encoder_name: str
+    input_shape: tuple[int | None, ...]
+    encoder_depth: int = 5
+    num_classes: int = 1
+    classifier_activation: str | None = "sigmoid"
+
+    @property
+    def dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.input_shape) - 1
+
+
+@dataclass(frozen=True)
+class CardInput:
+    """What a card tells of the input; the fields are those of `ModelInput`."""
+
+    channels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The part of a `model.json` that a person chooses by; `bundle.Bundle` is the whole."""
+
+    name: str
+    description: str
+    network: CardNetwork
+    input: CardInput
+    labels: tuple[Segment, ...]
+    license: str
+    training_data: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+# --- where models are ------------------------------------------------------------------------------------------------
+
+
+def model_folders() -> Iterator[Path]:
+    """Folders that are searched: those in `DEEPLABSEG_MODELS`, the user's own, then the one that is shipped."""
+    for entry in os.environ.get("DEEPLABSEG_MODELS", "").split(os.pathsep):
+        if entry:
+            yield Path(entry)
+    yield user_models()
+    yield resource("Models")
+
+
+def user_models() -> Path:
+    """The user's own folder of models, `.deeplabseg/models` in the home folder; it need not exist."""
+    return Path.home() / ".deeplabseg" / "models"
+
+
+def resource(name: str) -> Path:
+    """A shipped file or folder: inside an installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent
+    installed = package / "Resources" / name
+    return installed if installed.exists() else package.parent / "Resources" / name
+
+
+def find_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """The path of a model by name or path. Raises `BundleError` that lists the names."""
+    name = os.fspath(name_or_path)
+    here = installed_models()
+    if name in here:
+        return here[name]
+    if Path(name).exists() or os.sep in name or Path(name).suffix:
+        return Path(name)
+    raise BundleError(f"there is no model {name!r}; here are {', '.join(here) or 'none'}, or give the path of a bundle")
+
+
+def list_models() -> list[str]:
+    """Print the models that are here with a line on each, and return their names."""
+    here = installed_models()
+    for name, path in here.items():
+        print(f"{name}: {read_card(path).description}")  # noqa: T201 its purpose
+    return list(here)
+
+
+def installed_models() -> dict[str, Path]:
+    """Name -> path of every model in `model_folders`; the first of a name counts."""
+    found: dict[str, Path] = {}
+    for folder in model_folders():
+        for path in sorted(folder.glob("*")) if folder.is_dir() else ():
+            if (path / JSON_NAME).is_file() or path.suffix == ".safetensors":
+                found.setdefault(path.name.removesuffix(".safetensors"), path)
+    return found
+
+
+# --- what a model says of itself -------------------------------------------------------------------------------------
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is meant as a bundle; otherwise it may be bare weights."""
+    source = Path(path)
+    if source.is_dir() or source.name in (JSON_NAME, TENSORS_NAME) or not source.is_file():
+        return True
+    if source.suffix != ".safetensors":
+        return False
+    try:
+        return JSON_NAME in _metadata(source)
+    except BundleError:
+        return True  # reading it as one says what is wrong
+
+
+def read_card(path: str | os.PathLike[str]) -> ModelCard:
+    """The card of the bundle at `path`: its folder, its `model.json` or a single `.safetensors` file.
+
+    Raises `BundleError` that names the file and the key.
+    """
+    try:
+        return to_card(json.loads(model_json(path)))
+    except (ValueError, RecursionError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
+        raise BundleError(f"{path}: model.json: {error}") from None
+
+
+def to_card(content: object) -> ModelCard:
+    """The card in the decoded content of a `model.json`. Raises `ValueError` that names the key."""
+    known = _known(ModelCard, content)
+    known["network"] = _known(CardNetwork, known.get("network"))
+    known["input"] = _known(CardInput, known.get("input"))
+    return from_json(ModelCard, known)
+
+
+def _known(cls: type, content: object) -> dict[str, object]:
+    """The entries of a JSON object that `cls` has fields for."""
+    names = {f.name for f in fields(cls)}
+    if not isinstance(content, dict):
+        raise ValueError(f"{content!r} stands where an object with {', '.join(sorted(names))} must be")
+    return {key: value for key, value in content.items() if key in names}
+
+
+def model_json(path: str | os.PathLike[str]) -> str:
+    """The text of the bundle's `model.json`. Raises `BundleError`."""
+    source = tensors_file(path)
+    beside = source.parent / JSON_NAME
+    if source.name == TENSORS_NAME and beside.is_file():
+        if beside.stat().st_size > MAX_JSON_BYTES:
+            raise BundleError(f"{beside} has {beside.stat().st_size} bytes; a model.json has at most {MAX_JSON_BYTES}")
+        return beside.read_text(encoding="utf-8")
+    metadata = _metadata(source)
+    if JSON_NAME not in metadata:
+        raise BundleError(f"{source} carries no {JSON_NAME} in its metadata and has none beside it; it is bare weights")
+    return metadata[JSON_NAME]
+
+
+def tensors_file(path: str | os.PathLike[str]) -> Path:
+    """The safetensors file of the bundle at `path`. Raises `BundleError` where there is none."""
+    source = Path(path)
+    if source.name == JSON_NAME:
+        source = source.parent
+    if source.is_dir():
+        for name in (JSON_NAME, TENSORS_NAME):
+            if not (source / name).is_file():
+                raise BundleError(f"{source} lacks {name}; a model folder holds {JSON_NAME} and {TENSORS_NAME}")
+        return source / TENSORS_NAME
+    if not source.is_file():
+        raise BundleError(f"{source} does not exist; `deeplabseg models` lists the models that are here")
+    if source.suffix != ".safetensors":
+        raise BundleError(f"{source} is no model bundle; give a folder with {JSON_NAME}, or a .safetensors file")
+    return source
+
+
+def _metadata(source: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file: its length in 8 bytes, then JSON."""
+    try:
+        with source.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > min(MAX_HEADER_BYTES, source.stat().st_size):
+                raise ValueError(f"its header claims {size} bytes")
+            texts = json.loads(file.read(size)).get("__metadata__", {})
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise ValueError("its metadata holds more than texts")
+    except (ValueError, AttributeError, RecursionError, OSError) as error:
+        raise BundleError(f"{source} can't be read as safetensors ({error}); copy the model again") from None
+    return texts

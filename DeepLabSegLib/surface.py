@@ -1,0 +1,110 @@
+"""Surfaces of segments, made where they don't hold up a window. Needs vtk, which Slicer has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import vtk
+import vtk.util.numpy_support  # loaded lazily from Slicer 5.13 on
+
+from DeepLabSegLib.image import Geometry, Labels
+
+__all__ = ["closed_surfaces", "read_surface", "write_surface"]
+
+SMOOTHING_STEPS = 20
+PASS_BAND = 0.01
+"""Of the windowed sinc filter (Taubin et al., ECCV 1996), which smooths steps between slices and keeps the volume."""
+
+
+def closed_surfaces(labels: Labels) -> dict[str, Any]:
+    """A smoothed closed vtkPolyData in RAS mm per segment that is not empty, by segment id.
+
+    The surfaces are surface nets (Frisken, Journal of Computer Graphics Techniques 2022), as in vtkSurfaceNets3D.
+    """
+    found = {}
+    for segment in labels.segments:
+        mask = labels.mask(segment)
+        box = _bounding_box(mask)
+        if box is not None:
+            found[segment.id] = _closed_surface(np.pad(mask[box], 1), [side.start - 1 for side in box], labels.geometry)
+    return found
+
+
+def write_surface(surface: Any, path: Path) -> None:
+    """Write a vtkPolyData as `.vtp`, uncompressed, so that reading takes no time."""
+    writer = vtk.vtkXMLPolyDataWriter()
+    writer.SetInputData(surface)
+    writer.SetFileName(str(path))
+    writer.SetCompressorTypeToNone()
+    writer.SetDataModeToAppended()
+    writer.EncodeAppendedDataOff()
+    if not writer.Write():
+        raise OSError(f"{path} can't be written; is the disk full?")
+
+
+def read_surface(path: Path) -> Any:
+    """The vtkPolyData of a `.vtp` file."""
+    reader = vtk.vtkXMLPolyDataReader()
+    reader.SetFileName(str(path))
+    reader.Update()
+    return reader.GetOutput()
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    box = []
+    for axis in range(3):
+        occupied = np.flatnonzero(mask.any(axis=tuple(n for n in range(3) if n != axis)))
+        if not len(occupied):
+            return None
+        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    return tuple(box)
+
+
+def _closed_surface(mask: np.ndarray, start: list[int], geometry: Geometry) -> Any:
+    """Surface of `(k, j, i)`, whose first voxel is voxel `start` of `geometry`."""
+    image = vtk.vtkImageData()
+    image.SetDimensions(*mask.shape[::-1])
+    image.SetSpacing(*geometry.spacing[::-1])
+    image.SetOrigin(*(np.array(start) * geometry.spacing)[::-1])
+    scalars = vtk.util.numpy_support.numpy_to_vtk(mask.astype(np.uint8).ravel(), deep=True)
+    image.GetPointData().SetScalars(scalars)
+    nets = vtk.vtkSurfaceNets3D()
+    nets.SetInputData(image)
+    nets.SetValue(0, 1)
+    nets.SmoothingOff()
+    nets.SetOutputMeshTypeToTriangles()
+    smooth = vtk.vtkWindowedSincPolyDataFilter()
+    smooth.SetInputConnection(nets.GetOutputPort())
+    smooth.SetNumberOfIterations(SMOOTHING_STEPS)
+    smooth.SetPassBand(PASS_BAND)
+    smooth.BoundarySmoothingOff()
+    smooth.FeatureEdgeSmoothingOff()
+    smooth.NonManifoldSmoothingOn()
+    smooth.NormalizeCoordinatesOn()
+    placed = vtk.vtkTransformPolyDataFilter()
+    placed.SetInputConnection(smooth.GetOutputPort())
+    placed.SetTransform(_to_ras(geometry))
+    turned = placed
+    if np.linalg.det(geometry.affine[:3, :3]) > 0:  # (k, j, i) the other way round: a mirror image, inside out
+        turned = vtk.vtkReverseSense()
+        turned.SetInputConnection(placed.GetOutputPort())
+    normals = vtk.vtkPolyDataNormals()
+    normals.SetInputConnection(turned.GetOutputPort())
+    normals.SplittingOff()
+    normals.ConsistencyOff()  # the nets are consistent; where sheets touch, this filter would turn them wrongly
+    normals.Update()
+    surface = normals.GetOutput()
+    surface.GetCellData().Initialize()  # the nets' own labels
+    return surface
+
+
+def _to_ras(geometry: Geometry) -> Any:
+    """From mm along (i, j, k) to RAS mm."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(geometry.direction)[::-1].T
+    matrix[:3, 3] = geometry.origin
+    transform = vtk.vtkTransform()
+    transform.SetMatrix(matrix.ravel().tolist())
+    return transform

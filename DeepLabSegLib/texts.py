@@ -1,0 +1,31 @@
+"""What people type, on the command line and in the panel."""
+
+from __future__ import annotations
+
+from DeepLabSegLib.errors import InvalidInput
+
+__all__ = ["parse_names", "parse_sizes", "parse_spacing"]
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """`"96x96x96"` or `"6, 12, 18"` to whole numbers. Raises `InvalidInput`."""
+    try:
+        return tuple(int(part) for part in text.lower().replace(",", "x").split("x"))
+    except ValueError:
+        raise InvalidInput(f"{text!r} is no list of sizes; write for example 96x96x96 or 256x256") from None
+
+
+def parse_spacing(text: str) -> tuple[float | None, ...]:
+    """`"1.5x1x-"` to mm along (k, j, i), None where the scan's own is kept. Raises `InvalidInput`."""
+    try:
+        parts = tuple(None if part.strip() == "-" else float(part) for part in text.lower().split("x"))
+    except ValueError:
+        parts = ()
+    if len(parts) != 3:
+        raise InvalidInput(f"{text!r} is no spacing; write mm along k, j, i such as 1.5x1x1, - for the scan's")
+    return parts
+
+
+def parse_names(text: str) -> list[str]:
+    """`"Liver, Spleen"` to names."""
+    return [name.strip() for name in text.split(",")]

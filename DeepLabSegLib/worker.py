@@ -1,0 +1,179 @@
+"""A `Segmenter` behind a pipe: a process of its own, so that a window never freezes.
+
+One JSON object per line goes in and comes out. Every request has an `id`, which its answers carry.
+
+- `{"id", "do": "hello"}` is answered by `{"id", "result": {"torch", "devices"}}`.
+- `{"id", "do": "describe", "choice"}`: `ModelChoice` in; `{"id", "result": {"model", "assumed"}}` comes out.
+- `{"id", "do": "segment", "folder", "channels", "choice", "options", "surfaces"}`: `channels` lists
+  `{"file", "affine"}`, `.npy` files in `folder` of `(k, j, i)` or `(k, j, i, C)` and 4x4 matrices from (k, j, i) to RAS
+  mm; `options` is `SegmentOptions`. While it runs come `{"id", "progress": {"stage", "done", "total", "note"}}`; then
+  `{"id", "result"}` with the names of the files that it wrote into `folder`.
+- `{"id", "do": "cancel"}` stops the request of that id between two tiles. The end of the input stops everything.
+
+What fails is answered by `{"id", "error": {"kind", "message"}}`, where `kind` is the class of the exception.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import numpy as np
+
+from DeepLabSegLib.errors import DeepLabSegError
+from DeepLabSegLib.image import Geometry, Image, Labels
+from DeepLabSegLib.schema import from_json, to_json
+
+__all__ = ["Worker", "main"]
+
+
+class Worker:
+    """Answers requests in the order in which they come; `cancel` overtakes."""
+
+    def __init__(self, requests: IO[str], answers: IO[str]) -> None:
+        self._answers = answers
+        self._requests = requests
+        self._waiting: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._cancelled: set[int] = set()
+        self._folder: Path | None = None
+        self._warm: Any = None
+
+    def run(self) -> NoReturn:
+        """Answer until the input ends, which ends the process."""
+        threading.Thread(target=self._read, daemon=True).start()
+        while True:
+            request = self._waiting.get()
+            try:
+                content = {"result": getattr(self, f"_{request['do']}")(request)}
+            except Exception as error:  # whatever it is, the window must hear of it
+                if not isinstance(error, DeepLabSegError):
+                    traceback.print_exc()
+                content = {"error": {"kind": _kind(error), "message": str(error) or type(error).__name__}}
+            # After the exception is gone, and with it every hold on the files: Windows deletes no mapped file.
+            self._answer(request, **content)
+
+    def _read(self) -> None:
+        for line in self._requests:
+            request = json.loads(line)
+            if request["do"] == "cancel":
+                self._cancelled.add(request["id"])
+            else:
+                self._waiting.put(request)
+        # The window is gone: nobody will fetch the result or tidy up.
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(0)
+
+    def _answer(self, request: dict[str, Any], **content: Any) -> None:
+        self._answers.write(json.dumps({"id": request["id"], **content}) + "\n")
+        self._answers.flush()
+
+    # --- requests, each named after its `do` ---
+
+    def _hello(self, _: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        from DeepLabSegLib.devices import list_devices
+
+        return {"torch": torch.__version__, "devices": to_json(list_devices())}
+
+    def _describe(self, request: dict[str, Any]) -> dict[str, Any]:
+        from DeepLabSegLib.session import ModelChoice, describe_model
+
+        bundle, assumed = describe_model(from_json(ModelChoice, request["choice"]))
+        return {"model": to_json(bundle), "assumed": list(assumed)}
+
+    def _segment(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._folder = Path(request["folder"])
+        try:
+            return self._segment_in(self._folder, request)
+        finally:
+            self._folder = None
+
+    def _segment_in(self, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+        from DeepLabSegLib.preprocess import stack_channels
+        from DeepLabSegLib.segmenter import Progress, SegmentOptions
+        from DeepLabSegLib.session import ModelChoice, WarmModel
+
+        def on_progress(progress: Progress) -> bool:
+            self._answer(request, progress=to_json(progress))
+            return request["id"] not in self._cancelled
+
+        on_progress(Progress("load", 0, 1))
+        self._warm = self._warm or WarmModel()
+        segmenter = self._warm.get(from_json(ModelChoice, request["choice"]))
+        image = stack_channels([_read_channel(folder, channel) for channel in request["channels"]])
+        started = time.perf_counter()
+        labels = segmenter.segment(image, from_json(SegmentOptions, request["options"]), on_progress)
+        seconds = time.perf_counter() - started
+        result = {"labels": "labels.npy", "segments": to_json(labels.segments), "model": segmenter.bundle.name}
+        np.save(folder / "labels.npy", labels.array)
+        if labels.uncertainty is not None:
+            result["uncertainty"] = "uncertainty.npy"
+            np.save(folder / "uncertainty.npy", labels.uncertainty)
+        if request["surfaces"]:
+            on_progress(Progress("surface", 0, 1))
+            result["surfaces"] = _write_surfaces(folder, labels)
+        return result | {
+            "seconds": seconds,
+            "device": str(segmenter.device),
+            "precision": segmenter.precision,
+            "peak_bytes": _peak_bytes(),
+            "volumes_ml": labels.volumes_ml(),
+        }
+
+
+def _read_channel(folder: Path, channel: dict[str, Any]) -> Image:
+    array = np.load(folder / channel["file"], mmap_mode="r", allow_pickle=False)
+    geometry = Geometry.from_affine(array.shape[:3], channel["affine"])
+    return Image(np.moveaxis(array, -1, 0) if array.ndim == 4 else array, geometry)
+
+
+def _write_surfaces(folder: Path, labels: Labels) -> dict[str, str]:
+    from DeepLabSegLib.surface import closed_surfaces, write_surface
+
+    files = {}
+    for segment_id, surface in closed_surfaces(labels).items():
+        files[segment_id] = f"{segment_id}.vtp"
+        write_surface(surface, folder / files[segment_id])
+    return files
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"missing {error.name}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error).lower():
+        return "MemoryError"
+    return type(error).__name__
+
+
+def _peak_bytes() -> int | None:
+    """The largest memory that this process has held; None where the system doesn't tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Serve standard input and output. What libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    if hasattr(os, "nice"):
+        os.nice(5)  # the window goes first
+    Worker(os.fdopen(os.dup(0), encoding="utf-8"), answers).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A Slicer to click in: the stand-in, which `slicer_window` puts in place for one test, or the real one around us."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+
+try:
+    import slicer
+
+    IS_REAL = hasattr(slicer, "app")
+    if not IS_REAL:
+        from PySide6 import QtWidgets  # noqa: F401 - needs libraries of the system, such as libEGL
+
+    MISSING = ""
+except ImportError as error:
+    MISSING = str(error)
+
+# Only tests are collected, and only where they can run.
+collect_ignore = [file.name for file in FOLDER.glob("*.py") if MISSING or not file.name.startswith("test_")]
+if not MISSING and IS_REAL:
+    collect_ignore.append("test_standin.py")
+
+MODULE = FOLDER.parents[1] / "DeepLabSeg" / "DeepLabSeg.py"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "/gui/" in str(item.path):
+            item.add_marker("gui")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if MISSING:
+        terminalreporter.write_line(f"The tests of the panel were left out: {MISSING}")
+
+
+@pytest.fixture(scope="session")
+def qt_app():
+    """The application: Slicer's own, or one without a display that looks like it."""
+    if IS_REAL:
+        return slicer.app
+    os.environ["QT_QPA_PLATFORM"] = "offscreen"
+    from appearance import make_application
+
+    return make_application()
+
+
+@pytest.fixture
+def slicer_window(qt_app, tmp_path):
+    """Slicer with a fresh scene. An error in a slot that the test has not taken fails the test."""
+    if IS_REAL:
+        from real_window import RealWindow as SlicerWindow
+    else:
+        from window import SlicerWindow
+
+    window = SlicerWindow(tmp_path)
+    window.take_errors()
+    window.install()
+    yield window
+    window.remove()
+    errors = window.take_errors()
+    if errors:
+        raise errors[0]
+
+
+@pytest.fixture
+def load_module(slicer_window):
+    """Loads a scripted module, DeepLabSeg unless told otherwise, and gives its widget after `setup()`."""
+    return lambda file=MODULE: slicer_window.load_module(file)
+
+
+@pytest.fixture
+def screenshot(qt_app, tmp_path, request):
+    """Saves a widget's picture in $DEEPLABSEG_SCREENSHOTS, or else in the test's own folder; gives its path."""
+    folder = Path(os.environ.get("DEEPLABSEG_SCREENSHOTS") or tmp_path)
+
+    def save(widget, name: str = request.node.name) -> Path:
+        path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        widget.show()
+        qt_app.processEvents()
+        widget.grab().save(str(path))
+        return path
+
+    return save

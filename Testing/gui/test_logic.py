@@ -1,0 +1,215 @@
+"""The module without its panel: the console, scripts, the self-test, sample data, and getting PyTorch."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+from event_loop import wait_until
+from helpers import itk, make_scan, make_segmenter, save_model
+from mrml_scenes import add_transform, add_volume, masks, turn
+
+from DeepLabSegLib.errors import Cancelled, InvalidInput
+
+
+@pytest.fixture
+def logic(load_module):
+    return load_module().logic
+
+
+@pytest.fixture
+def model(tmp_path):
+    return save_model(tmp_path / "tiny", make_segmenter(2))
+
+
+@pytest.fixture
+def volume(slicer_window, scan):
+    return add_volume(slicer.mrmlScene, scan)
+
+
+def test_segment_gives_a_node_named_after_the_volume(logic, model, volume, scan):
+    volume.SetAndObserveTransformNodeID(add_transform(slicer.mrmlScene, turn(30, (1, 2, 3))).GetID())
+    node = logic.segment(volume, model=model, device="cpu", show3D=True)
+    assert node.GetName() == "Head segmentation"
+    assert node.GetTransformNodeID() == volume.GetTransformNodeID()
+    segment = node.GetSegmentation().GetSegment("Segment_1")
+    assert segment.GetRepresentation("Closed surface").GetNumberOfPoints() > 0
+    assert segment.GetLabelValue() == 1
+
+
+def test_segment_fills_a_node_and_takes_every_option(logic, model, volume):
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    seen = []
+    found = logic.segment(
+        volume, mine, model=model, device="cpu", precision="fp32", onProgress=seen.append, tile=(32, 32), overlap=0.5,
+        mirror=True, uncertainty=True,
+    )  # fmt: skip
+    assert found is mine
+    assert {step.stage for step in seen} == {"prepare", "segment", "restore"}
+    assert slicer.util.getNode("Head uncertainty") is not None
+
+
+def test_a_run_that_fails_or_is_cancelled_leaves_the_scene(logic, model, volume):
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    with pytest.raises(Cancelled):
+        logic.segment(volume, model=model, onProgress=lambda _: False)
+    with pytest.raises(InvalidInput, match="takes 1"):
+        logic.segment(volume, model=model, furtherVolumes=[volume])
+    with pytest.raises(InvalidInput, match="choose a segmentation node"):
+        logic.segment(volume, volume, model=model)
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+
+
+def test_all_nodes_of_a_list_are_segmented_and_reported(logic, model, volume, rng, slicer_window):
+    other = add_volume(slicer.mrmlScene, make_scan(rng, (8, 30, 34)), "Other")
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
+    seen = []
+    cases = logic.segmentAll([volume, empty, other], model=model, device="cpu", onCase=seen.append)
+    assert [(case.name, case.status) for case in cases] == [("Head", "done"), ("Empty", "failed"), ("Other", "done")]
+    assert "Empty is empty" in cases[1].message
+    assert seen == cases
+    assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 2
+
+
+def test_all_scans_of_a_folder_are_segmented_and_reported(logic, model, tmp_path, rng):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in ("a", "b"):
+        sitk.WriteImage(itk(make_scan(rng)), scans / f"{name}.nii.gz")
+    logic.segmentAll(scans, tmp_path / "results", model=model, device="cpu")
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"a.seg.nrrd", "b.seg.nrrd", "report.csv"}
+    with (tmp_path / "results" / "report.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["done", "done"]
+    with pytest.raises(InvalidInput, match="outputFolder is missing"):
+        logic.segmentAll(scans, model=model)
+
+
+def test_the_self_test_segments_the_sample_head(load_module):
+    load_module()
+    module = sys.modules["DeepLabSeg"]
+    module.DeepLabSegTest().runTest()
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    volumes = {
+        node.GetSegmentation().GetSegment(name).GetName(): mask.sum() / 1000 for name, mask in masks(node).items()
+    }
+    assert 400 < volumes["White matter"] < 800
+    assert 500 < volumes["Grey matter"] < 1100
+
+
+def test_the_sample_is_one_click_away(load_module, monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    widget = load_module()
+    widget.enter()
+    widget.ui.sampleButton.click()
+    assert widget.ui.inputSelector.currentNode().GetName() == "HeadT1Colin27"
+    assert not widget.ui.sampleButton.visible
+
+
+def test_the_sample_is_offered_to_the_module_sample_data(load_module, monkeypatch):
+    registered = {}
+
+    class SampleDataLogic:
+        registerCustomSampleDataSource = staticmethod(registered.update)
+
+    monkeypatch.setitem(sys.modules, "SampleData", type(sys)("SampleData"))
+    sys.modules["SampleData"].SampleDataLogic = SampleDataLogic
+    load_module()
+    from DeepLabSegPanel.sample import register_sample
+
+    register_sample()
+    assert registered["sampleName"] == "HeadT1Colin27"
+    path = Path(registered["uris"].removeprefix("file://"))
+    assert sitk.ReadImage(str(path)).GetSize() == (181, 217, 181)
+    assert Path(registered["thumbnailFileName"]).is_file()
+
+
+# --- PyTorch ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def missing_package(tmp_path, monkeypatch):
+    """A package that pip can install from a folder, without a network, into a folder of the test's own."""
+    wheels, target = tmp_path / "wheels", tmp_path / "installed"
+    wheels.mkdir()
+    target.mkdir()
+    with zipfile.ZipFile(wheels / "tinytorch-2.4-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tinytorch.py", "here = True\n")
+        info = "tinytorch-2.4.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinytorch\nVersion: 2.4\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    for name, value in {
+        "NO_INDEX": "1",
+        "FIND_LINKS": wheels,
+        "TARGET": target,
+        "DISABLE_PIP_VERSION_CHECK": "1",
+    }.items():
+        monkeypatch.setenv(f"PIP_{name}", str(value))
+    monkeypatch.syspath_prepend(target)
+    return "tinytorch"
+
+
+@pytest.fixture
+def panel(load_module, missing_package, monkeypatch, tmp_path):
+    """The panel, which needs a package that is not there yet."""
+    from packaging.requirements import Requirement
+
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    widget = load_module()
+    widget.panel._requirements.append(Requirement(f"{missing_package}>=2"))
+    widget.enter()
+    return widget
+
+
+def test_without_consent_nothing_is_installed(panel, volume, slicer_window):
+    slicer_window.confirms = False
+    panel.ui.segmentButton.click()
+    assert "tinytorch" in slicer_window.messages[0].text
+    assert "nothing was installed" in panel.ui.statusLabel.text
+    assert panel.ui.segmentButton.text == "Segment"
+
+
+def test_with_consent_it_is_installed_and_the_run_goes_on(panel, volume, slicer_window, tmp_path):
+    panel.ui.modelComboBox.setCurrentIndex(panel.ui.modelComboBox.findData("head-mri-2d"))
+    panel.ui.segmentButton.click()
+    assert panel.ui.segmentButton.text == "Cancel"
+    wait_until(lambda: "is ready" in panel.ui.statusLabel.text, 120)
+    assert (tmp_path / "installed" / "tinytorch.py").is_file()
+    assert "Successfully installed" in panel.ui.logTextEdit.plainText
+    panel.ui.outputSelector.setCurrentNode(None)
+    panel.ui.segmentButton.click()
+    wait_until(lambda: panel.ui.segmentButton.text == "Segment", 60)
+    assert len(slicer_window.messages) == 1, "it asks once"
+
+
+def test_an_installation_that_fails_says_so(panel, volume, tmp_path):
+    (tmp_path / "wheels" / "tinytorch-2.4-py3-none-any.whl").unlink()
+    panel.ui.segmentButton.click()
+    wait_until(lambda: panel.ui.segmentButton.text == "Segment", 60)
+    assert "installation failed" in panel.ui.statusLabel.text
+    assert "tinytorch" in panel.ui.logTextEdit.plainText
+
+
+def test_after_a_restart_it_says_where_it_was(load_module, slicer_window):
+    from importlib import import_module
+
+    load_module()
+    torch_setup = import_module("DeepLabSegPanel.torch_setup")
+    torch_setup.remember_run("Head", "head-mri-2d")
+    again = load_module()
+    assert "you were about to segment Head with head-mri-2d" in again.ui.statusLabel.text
+    assert torch_setup.recall_run() is None
+
+
+def test_slicers_own_packages_are_kept(load_module):
+    load_module()
+    from DeepLabSegPanel.torch_setup import _constraints
+
+    assert f"numpy=={np.__version__}" in _constraints()
+    assert "SimpleITK==" in _constraints()

@@ -1,0 +1,466 @@
+"""The real panel, driven by clicks on the stand-in for Slicer's window."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slicer
+from event_loop import EventLoopWatch, wait_until
+from helpers import make_scan, make_segmenter, save_model
+from mrml_scenes import add_volume, masks
+
+UI = Path(__file__).parents[2] / "DeepLabSeg" / "Resources" / "UI" / "DeepLabSeg.ui"
+SLOW = {"tile": "8x16x16", "overlap": 0.9}
+"""Settings under which a run of a 3D model takes long enough to be disturbed."""
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """A folder of models that the panel lists: small ones with random weights."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.setenv("DEEPLABSEG_MODELS", str(folder))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    return folder
+
+
+@pytest.fixture
+def widget(load_module, models):
+    """The module, open, with a 2D and a 3D model."""
+    save_model(models / "tiny-2d", make_segmenter(2))
+    save_model(models / "tiny-3d", make_segmenter(3))
+    widget = load_module()
+    widget.enter()
+    widget.parent.resize(480, 980)
+    widget.parent.show()
+    return widget
+
+
+@pytest.fixture
+def volume(slicer_window, scan):
+    return add_volume(slicer.mrmlScene, scan)
+
+
+def select(combo, value) -> None:
+    """As a person does: by choosing the entry."""
+    index = combo.findData(value)
+    assert index >= 0
+    combo.setCurrentIndex(index)
+
+
+def is_idle(widget) -> bool:
+    return widget.ui.segmentButton.text == "Segment"
+
+
+def segment(widget, timeout_s: float = 60) -> str:
+    """Click, wait for the end, and give what the panel says."""
+    widget.ui.segmentButton.click()
+    wait_until(lambda: is_idle(widget), timeout_s)
+    return widget.ui.statusLabel.text
+
+
+def start(widget, **settings) -> None:
+    """Click, and wait until tiles are going through the network."""
+    parameters = widget.logic.getParameterNode()
+    for name, value in settings.items():
+        setattr(parameters, name, value)
+    widget.ui.segmentButton.click()
+    wait_until(lambda: "Segmenting" in widget.ui.statusLabel.text, 60)
+
+
+def segmentations() -> list:
+    return list(slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
+
+
+def leftovers() -> list[Path]:
+    return list(Path(slicer.app.temporaryPath).glob("DeepLabSeg-*"))
+
+
+def worker_pid(widget) -> int:
+    return int(widget.panel.worker.processId)
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def test_with_nothing_in_the_scene_it_says_what_to_do(widget, screenshot):
+    ui = widget.ui
+    assert ui.modelComboBox.currentText == "head-mri-2d", "the default model is chosen"
+    assert ui.sampleButton.visible
+    screenshot(widget.parent, "panel-empty")
+    ui.segmentButton.click()
+    assert "no volume is chosen" in ui.statusLabel.text
+    assert is_idle(widget)
+    assert segmentations() == []
+
+
+def test_one_volume_in_the_scene_is_already_chosen(widget, volume):
+    assert widget.ui.inputSelector.currentNode() is volume
+    assert not widget.ui.sampleButton.visible
+
+
+def test_a_volume_that_was_there_before_the_module_opened_is_chosen(slicer_window, volume, models, load_module):
+    widget = load_module()
+    widget.enter()
+    assert widget.ui.inputSelector.currentNode() is volume
+
+
+def test_all_encoders_are_listed_by_family(widget):
+    from DeepLabSegLib.catalog import ENCODERS
+
+    combo = widget.ui.encoderComboBox
+    for family, names in ENCODERS.items():
+        heading = combo.findText(f"— {family} —")
+        assert [combo.itemText(heading + 1 + n) for n in range(len(names))] == list(names)
+    assert [widget.ui.depthComboBox.itemData(n) for n in range(3)] == [3, 4, 5]
+
+
+def test_choosing_a_model_fills_and_locks_what_it_tells(widget):
+    ui = widget.ui
+    select(ui.modelComboBox, "tiny-3d")
+    assert (ui.encoderComboBox.currentText, ui.depthComboBox.currentText) == ("resnet18", "3")
+    assert ui.dimensionsComboBox.currentText == "3D"
+    assert (ui.classesValueLabel.text, ui.channelsValueLabel.text) == ("3", "1 (c0)")
+    locked = ("encoderComboBox", "depthComboBox", "dimensionsComboBox", "sliceAxisComboBox")
+    assert [name for name in locked if getattr(ui, name).enabled] == []
+    text = ui.modelInfoLabel.text
+    for words in ("Part&nbsp;1", "Apache-2.0", "small network"):
+        assert words in text
+    assert not ui.weightsPathLineEdit.visible
+
+
+def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget, tmp_path, screenshot):
+    import torch
+
+    ui = widget.ui
+    torch.save(make_segmenter(3).network.state_dict(), tmp_path / "mine.pth")
+    select(ui.modelComboBox, "")
+    assert "no file is chosen" in ui.modelMessageLabel.text
+    ui.weightsPathLineEdit.currentPath = str(tmp_path / "mine.pth")
+    wait_until(lambda: ui.classesValueLabel.text == "3", 60)
+    assert (ui.encoderComboBox.currentText, ui.dimensionsComboBox.currentText) == ("resnet18", "3D")
+    assert "without normalisation" in ui.modelMessageLabel.text
+    assert ui.weightsFrame.visible
+    screenshot(widget.parent, "panel-weights")
+    ui.normalizationComboBox.setEditText("zscore")
+    ui.labelsLineEdit.text = "Liver, Spleen"
+    wait_until(lambda: "Liver" in ui.modelInfoLabel.text, 60)
+    assert "without normalisation" not in ui.modelMessageLabel.text
+    ui.labelsLineEdit.text = "one, two, three, four, five"
+    wait_until(lambda: "5 labels are given" in ui.modelMessageLabel.text, 60)
+
+
+def test_weights_from_a_file_are_run_as_they_were_described(widget, tmp_path, volume, scan):
+    import torch
+
+    segmenter = make_segmenter(2, orientation=None)
+    torch.save(segmenter.network.state_dict(), tmp_path / "mine.pth")
+    parameters = widget.logic.getParameterNode()
+    parameters.weightsPath, parameters.model = str(tmp_path / "mine.pth"), ""
+    parameters.labels, parameters.normalization, parameters.dilationRates = "Liver, Spleen", "zscore", "2, 4"
+    wait_until(lambda: "Liver" in widget.ui.modelInfoLabel.text, 60)
+    assert "is ready" in segment(widget)
+    found = masks(segmentations()[0])
+    expected = segmenter.segment(scan)
+    np.testing.assert_array_equal(found["Segment_1"], expected.array == 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "can't be read"), (b"PK\x03\x04 something else", "can't be read"), (None, "does not exist")],
+)
+def test_a_file_that_is_no_model_is_said_beside_the_field(widget, volume, tmp_path, content, words):
+    path = tmp_path / "broken.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    widget.ui.weightsPathLineEdit.currentPath = str(path)
+    wait_until(lambda: words in widget.ui.modelMessageLabel.text, 60)
+    assert words in segment(widget)
+
+
+def test_a_model_for_several_channels_asks_for_them(widget, models, volume, rng, slicer_window):
+    save_model(models / "two", make_segmenter(2, channels=2))
+    widget.enter()
+    select(widget.ui.modelComboBox, "two")
+    assert "takes 2 images (c0, c1), and 1 are chosen" in widget.ui.inputMessageLabel.text
+    assert "takes 2 images" in segment(widget)
+    other = add_volume(slicer.mrmlScene, make_scan(rng, (10, 30, 30), (3.5, 2.0, 2.0)), "Other")
+    selector = slicer.util.findChild(widget.parent, "channelSelector2")
+    selector.setCurrentNode(other)
+    assert not widget.ui.inputMessageLabel.visible
+    assert "is ready" in segment(widget)
+
+
+def test_a_model_whose_folder_was_removed_is_said_to_be_missing(widget, models, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    (models / "tiny-2d").rename(models.parent / "elsewhere")
+    widget.enter()
+    assert widget.ui.modelComboBox.currentText == "tiny-2d (missing)"
+    assert "there is no model 'tiny-2d'" in widget.ui.modelMessageLabel.text
+    assert "there is no model 'tiny-2d'" in segment(widget)
+    assert segmentations() == []
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_click_segments_as_the_logic_does(widget, volume, dims, screenshot):
+    select(widget.ui.modelComboBox, f"tiny-{dims}d")
+    widget.ui.uncertaintyCheckBox.checked = True
+    said = segment(widget)
+    assert said.startswith("Head segmentation is ready")
+    assert "GB at most" in said
+    (node,) = segmentations()
+    assert widget.ui.outputSelector.currentNode() is node
+    expected = widget.logic.segment(volume, model=f"tiny-{dims}d", device="cpu")
+    for name, mask in masks(expected).items():
+        np.testing.assert_array_equal(masks(node)[name], mask)
+    assert node.GetSegmentation().GetSegment("Segment_1").GetRepresentation("Closed surface").GetNumberOfPoints() > 0
+    assert (
+        slicer.util.getNode("Head uncertainty").GetImageData().GetDimensions() == volume.GetImageData().GetDimensions()
+    )
+    assert "Part 1" in widget.ui.logTextEdit.plainText
+    assert leftovers() == []
+    if dims == 2:
+        screenshot(widget.parent, "panel-done")
+
+
+def test_the_chosen_output_is_filled_and_another_volume_gets_its_own(widget, volume, scan):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    widget.ui.outputSelector.setCurrentNode(mine)
+    assert "Mine is ready" in segment(widget)
+    assert mine.GetSegmentation().GetNumberOfSegments() == 2
+    assert "2 segments will be replaced" in widget.ui.outputMessageLabel.text
+    widget.ui.inputSelector.setCurrentNode(add_volume(slicer.mrmlScene, scan, "Second"))
+    assert widget.ui.outputSelector.currentNode() is None
+    assert "Second segmentation is ready" in segment(widget)
+    assert len(segmentations()) == 2
+
+
+def test_a_region_restricts_the_run(widget, volume, scan):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    roi.SetCenter(*(scan.geometry.affine @ [6, 20, 18, 1])[:3])
+    roi.SetSize(12, 12, 12)
+    widget.ui.roiSelector.setCurrentNode(roi)
+    assert "is ready" in segment(widget)
+    inside = np.zeros(scan.geometry.shape, bool)
+    inside[4:9, 16:25, 13:24] = True
+    for mask in masks(segmentations()[0]).values():
+        assert not mask[~inside].any()
+
+
+@pytest.mark.parametrize(
+    ("centre", "size", "words"),
+    [((500, 0, 0), (9, 9, 9), "no voxel of the volume lies in the region"), ((0, 0, 0), (0, 0, 0), "0 x 0 x 0 mm")],
+)
+def test_a_region_that_holds_nothing_is_refused(widget, volume, centre, size, words):
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    roi.SetCenter(*centre)
+    roi.SetSize(*size)
+    widget.ui.roiSelector.setCurrentNode(roi)
+    assert words in segment(widget)
+    assert segmentations() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tile": "ninety"}, "'ninety' is no list of sizes"),
+        ({"tile": "8x8x8"}, "tile has 3 sizes; this model is 2D"),
+        ({"device": "cuda:0"}, "device 'cuda:0' isn't available"),
+        ({"device": "cpu", "precision": "fp16"}, "fp16 is for GPUs"),
+    ],
+)
+def test_settings_that_can_not_be_are_refused_in_words(widget, volume, settings, words):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    for name, value in settings.items():
+        setattr(widget.logic.getParameterNode(), name, value)
+    assert words in segment(widget)
+    assert segmentations() == []
+    assert leftovers() == []
+
+
+def test_an_empty_volume_is_refused_beside_the_field(widget, slicer_window):
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Nothing")
+    widget.ui.inputSelector.setCurrentNode(empty)
+    assert "Nothing is empty" in widget.ui.inputMessageLabel.text
+    assert "Nothing is empty" in segment(widget)
+
+
+def test_the_window_stays_alive_during_a_run(widget, volume, screenshot):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    with EventLoopWatch() as watch:
+        start(widget, **SLOW)
+        wait_until(lambda: "left" in widget.ui.statusLabel.text, 60)
+    assert watch.longest_gap_s < 0.1
+    assert widget.ui.segmentButton.text == "Cancel"
+    assert not widget.ui.inputCollapsibleButton.enabled
+    assert widget.ui.progressBar.visible
+    screenshot(widget.parent, "panel-running")
+    widget.ui.segmentButton.click()
+    wait_until(lambda: is_idle(widget), 10)
+
+
+def test_the_second_click_finds_the_model_warm(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    widget.ui.show3DCheckBox.checked = False
+    segment(widget)
+    pid, started = worker_pid(widget), time.monotonic()
+    segment(widget)
+    assert worker_pid(widget) == pid
+    assert time.monotonic() - started < 5, "a fresh process would import torch and load the model again"
+
+
+def test_unloading_ends_the_process(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    pid = worker_pid(widget)
+    assert widget.ui.unloadButton.enabled
+    widget.ui.unloadButton.click()
+    assert not exists(pid)
+    assert not widget.ui.unloadButton.enabled
+    assert "is ready" in segment(widget)
+
+
+# --- disturbances -----------------------------------------------------------------------------------------------------
+
+
+def exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_cancel_gives_the_panel_back_and_leaves_the_scene(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    start(widget, **SLOW)
+    started = time.monotonic()
+    widget.ui.segmentButton.click()
+    wait_until(lambda: is_idle(widget), 10)
+    assert time.monotonic() - started < 4
+    assert "cancelled; nothing was changed" in widget.ui.statusLabel.text
+    assert segmentations() == []
+    assert leftovers() == []
+    widget.logic.getParameterNode().tile = ""
+    assert "is ready" in segment(widget)
+
+
+def test_a_worker_that_does_not_listen_is_ended_after_three_seconds(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    start(widget, **SLOW)
+    os.kill(worker_pid(widget), signal.SIGSTOP)
+    started = time.monotonic()
+    widget.ui.segmentButton.click()
+    wait_until(lambda: is_idle(widget), 10)
+    assert 2.5 < time.monotonic() - started < 4.5
+    assert leftovers() == []
+
+
+def test_a_worker_that_is_killed_leaves_scene_and_panel_usable(widget, volume, screenshot):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    start(widget, **SLOW)
+    os.kill(worker_pid(widget), signal.SIGKILL)
+    wait_until(lambda: is_idle(widget), 10)
+    assert "ended from outside" in widget.ui.statusLabel.text
+    assert segmentations() == []
+    assert leftovers() == []
+    screenshot(widget.parent, "panel-error")
+    widget.logic.getParameterNode().tile = ""
+    assert "is ready" in segment(widget)
+
+
+def test_a_volume_deleted_during_the_run_ends_it(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    start(widget, **SLOW)
+    slicer.mrmlScene.RemoveNode(volume)
+    wait_until(lambda: is_idle(widget), 10)
+    assert "Head was deleted during the run" in widget.ui.statusLabel.text
+    assert segmentations() == []
+
+
+def test_an_output_deleted_during_the_run_ends_it(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    widget.ui.outputSelector.setCurrentNode(mine)
+    start(widget, **SLOW)
+    slicer.mrmlScene.RemoveNode(mine)
+    wait_until(lambda: is_idle(widget), 10)
+    assert "Mine was deleted during the run" in widget.ui.statusLabel.text
+    assert segmentations() == []
+
+
+def test_a_volume_that_got_another_grid_during_the_run_takes_no_result(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    widget.ui.segmentButton.click()
+    volume.SetSpacing(1, 2, 3)
+    wait_until(lambda: is_idle(widget), 60)
+    assert "Head was changed during the run" in widget.ui.statusLabel.text
+    assert segmentations() == []
+
+
+def test_closing_the_scene_ends_run_and_worker(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    start(widget, **SLOW)
+    pid = worker_pid(widget)
+    slicer.mrmlScene.Clear()
+    wait_until(lambda: is_idle(widget), 10)
+    assert not exists(pid)
+    assert "scene was closed" in widget.ui.statusLabel.text
+    assert leftovers() == []
+
+
+def test_closing_the_module_ends_the_worker(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    start(widget, **SLOW)
+    pid = worker_pid(widget)
+    widget.cleanup()
+    assert not exists(pid)
+    assert leftovers() == []
+
+
+def test_a_full_disk_is_said(widget, volume, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    said = segment(widget)
+    assert "the disk of" in said
+    assert "is full" in said
+    assert leftovers() == []
+
+
+def test_the_log_can_be_copied(widget, volume, qt_app):
+    segment(widget)
+    widget.ui.copyLogButton.click()
+    assert "Segmenting Head" in qt_app.clipboard().text()
+
+
+def test_the_choices_stay_with_the_scene(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    widget.ui.overlapSlider.value = 0.5
+    widget.ui.mirrorCheckBox.checked = True
+    parameters = widget.logic.getParameterNode()
+    assert (parameters.model, parameters.overlap, parameters.mirror) == ("tiny-3d", 0.5, True)
+    slicer.mrmlScene.Clear()
+    assert widget.ui.modelComboBox.currentText == "head-mri-2d"
+    assert widget.ui.overlapSlider.value == 0.25
+
+
+def test_every_widget_explains_itself(widget):
+    kinds = ("Selector", "ComboBox", "LineEdit", "Slider", "CheckBox", "Button", "Edit", "Label")
+    names = re.findall(r'widget class="\w+" name="(\w+)"', UI.read_text(encoding="utf-8"))
+    telling = [name for name in names if name.endswith(kinds) and not name.endswith(("CollapsibleButton", "HintLabel"))]
+    silent = [name for name in telling if not getattr(widget.ui, name).toolTip]
+    assert len(telling) > 40
+    assert [name for name in silent if not name.endswith("MessageLabel")] == []

@@ -1,0 +1,55 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers import make_bundle, make_network
+
+from DeepLabSegLib import catalog
+from DeepLabSegLib.bundle import read_bundle, save_bundle
+from DeepLabSegLib.errors import BundleError
+
+
+def test_the_encoders_are_those_of_the_tables():
+    from DeepLabSegLib.models.encoders import FAMILIES
+
+    assert {family: tuple(rows) for family, (_, rows) in FAMILIES.items()} == catalog.ENCODERS
+    assert sum(map(len, catalog.ENCODERS.values())) == 59
+
+
+def test_it_lists_and_reads_without_torch():
+    code = (
+        "import sys; from DeepLabSegLib import catalog\n"
+        "for path in catalog.installed_models().values(): print(catalog.read_card(path).name)\n"
+        "sys.exit('torch' in sys.modules or 'safetensors' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert catalog.DEFAULT_MODEL in done.stdout.split()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny.safetensors"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_card_says_what_the_bundle_says(tmp_path, dims, name):
+    bundle = make_bundle(dims, channels=2)
+    save_bundle(tmp_path / name, bundle, make_network(bundle.network))
+    card, bundle = catalog.read_card(tmp_path / name), read_bundle(tmp_path / name)
+    assert (card.name, card.description, card.labels) == (bundle.name, bundle.description, bundle.labels)
+    assert (card.network.encoder_name, card.network.dims) == (bundle.network.encoder_name, bundle.network.dims)
+    assert card.input.channels == bundle.input.channels
+
+
+@pytest.mark.parametrize("change", [{"network": 3}, {"labels": "all"}, {"name": None}, {"input": {"channels": 1}}])
+def test_a_card_that_says_nonsense_is_refused_by_key(bundle_folder, change):
+    content = json.loads((bundle_folder / "model.json").read_text(encoding="utf-8")) | change
+    (bundle_folder / "model.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BundleError, match=next(iter(change)) if change != {"network": 3} else "3 stands where"):
+        catalog.read_card(bundle_folder)
+
+
+def test_the_users_own_models_are_found_before_the_shipped_ones(tmp_path, monkeypatch, bundle_folder):
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+    own = catalog.user_models()
+    own.mkdir(parents=True)
+    bundle_folder.rename(own / catalog.DEFAULT_MODEL)
+    assert catalog.installed_models()[catalog.DEFAULT_MODEL] == own / catalog.DEFAULT_MODEL
