@@ -229,8 +229,10 @@ def _band(places: tuple[float, ...], support: float, size: int, device: torch.de
 
 def _resample_oblique(array: Tensor, way: _Way, shape: Sequence[int], mode: Mode, fill: Callable[[], Tensor]) -> Tensor:
     """One trilinear (or nearest) step for grids whose axes are not parallel."""
-    kind = array.dtype
+    kind, home = array.dtype, array.device
     array = array.float()  # grid_sample takes no integers; labels stay exact up to 2**24
+    if home.type == "mps":  # which lacks it for volumes
+        array = array.cpu()
     sizes = np.array(array.shape[1:], dtype=np.float64)
     # grid_sample counts (i, j, k) from -1 to 1 between the outer faces of the first and last voxels.
     scale = 2 / sizes
@@ -246,7 +248,7 @@ def _resample_oblique(array: Tensor, way: _Way, shape: Sequence[int], mode: Mode
         if bool(outside.any()):
             plane = torch.where(outside, fill().to(plane).view(-1, 1, 1), plane)
         result[:, k] = plane
-    return result.to(kind)
+    return result.to(home, kind)
 
 
 def _tensor(values: NDArray, like: Tensor) -> Tensor:
