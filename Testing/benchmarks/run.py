@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,6 +248,28 @@ def resampling(bench: Bench) -> list[str]:
     return [*lines, "", *_bars(bars)]
 
 
+def cold(bench: Bench) -> list[str]:
+    """From starting Python to the first window's class scores, resnet50 96^3; the network's weights are drawn."""
+    given = {"encoder": "resnet50", "size": [96] * 3}
+    forms = {
+        "medicai": (bench.others, "medicai", given),
+        "ours": (sys.executable, "fast", {**given, "precision": "fp32"}),
+    }
+    seen: dict[str, list[float]] = {title: [] for title in forms}
+    for _ in range(bench.turns):
+        for title, (interpreter, function, arguments) in forms.items():
+            started = time.perf_counter()
+            command = [interpreter, HERE / "forms.py", function, json.dumps(arguments)]
+            done = subprocess.run(command, input="go\n", capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                seen[title].append(time.perf_counter() - started)
+    found = {title: median(times) for title, times in seen.items() if times}
+    lines = ["| form | wall s |", "|---|---|", *(f"| {title} | {seconds:.1f} |" for title, seconds in found.items())]
+    if "medicai" not in found:
+        return lines
+    return [*lines, "", *_bars([_bar("ours over medicai's", found["ours"] / found["medicai"], 0.35, "", most=True)])]
+
+
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +323,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], list[str]]]] = {
     "growth": ("Growth with the volume", lambda bench: growth(bench, [50, 100, 200, 400])),
     "end-to-end": ("From scan to labels, 256 x 256 x 128", lambda bench: end_to_end(bench, [256, 256, 128])),
     "resampling": ("Resampling 512 x 512 x 300", resampling),
+    "cold": ("First result from cold", cold),
 }  # fmt: skip
 
 HEAD = """# Speed and memory

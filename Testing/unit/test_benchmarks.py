@@ -13,7 +13,7 @@ import forms
 @pytest.mark.parametrize("size", [[32, 40], [24, 32, 40]])
 def test_one_window(size):
     assert forms.plain("resnet18", size)().shape == (1, 3, *size)
-    assert forms.fast("resnet18", size, "fp32")().shape == (1, 3, *size)
+    assert forms.fast("resnet18", size, "fp32")().shape == (3, *(1,) * (3 - len(size)), *size)
 
 
 def test_stitching(monkeypatch):
