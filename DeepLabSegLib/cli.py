@@ -71,6 +71,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
         sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
+    def engine_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--tile", type=_typed(parse_sizes), help="window, for example 96x96x96 (default: the model's)")
+        sub.add_argument("--overlap", type=float, help="share that neighbouring windows have in common, 0 to 0.9")
+        sub.add_argument("--blending", choices=("gaussian", "constant"), help="how overlapping windows are weighed")
+        sub.add_argument("--slice-axis", choices=("axial", "coronal", "sagittal"), help="slices for a 2D model")
+        sub.add_argument("--threshold", type=float, help="score from which a voxel counts, for sigmoid models")
+        sub.add_argument(
+            "--mirror", action="store_true", help="average over mirrored windows; slower, often a little better"
+        )
+
     sub = command(commands.segment)
     sub.add_argument(
         "input",
@@ -81,15 +91,15 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", required=True, help="where to write; the ending decides: .seg.nrrd, .nii.gz, ..."
     )
     run_options(sub)
-    sub.add_argument("--tile", type=_typed(parse_sizes), help="window, for example 96x96x96 (default: the model's)")
-    sub.add_argument("--overlap", type=float, help="share that neighbouring windows have in common, 0 to 0.9")
-    sub.add_argument("--blending", choices=("gaussian", "constant"), help="how overlapping windows are weighed")
-    sub.add_argument("--slice-axis", choices=("axial", "coronal", "sagittal"), help="slices for a 2D model")
-    sub.add_argument("--threshold", type=float, help="score from which a voxel counts, for sigmoid models")
-    sub.add_argument(
-        "--mirror", action="store_true", help="average over mirrored windows; slower, often a little better"
-    )
+    engine_options(sub)
     sub.add_argument("--uncertainty", metavar="FILE", help="also write how uncertain each voxel is, 0 to 1")
+
+    sub = command(commands.batch)
+    sub.add_argument("folder", help="folder of scans, or of folders with a DICOM series each")
+    sub.add_argument("-o", "--output", required=True, help="folder to write to, with report.csv")
+    sub.add_argument("--suffix", default=".seg.nrrd", help="ending of the results, which decides their format")
+    run_options(sub)
+    engine_options(sub)
 
     sub = command(commands.demo)
     sub.add_argument("-o", "--output", default="demo", help="folder to write to (default: %(default)s)")

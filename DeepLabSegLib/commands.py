@@ -37,6 +37,30 @@ def segment(options: argparse.Namespace) -> Report:
     return report, _volume_table(report["volumes_ml"]) + f"\n{output} written in {report['seconds']:.1f} s"
 
 
+def batch(options: argparse.Namespace) -> Report:
+    """Segment every scan of a folder, with a table of all; what is there already is kept."""
+    from DeepLabSegLib import batch as batches
+
+    scans = batches.find_scans(options.folder)
+    segmenter = _load(options)
+    with _tqdm(None, "batch", options, total=len(scans)) as bar:
+        cases = batches.segment_files(
+            segmenter,
+            scans,
+            options.output,
+            _settings(options),
+            suffix=options.suffix,
+            overwrite=options.overwrite,
+            on_case=lambda _: bar.update(),
+        )
+    report = Path(options.output) / "report.csv"
+    batches.write_report(cases, report)
+    counts = {status: sum(case.status == status for case in cases) for status in ("done", "kept", "failed")}
+    failed = [f"{case.name}: {case.message}" for case in cases if case.status == "failed"]
+    text = ", ".join(f"{count} {status}" for status, count in counts.items()) + f"; {report}"
+    return {"report": str(report), **counts, "cases": to_json(cases)}, "\n".join([*failed, text])
+
+
 def demo(options: argparse.Namespace) -> Report:
     """Segment the bundled scan with the bundled model; write the result and a picture of it."""
     from DeepLabSegLib import catalog, files, overlay
@@ -238,19 +262,8 @@ def _segment_file(
     from DeepLabSegLib.preprocess import stack_channels
 
     image = stack_channels([DeepLabSegLib.read_image(source) for source in sources])
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", UserWarning)
-        segmenter = DeepLabSegLib.load_model(options.model, options.device, options.precision)
-    for note in notes:
-        print(f"deeplabseg: note: {note.message}", file=sys.stderr)  # noqa: T201 its purpose
-    settings = DeepLabSegLib.SegmentOptions(
-        **{
-            name: value
-            for name in ("tile", "overlap", "blending", "slice_axis", "threshold", "mirror")
-            if (value := getattr(options, name, None)) is not None
-        },
-        uncertainty=getattr(options, "uncertainty", None) is not None,
-    )
+    segmenter = _load(options)
+    settings = _settings(options)
     started = time.perf_counter()
     with _ProgressBar(options) as bar:
         labels = segmenter.segment(image, settings, bar)
@@ -266,6 +279,26 @@ def _segment_file(
         "volumes_ml": {name: round(ml, 3) for name, ml in labels.volumes_ml().items()},
     }
     return report, image, labels
+
+
+def _load(options: argparse.Namespace) -> DeepLabSegLib.Segmenter:
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        segmenter = DeepLabSegLib.load_model(options.model, options.device, options.precision)
+    for note in notes:
+        print(f"deeplabseg: note: {note.message}", file=sys.stderr)  # noqa: T201 its purpose
+    return segmenter
+
+
+def _settings(options: argparse.Namespace) -> DeepLabSegLib.SegmentOptions:
+    return DeepLabSegLib.SegmentOptions(
+        **{
+            name: value
+            for name in ("tile", "overlap", "blending", "slice_axis", "threshold", "mirror")
+            if (value := getattr(options, name, None)) is not None
+        },
+        uncertainty=getattr(options, "uncertainty", None) is not None,
+    )
 
 
 class _ProgressBar:

@@ -177,6 +177,7 @@ class _Writer:
             slab = part(self.target, (self.slabs[-1], rows, columns))
             needed = reach(self.flow, slab)[0]
             if needed.stop > finished:
+                self.blender.forget(needed.start)
                 return
             planes = self.slabs.pop()
             self._write_slab(planes, slab, needed)

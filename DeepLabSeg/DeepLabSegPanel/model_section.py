@@ -26,17 +26,18 @@ FILE = ""
 class ModelSection:
     """Shows the model that the parameter node names, and fills and locks what its file tells.
 
-    `onChanged()` is called when more is known about the model. `canLook()` says whether the worker can open weights.
+    `onChanged()` is called when more is known about the model. `missing()` gives the packages without which the worker
+    can't open the file.
     """
 
     def __init__(
-        self, ui: Any, worker: WorkerProcess, canLook: Callable[[], bool], onChanged: Callable[[], None]
+        self, ui: Any, worker: WorkerProcess, missing: Callable[[], list[str]], onChanged: Callable[[], None]
     ) -> None:
         self.ui = ui
         self.card: ModelCard | None = None
         self.problem = ""
         self._worker = worker
-        self._canLook = canLook
+        self._missing = missing
         self._onChanged = onChanged
         self._shown: Any = None
         self._assumed: list[str] = []
@@ -122,11 +123,15 @@ class ModelSection:
         return path
 
     def _lookSoon(self) -> None:
-        if self._canLook():
-            self._timer.start()
+        packages = self._missing()
+        if packages:
+            self._assumed = [
+                _("anything before {packages} is installed, which Segment offers to do").format(
+                    packages=", ".join(packages)
+                )
+            ]
         else:
-            self.problem = ""
-            self._assumed = [_("anything before PyTorch is installed, which Segment offers to do")]
+            self._timer.start()
 
     def _look(self) -> None:
         try:

@@ -31,6 +31,8 @@ COMBOS = {
 }
 """Combo box -> the parameter that it sets."""
 
+KERAS_ENDINGS = (".h5", ".keras")
+
 
 class Panel(VTKObservationMixin):
     """The module's widgets and what they do. At any time it is idle, installs PyTorch, or runs."""
@@ -47,6 +49,7 @@ class Panel(VTKObservationMixin):
         self._run: SegmentationRun | None = None
         self._installer: torch_setup.TorchInstaller | None = None
         self._stageStarted = ("", 0.0)
+        self._notes: list[str] = []
         self._outputOf: Any = None
 
     # --- coming and going --------------------------------------------------------------------------------------------
@@ -54,7 +57,7 @@ class Panel(VTKObservationMixin):
     def start(self) -> None:
         """Fill the widgets and connect everything."""
         ui = self.ui
-        self.model = ModelSection(ui, self.worker, self._torchIsHere, self._update)
+        self.model = ModelSection(ui, self.worker, self._missing, self._update)
         self.channels = ChannelSelectors(ui.channelsFrame, self._update)
         combo.fill(ui.deviceComboBox, [(_("Automatic"), "auto"), (_("CPU"), "cpu")])
         precisions = {"auto": _("Automatic"), "fp32": "fp32", "bf16": "bf16", "fp16": _("fp16 (graphics card)")}
@@ -99,7 +102,7 @@ class Panel(VTKObservationMixin):
         self.model.refresh()
         self._chooseFirstVolume()
         self._update()
-        if self._torchIsHere():
+        if not self._missing():
             self.worker.request("hello", self._onDevices)
 
     def _connectParameters(self) -> None:
@@ -252,10 +255,10 @@ class Panel(VTKObservationMixin):
             self._run.cancel()
         elif self._installer is not None:
             self._installer.cancel()
-        elif self._torchIsHere():
-            self._startRun()
-        else:
+        elif self._missing():
             self._install()
+        else:
+            self._startRun()
 
     def _startRun(self) -> None:
         try:
@@ -267,6 +270,7 @@ class Panel(VTKObservationMixin):
             self._log(str(error))
             return
         self._stageStarted = ("", 0.0)
+        self._notes = []
         self.ui.progressBar.setRange(0, 0)
         self.ui.progressBar.visible = True
         self._say(_("Starting …"))
@@ -298,6 +302,7 @@ class Panel(VTKObservationMixin):
     def _onProgress(self, progress: Mapping[str, Any]) -> None:
         stage, done, total = progress["stage"], progress["done"], progress["total"]
         if progress.get("note"):
+            self._notes.append(progress["note"])
             self._log(progress["note"])
         if stage != self._stageStarted[0]:
             self._stageStarted = (stage, time.monotonic())
@@ -324,13 +329,17 @@ class Panel(VTKObservationMixin):
         memory = (
             "" if report["peak_bytes"] is None else _(", {gb:.1f} GB at most").format(gb=report["peak_bytes"] / 1e9)
         )
-        self._say(
-            _("{name} is ready: {seconds:.1f} s, {inference:.1f} s of it on {device} in {precision}{memory}.").format(
-                name=name, seconds=result.seconds, inference=report["seconds"], device=report["device"],
-                precision=report["precision"], memory=memory,
-            ),
-            GOOD,
-        )  # fmt: skip
+        ready = _(
+            "{name} is ready: {seconds:.1f} s, {inference:.1f} s of it on {device} in {precision}{memory}."
+        ).format(
+            name=name,
+            seconds=result.seconds,
+            inference=report["seconds"],
+            device=report["device"],
+            precision=report["precision"],
+            memory=memory,
+        )
+        self._say(" ".join([ready, *self._notes]), GOOD)
         self._log("\n".join([self.ui.statusLabel.text, *(f"{k}: {v:.1f} ml" for k, v in report["volumes_ml"].items())]))
         if self._parameters is not None:
             self._outputOf = None
@@ -349,24 +358,31 @@ class Panel(VTKObservationMixin):
 
     # --- PyTorch -----------------------------------------------------------------------------------------------------
 
-    def _torchIsHere(self) -> bool:
-        return not torch_setup.missing(self._requirements)
+    def _needed(self) -> list[Any]:
+        """What the chosen model needs of Slicer's Python."""
+        isKeras = self._parameters.model == FILE and self._parameters.weightsPath.lower().endswith(KERAS_ENDINGS)
+        return [requirement for requirement in self._requirements if requirement.name != "h5py" or isKeras]
+
+    def _missing(self) -> list[str]:
+        return torch_setup.missing(self._needed())
 
     def _install(self) -> None:
-        wanted = torch_setup.missing(self._requirements)
+        wanted = self._missing()
         question = _(
             "DeepLabSeg needs {packages}, which are not installed yet. They are downloaded once (0.2 to 3 GB) into "
             "Slicer's Python; Slicer's own packages stay as they are.\n\nInstall them now?"
         ).format(packages=", ".join(wanted))
         if not slicer.util.confirmYesNoDisplay(question, windowTitle=_("DeepLabSeg")):
-            self._say(_("PyTorch is needed to segment; nothing was installed."), BAD)
+            self._say(
+                _("{packages} is needed to segment; nothing was installed.").format(packages=", ".join(wanted)), BAD
+            )
             return
         self._installer = torch_setup.TorchInstaller(self._onInstallLine, self._onInstalled)
         self.ui.progressBar.setRange(0, 0)
         self.ui.progressBar.visible = True
         self._say(_("Installing {packages} …").format(packages=", ".join(wanted)))
         self._update()
-        self._installer.start(self._requirements)
+        self._installer.start(self._needed())
 
     def _onInstallLine(self, line: str) -> None:
         self._log(line)
@@ -375,13 +391,13 @@ class Panel(VTKObservationMixin):
     def _onInstalled(self, error: str) -> None:
         self._installer = None
         self.ui.progressBar.visible = False
-        wanted = torch_setup.missing(self._requirements)
+        wanted = self._missing()
         if error:
             self._say(_("The installation failed: {error}").format(error=error), BAD)
         elif wanted:
             self._offerRestart(wanted)
         else:
-            self._say(_("PyTorch is installed."))
+            self._log(_("Installed."))
             self.model.refresh()
             self._startRun()
         self._update()

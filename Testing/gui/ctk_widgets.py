@@ -79,10 +79,12 @@ class ctkCollapsibleButton(QAbstractButton):
         title = QSize(self.fontMetrics().horizontalAdvance(self.text()) + 40, self._title_height())
         if self._collapsed or self.layout() is None:
             return title
-        return self.layout().sizeHint().expandedTo(title)
+        return self.layout().totalSizeHint().expandedTo(title)
 
     def minimumSizeHint(self) -> QSize:
-        return QSize(0, self._title_height()) if self._collapsed or not self.layout() else self.layout().minimumSize()
+        return (
+            QSize(0, self._title_height()) if self._collapsed or not self.layout() else self.layout().totalMinimumSize()
+        )
 
     def paintEvent(self, _event) -> None:
         painter = QPainter(self)

@@ -310,6 +310,17 @@ def test_the_window_stays_alive_during_a_run(widget, volume, screenshot):
     wait_until(lambda: is_idle(widget), 10)
 
 
+def test_from_click_to_result_the_window_is_never_held_up(widget, volume):
+    """Best of three: the machine may be busy with something else."""
+    select(widget.ui.modelComboBox, "tiny-2d")
+    gaps = []
+    for _ in range(3):
+        with EventLoopWatch() as watch:
+            assert "is ready" in segment(widget)
+        gaps.append(watch.longest_gap_s)
+    assert min(gaps) < 0.1
+
+
 def test_the_second_click_finds_the_model_warm(widget, volume):
     select(widget.ui.modelComboBox, "tiny-2d")
     widget.ui.show3DCheckBox.checked = False
@@ -348,7 +359,7 @@ def test_cancel_gives_the_panel_back_and_leaves_the_scene(widget, volume):
     started = time.monotonic()
     widget.ui.segmentButton.click()
     wait_until(lambda: is_idle(widget), 10)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 1
     assert "cancelled; nothing was changed" in widget.ui.statusLabel.text
     assert segmentations() == []
     assert leftovers() == []
@@ -438,6 +449,15 @@ def test_a_full_disk_is_said(widget, volume, monkeypatch):
     assert "the disk of" in said
     assert "is full" in said
     assert leftovers() == []
+
+
+def test_keras_weights_ask_for_what_reads_them(widget, tmp_path):
+    path = tmp_path / "mine.weights.h5"
+    path.write_bytes(b"\x89HDF\r\n")
+    widget.ui.weightsPathLineEdit.currentPath = str(path)
+    assert [requirement.name for requirement in widget.panel._needed()] == ["torch", "safetensors", "h5py"]
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert [requirement.name for requirement in widget.panel._needed()] == ["torch", "safetensors"]
 
 
 def test_the_log_can_be_copied(widget, volume, qt_app):

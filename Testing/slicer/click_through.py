@@ -54,6 +54,8 @@ def click_through(folder):
     wait_until(lambda: ui.segmentButton.text == "Segment")
     assert "is ready" in ui.statusLabel.text, ui.statusLabel.text
     assert ui.outputSelector.currentNode().GetName() == "HeadT1Colin27 segmentation"
+    for _ in range(4):
+        slicer.app.layoutManager().threeDWidget(0).threeDView().zoomIn()
     keep_picture(folder, "4-done")
 
     ui.runCollapsibleButton.collapsed = False

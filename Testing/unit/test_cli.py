@@ -166,3 +166,15 @@ def test_channels_come_from_several_files_and_uncertainty_goes_to_one(tmp_path, 
     assert written.geometry.is_close(scan.geometry)
     assert 0 <= written.array.min() < written.array.max() <= 1
     assert run(*arguments, "--overwrite", "--uncertainty", tmp_path / "u.txt") == 1
+
+
+def test_a_folder_is_segmented_with_a_table(tmp_path, scan_path, bundle_folder, capsys):
+    (tmp_path / "broken.nii.gz").write_bytes(b"broken")
+    arguments = ("batch", tmp_path, "-o", tmp_path / "results", "--model", bundle_folder, "--device", "cpu")
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "1 done, 0 kept, 1 failed" in printed
+    assert "broken.nii.gz can't be read" in printed
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"scan.seg.nrrd", "report.csv"}
+    assert run(*arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 1
