@@ -7,8 +7,10 @@ it out, `reach` says which part of the source it needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -27,6 +29,9 @@ Mode = Literal["linear", "nearest"]
 
 Box = tuple[slice, slice, slice]
 """A block of voxels along (k, j, i), first and last-plus-one given."""
+
+SLAB = 2**20
+"""Voxels of a target that are resampled at once."""
 
 BLOCK = 64
 """Voxels along an axis that are interpolated by one matrix product: more would multiply more zeros."""
@@ -86,6 +91,30 @@ def resample(
     Linear interpolation is widened to the target's voxel where that is larger (a triangle filter), so that shrinking
     doesn't alias. Voxels whose centres lie outside the source get `fill` `(C,)`, by default each channel's minimum.
     """
+
+    @cache
+    def outside() -> Tensor:
+        return array.flatten(1).amin(1) if fill is None else fill
+
+    planes = max(1, SLAB // math.prod(target.shape[1:]))
+    if target.shape[0] <= planes:
+        return _resample(array, source, target, mode, outside)
+    result: Tensor | None = None
+    for start in range(0, target.shape[0], planes):
+        stop = min(start + planes, target.shape[0])
+        slab = part(target, (slice(start, stop), slice(0, target.shape[1]), slice(0, target.shape[2])))
+        found = _resample(array, source, slab, mode, outside)
+        if result is None:
+            result = found.new_empty((len(array), *target.shape))
+        result[:, start:stop] = found
+    assert result is not None
+    return result
+
+
+def _resample(array: Tensor, source: Geometry, target: Geometry, mode: Mode, fill: Callable[[], Tensor]) -> Tensor:
+    """`resample` of one slab, from no more of `array` than it needs."""
+    needed = reach(source, target)
+    array, source = array[(slice(None), *needed)], part(source, needed)
     way = _Way.between(source, target)
     if way.from_axis is None:
         return _resample_oblique(array, way, target.shape, mode, fill)
@@ -107,9 +136,7 @@ def resample(
         if len(index):
             if result.data_ptr() == array.data_ptr():
                 result = result.clone()
-            lowest = array.flatten(1).amin(1) if fill is None else fill
-            shape = [-1 if n == 0 else 1 for n in range(4)]
-            result.index_copy_(axis, _tensor(index, result), lowest.to(result).view(shape).expand(
+            result.index_copy_(axis, _tensor(index, result), fill().to(result).view(-1, 1, 1, 1).expand(
                 *(len(index) if n == axis else size for n, size in enumerate(result.shape))
             ))  # fmt: skip
     return result
@@ -166,21 +193,25 @@ def _interpolate(x: Tensor, axis: int, coordinates: NDArray[np.float64], support
     result = torch.empty(shape, device=x.device)
     for start in range(0, len(coordinates), BLOCK):
         block = slice(start, min(start + BLOCK, len(coordinates)))
-        matrix, first = _band(coordinates[block], support, x.shape[axis])
-        given = x.narrow(axis, first, matrix.shape[1]).float()
+        weights, first = _band(tuple(coordinates[block].tolist()), support, x.shape[axis], x.device)
+        given = x.narrow(axis, first, weights.shape[1]).float()
         outer, inner = shape[:axis], shape[axis + 1 :]
         place = result.narrow(axis, start, block.stop - start)
-        weights = _tensor(matrix, x)
         if not inner:
             place.copy_(given @ weights.T)
         else:
             flat = given.reshape(int(np.prod(outer)), given.shape[axis], int(np.prod(inner)))
-            place.copy_((weights @ flat).view(*outer, len(matrix), *inner))
+            place.copy_((weights @ flat).view(*outer, len(weights), *inner))
     return result
 
 
-def _band(coordinates: NDArray[np.float64], support: float, size: int) -> tuple[NDArray[np.float32], int]:
-    """`(len(coordinates), n)` weights of the n voxels from the second result on, of an axis of `size` voxels."""
+@lru_cache(maxsize=256)
+def _band(places: tuple[float, ...], support: float, size: int, device: torch.device) -> tuple[Tensor, int]:
+    """`(len(places), n)` weights of the n voxels from the second result on, of an axis of `size` voxels.
+
+    Kept for a while: the slabs of a grid ask for the same again.
+    """
+    coordinates = np.array(places)
     first = np.floor(coordinates - support).astype(np.int64) + 1
     taps = first[:, None] + np.arange(int(np.ceil(2 * support)))
     away = taps - coordinates[:, None]
@@ -193,15 +224,16 @@ def _band(coordinates: NDArray[np.float64], support: float, size: int) -> tuple[
     start = int(taps.min())
     matrix = np.zeros((len(coordinates), int(taps.max()) - start + 1))
     np.add.at(matrix, (np.arange(len(coordinates))[:, None], taps - start), weights)
-    return matrix.astype(np.float32), start
+    return torch.from_numpy(matrix.astype(np.float32)).to(device), start
 
 
-def _resample_oblique(array: Tensor, way: _Way, shape: Sequence[int], mode: Mode, fill: Tensor | None) -> Tensor:
+def _resample_oblique(array: Tensor, way: _Way, shape: Sequence[int], mode: Mode, fill: Callable[[], Tensor]) -> Tensor:
     """One trilinear (or nearest) step for grids whose axes are not parallel."""
-    kind = array.dtype
+    kind, home = array.dtype, array.device
     array = array.float()  # grid_sample takes no integers; labels stay exact up to 2**24
+    if home.type == "mps":  # which lacks it for volumes
+        array = array.cpu()
     sizes = np.array(array.shape[1:], dtype=np.float64)
-    lowest = (array.flatten(1).amin(1) if fill is None else fill.to(array)).view(-1, 1, 1)
     # grid_sample counts (i, j, k) from -1 to 1 between the outer faces of the first and last voxels.
     scale = 2 / sizes
     result = array.new_empty((array.shape[0], *shape))
@@ -213,8 +245,10 @@ def _resample_oblique(array: Tensor, way: _Way, shape: Sequence[int], mode: Mode
         mode_name = "bilinear" if mode == "linear" else "nearest"
         plane = F.grid_sample(array[None], grid, mode=mode_name, padding_mode="border", align_corners=False)[0, :, 0]
         outside = (grid[0, 0].abs() > 1 + 1e-4).any(dim=-1)
-        result[:, k] = torch.where(outside, lowest, plane)
-    return result.to(kind)
+        if bool(outside.any()):
+            plane = torch.where(outside, fill().to(plane).view(-1, 1, 1), plane)
+        result[:, k] = plane
+    return result.to(home, kind)
 
 
 def _tensor(values: NDArray, like: Tensor) -> Tensor:

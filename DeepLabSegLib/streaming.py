@@ -22,7 +22,7 @@ from DeepLabSegLib.region import crop
 from DeepLabSegLib.resampling import Box, part, permuted, reach, resample, same_voxels
 from DeepLabSegLib.tiling import Activation, Blender, Blending, Tiling
 
-__all__ = ["Decision", "Passage", "entropy", "run"]
+__all__ = ["Decision", "Passage", "entropy", "largest", "run"]
 
 SLAB_NUMBERS = 2**22
 """Class scores that are held at once, unless a single plane has more."""
@@ -177,6 +177,7 @@ class _Writer:
             slab = part(self.target, (self.slabs[-1], rows, columns))
             needed = reach(self.flow, slab)[0]
             if needed.stop > finished:
+                self.blender.forget(needed.start)
                 return
             planes = self.slabs.pop()
             self._write_slab(planes, slab, needed)
@@ -203,7 +204,7 @@ class _Writer:
     def _decide(self, scores: Tensor) -> Tensor:
         """`(classes, ...)` scores, which may be written over, to `(layers, ...)` labels."""
         if self.decision.exclusive:
-            return _largest(scores)[None]
+            return largest(scores)[None]
         threshold = self.decision.threshold
         if self.raw:
             threshold = math.log(threshold / (1 - threshold))
@@ -211,7 +212,7 @@ class _Writer:
         return (scores >= threshold) * values
 
 
-def _largest(scores: Tensor) -> Tensor:
+def largest(scores: Tensor) -> Tensor:
     """The first of the largest along the first axis, as `argmax`; on the CPU several times faster."""
     if scores.device.type != "cpu":
         return scores.argmax(0)

@@ -30,6 +30,9 @@ Blending = Literal["gaussian", "constant"]
 CHUNK = 2**20
 """Numbers that are worked on at once: they stay in a processor's cache from one operation to the next."""
 
+BANK = 16
+"""Windows whose logits get room at once."""
+
 SAFE_RANGE = 80.0
 """Logits less than this apart have exponentials, and sums of these, that float32 holds without loss."""
 
@@ -145,18 +148,17 @@ class Blender:
             near = near - near.amax()
             close = float(near.amin()) > -SAFE_RANGE
             logits = near.to(logits.dtype)
-        kept = self._free.pop() if self._free else torch.empty(logits.shape, dtype=logits.dtype, device=self.keep_on)
-        self.open.append(_Window(corner, kept.copy_(logits), close))
+        if not self._free:
+            # Many at a time: small pieces among large ones that come and go would keep memory from being used again.
+            self._free.extend(torch.empty((BANK, *logits.shape), dtype=logits.dtype, device=self.keep_on).unbind())
+        self.open.append(_Window(corner, self._free.pop().copy_(logits), close))
 
     def take(self, start: int, stop: int, classes: int, raw: bool = False) -> Tensor:
         """Scores `(classes, stop - start, *shape[1:])` of finished planes; good until the next call.
 
         `raw` leaves out an activation that keeps order, where no other window has a say (see `alone`).
         """
-        while self.open and self.open[0].corner[0] + self.tiling.tile[0] <= start:
-            logits = self.open.popleft().logits
-            if logits is not None:
-                self._free.append(logits)
+        self.forget(start)
         known = max(0, self._stop - start)
         buffer = self._buffer(classes, stop - start)
         if self._scores is not None and known:
@@ -165,6 +167,13 @@ class Blender:
         self._blend(fresh, start + known, raw)
         self._scores, self._start, self._stop = buffer, start, stop
         return buffer[:, : stop - start]
+
+    def forget(self, before: int) -> None:
+        """Let go of the windows that have no plane from `before` on."""
+        while self.open and self.open[0].corner[0] + self.tiling.tile[0] <= before:
+            logits = self.open.popleft().logits
+            if logits is not None:
+                self._free.append(logits)
 
     def _buffer(self, classes: int, planes: int) -> Tensor:
         """Room for scores; the same as before where it is large enough, as fresh memory costs time."""

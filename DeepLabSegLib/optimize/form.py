@@ -73,9 +73,13 @@ def fast_form(network: DeepLabV3Plus, shape: Sequence[int], device: torch.device
         module = fx.GraphModule(tensors, graph)
     how = f"folded, {'oneDNN fused and prepacked' if onednn else 'torch convolutions'}, {precision}"
     if device.type == "cuda":
-        return FastForm(
-            _CudaGraph(module, tuple(shape), device, dtype), f"{how}, CUDA graph", tuple(shape), device, dtype
-        )
+        try:
+            graph_run = _CudaGraph(module, tuple(shape), device, dtype)
+            return FastForm(graph_run, f"{how}, CUDA graph", tuple(shape), device, dtype)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as reason:  # an operation that can't be recorded
+            how = f"{how}, without CUDA graph ({reason})"
     return FastForm(module, how, tuple(shape), device, dtype)
 
 

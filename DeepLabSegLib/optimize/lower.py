@@ -52,7 +52,7 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
             weight = torch.ops.mkldnn._reorder_convolution_weight(
                 weight.contiguous(), conv.padding, conv.stride, conv.dilation, conv.groups, shape
             )
-        elif weight.ndim in (4, 5) and device.type == "cuda":
+        elif device.type == "cuda" and dtype != torch.float32:
             weight = weight.contiguous(memory_format=channels_last(weight.ndim))
         with graph.inserting_before(node):
             given = _attribute(graph, tensors, f"conv{number}_weight", weight)

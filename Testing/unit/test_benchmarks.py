@@ -1,0 +1,29 @@
+"""What is measured works; the figures are for `Testing/benchmarks/run.py`."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import forms
+
+
+@pytest.mark.parametrize("size", [[32, 40], [24, 32, 40]])
+def test_one_window(size):
+    assert forms.plain("resnet18", size)().shape == (1, 3, *size)
+    assert forms.fast("resnet18", size, "fp32")().shape == (3, *(1,) * (3 - len(size)), *size)
+
+
+def test_stitching(monkeypatch):
+    monkeypatch.setattr(forms, "WINDOW", 16)
+    labels, uncertainty = forms.stitch_ours([20, 24, 30], 3)()
+    assert labels.shape == (1, 20, 24, 30)
+    assert uncertainty is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_the_peak_of_memory_is_seen():
+    found = forms.measure(lambda: bytearray(50_000_000))
+    assert 45e6 < found["peak"] < 100e6
