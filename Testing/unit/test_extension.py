@@ -25,8 +25,14 @@ macro(slicerMacroBuildScriptedModule)
     install(FILES ${file} DESTINATION ${Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR}/${folder})
   endforeach()
 endmacro()
+macro(slicer_add_python_test)
+  cmake_parse_arguments(TEST "" "SCRIPT;TESTNAME_PREFIX" "SLICER_ARGS" ${ARGN})
+  if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${TEST_SCRIPT})
+    message(FATAL_ERROR "${TEST_SCRIPT} is missing")
+  endif()
+endmacro()
 """
-"""Of Slicer's macro, what decides where a file comes to lie."""
+"""Of Slicer's macros, what decides where a file comes to lie, and whether a test is there."""
 
 
 def listed(cmake: Path, variable: str) -> list[str]:
@@ -64,7 +70,7 @@ def test_the_installed_extension_finds_its_library_and_models(tmp_path):
     (config / "empty.cmake").write_text("")
     subprocess.run(
         ["cmake", "-S", ROOT, "-B", tmp_path / "build", f"-DSlicer_DIR={config}", f"-DCMAKE_INSTALL_PREFIX={tmp_path}",
-         "-DSlicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR=modules", "-DSlicer_QTSCRIPTEDMODULES_LIB_DIR=modules",
+         "-DBUILD_TESTING=ON", "-DSlicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR=modules", "-DSlicer_QTSCRIPTEDMODULES_LIB_DIR=modules",
          f"-DSlicer_EXTENSION_GENERATE_CONFIG={config / 'empty.cmake'}",
          f"-DSlicer_EXTENSION_CPACK={config / 'empty.cmake'}"],
         check=True, capture_output=True,
