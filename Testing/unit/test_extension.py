@@ -70,7 +70,8 @@ def test_the_installed_extension_finds_its_library_and_models(tmp_path):
     (config / "empty.cmake").write_text("")
     subprocess.run(
         ["cmake", "-S", ROOT, "-B", tmp_path / "build", f"-DSlicer_DIR={config}", f"-DCMAKE_INSTALL_PREFIX={tmp_path}",
-         "-DBUILD_TESTING=ON", "-DSlicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR=modules", "-DSlicer_QTSCRIPTEDMODULES_LIB_DIR=modules",
+         "-DBUILD_TESTING=ON",
+         "-DSlicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR=modules", "-DSlicer_QTSCRIPTEDMODULES_LIB_DIR=modules",
          f"-DSlicer_EXTENSION_GENERATE_CONFIG={config / 'empty.cmake'}",
          f"-DSlicer_EXTENSION_CPACK={config / 'empty.cmake'}"],
         check=True, capture_output=True,
