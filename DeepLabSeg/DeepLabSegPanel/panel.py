@@ -256,20 +256,21 @@ class Panel(VTKObservationMixin):
             self._run.cancel()
         elif self._installer is not None:
             self._installer.cancel()
-        elif self._missing():
-            self._install()
         else:
-            self._startRun()
+            self._attempt(self._install if self._missing() else self._startRun)
 
-    def _startRun(self) -> None:
+    def _attempt(self, action: Callable[[RunRequest], None]) -> None:
+        """Do it with what is chosen, or say why it can't be done."""
         try:
-            self._run = SegmentationRun(self._request(), self.worker, self._onProgress, self._onEnd)
-            self._run.start()
+            action(self._request())
         except (DeepLabSegError, OSError) as error:
             self._run = None
             self._say(str(error), BAD)
             self._log(str(error))
-            return
+
+    def _startRun(self, request: RunRequest) -> None:
+        self._run = SegmentationRun(request, self.worker, self._onProgress, self._onEnd)
+        self._run.start()
         self._stageStarted = ("", 0.0)
         self._notes = []
         self.ui.progressBar.setRange(0, 0)
@@ -368,7 +369,7 @@ class Panel(VTKObservationMixin):
     def _missing(self) -> list[str]:
         return torch_setup.missing(self._needed())
 
-    def _install(self) -> None:
+    def _install(self, _request: RunRequest) -> None:
         wanted = self._missing()
         question = _(
             "DeepLabSeg needs packages that are not installed yet: {packages}.\n\nThey are downloaded once (0.2 to "
@@ -405,7 +406,7 @@ class Panel(VTKObservationMixin):
         else:
             self._log(_("Installed."))
             self.model.refresh()
-            self._startRun()
+            self._attempt(self._startRun)
         self._update()
 
     def _offerRestart(self, wanted: list[str]) -> None:

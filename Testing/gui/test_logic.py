@@ -167,6 +167,12 @@ def panel(load_module, missing_package, monkeypatch, tmp_path):
     return widget
 
 
+def test_what_can_not_be_run_is_not_installed_for(panel, slicer_window):
+    panel.ui.segmentButton.click()
+    assert "no volume is chosen" in panel.ui.statusLabel.text
+    assert slicer_window.messages == []
+
+
 def test_without_consent_nothing_is_installed(panel, volume, slicer_window):
     slicer_window.confirms = False
     panel.ui.segmentButton.click()
