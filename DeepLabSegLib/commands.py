@@ -40,10 +40,11 @@ def segment(options: argparse.Namespace) -> Report:
 def batch(options: argparse.Namespace) -> Report:
     """Segment every scan of a folder, with a table of all; what is there already is kept."""
     from DeepLabSegLib import batch as batches
+    from DeepLabSegLib.devices import kept_pages
 
     scans = batches.find_scans(options.folder)
     segmenter = _load(options)
-    with _tqdm(None, "batch", options, total=len(scans)) as bar:
+    with _tqdm(None, "batch", options, total=len(scans)) as bar, kept_pages():
         cases = batches.segment_files(
             segmenter,
             scans,
@@ -259,13 +260,14 @@ def _labels(text: str | None) -> list[Any] | None:
 def _segment_file(
     sources: Sequence[str | Path], output: Path, options: argparse.Namespace
 ) -> tuple[dict[str, Any], Image, Labels]:
+    from DeepLabSegLib.devices import kept_pages
     from DeepLabSegLib.preprocess import stack_channels
 
     image = stack_channels([DeepLabSegLib.read_image(source) for source in sources])
     segmenter = _load(options)
     settings = _settings(options)
     started = time.perf_counter()
-    with _ProgressBar(options) as bar:
+    with _ProgressBar(options) as bar, kept_pages():
         labels = segmenter.segment(image, settings, bar)
     seconds = time.perf_counter() - started
     DeepLabSegLib.write_labels(labels, output, overwrite=options.overwrite)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
-from DeepLabSegLib.devices import choose_device, choose_precision, kept_pages, list_devices
+from DeepLabSegLib.devices import choose_device, choose_precision, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels
 from DeepLabSegLib.ladder import next_step, out_of_memory, release
@@ -215,13 +215,12 @@ class Segmenter:
         """`streaming.run`, again in less memory as long as there isn't enough."""
         while True:
             try:
-                with kept_pages():
-                    return run(
-                        passage,
-                        partial(self._logits, passage),
-                        lambda done, total: report("segment", done, total),
-                        lambda done, total: report("restore", done, total),
-                    )
+                return run(
+                    passage,
+                    partial(self._logits, passage),
+                    lambda done, total: report("segment", done, total),
+                    lambda done, total: report("restore", done, total),
+                )
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise

@@ -99,6 +99,7 @@ class Worker:
             self._folder = None
 
     def _segment_in(self, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+        from DeepLabSegLib.devices import kept_pages
         from DeepLabSegLib.preprocess import stack_channels
         from DeepLabSegLib.segmenter import Progress, SegmentOptions
         from DeepLabSegLib.session import ModelChoice, WarmModel
@@ -112,7 +113,8 @@ class Worker:
         segmenter = self._warm.get(from_json(ModelChoice, request["choice"]))
         image = stack_channels([_read_channel(folder, channel) for channel in request["channels"]])
         started = time.perf_counter()
-        labels = segmenter.segment(image, from_json(SegmentOptions, request["options"]), on_progress)
+        with kept_pages():
+            labels = segmenter.segment(image, from_json(SegmentOptions, request["options"]), on_progress)
         seconds = time.perf_counter() - started
         result = {"labels": "labels.npy", "segments": to_json(labels.segments), "model": segmenter.bundle.name}
         np.save(folder / "labels.npy", labels.array)
