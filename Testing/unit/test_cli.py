@@ -87,7 +87,8 @@ def test_info_says_how_a_model_runs_on_a_device(bundle_folder, capsys):
 
 def test_ctrl_c_leaves_no_file_and_exits_with_130(tmp_path):
     code = (
-        "import sys, DeepLabSegLib.cli as c; from DeepLabSegLib import segmenter as s; import time\n"
+        "import signal, sys, DeepLabSegLib.cli as c; from DeepLabSegLib import segmenter as s; import time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in the background lacks\n"
         "s.run = lambda *a, **k: (print('running', flush=True), time.sleep(60))\n"
         f"sys.exit(c.main(['segment', {str(SAMPLE)!r}, '-o', 'r.seg.nrrd']))"
     )
