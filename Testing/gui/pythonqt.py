@@ -17,6 +17,7 @@ from typing import Any, ClassVar, get_args
 import PySide6.support.signature  # noqa: F401 - makes shibokensupport importable
 import shiboken6
 from PySide6.QtCore import SIGNAL, QMetaMethod, QMetaObject, QObject, SignalInstance
+from PySide6.QtWidgets import QLayout
 from shibokensupport.signature import get_signature
 
 slot_errors: list[Exception] = []
@@ -37,6 +38,10 @@ class WrapperType(type):
         return to_python(getattr(cls.qt_class, name))
 
 
+HIDDEN_BY_SLOTS = {("QTimer", "singleShot")}
+"""Properties whose name is a static method's too, which PythonQt gives instead."""
+
+
 class Wrapper(metaclass=WrapperType):
     """A Qt object as PythonQt shows it."""
 
@@ -55,6 +60,8 @@ class Wrapper(metaclass=WrapperType):
         qt_object, name = alive(self), qt_name(name)
         if not (isinstance(qt_object, QObject) and has_property(qt_object, name)):
             raise AttributeError(f"{type(self).__name__} has no property {name}, and PythonQt adds no attributes")
+        if (type(self).__name__, name) in HIDDEN_BY_SLOTS:
+            raise AttributeError(f"Slot '{name}' can not be overwritten on {type(self).__name__} object")
         index = qt_object.metaObject().indexOfProperty(name)
         accepted = qt_object.setProperty(name, to_qt(value))
         if index >= 0 and not accepted:
@@ -67,7 +74,10 @@ class Wrapper(metaclass=WrapperType):
         return hash(identity(self))
 
     def __bool__(self) -> bool:
-        return shiboken6.isValid(self._object)
+        """Whether the object is there; an empty layout, which has a length of 0, isn't either."""
+        if not shiboken6.isValid(self._object):
+            return False
+        return not isinstance(self._object, QLayout) or self._object.count() > 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {qt_name_of(self._object)}>"

@@ -52,6 +52,18 @@ class TestPythonQt:
         with pytest.raises(TypeError, match="not callable"):
             getattr(qt.QLineEdit(), name)()
 
+    def test_a_property_that_a_static_method_hides_can_not_be_written(self, qt):
+        timer = qt.QTimer()
+        with pytest.raises(AttributeError, match="Slot 'singleShot' can not be overwritten"):
+            timer.singleShot = True
+        timer.setSingleShot(True)
+
+    def test_an_empty_layout_counts_as_nothing(self, qt):
+        layout = qt.QVBoxLayout()
+        assert not layout
+        layout.addWidget(qt.QLabel("something"))
+        assert layout
+
     def test_methods_are_called(self, qt):
         box = qt.QComboBox()
         box.addItem("one", "first")
