@@ -1,28 +1,24 @@
 """Training images made from label maps alone.
 
-Domain randomisation as in SynthSeg (Billot et al., Medical Image Analysis 2023): a random grey value per structure,
-random pose and deformation, bias field, resolution, blur and noise. A network that has only seen these works on real
-scans whose contrast it was never shown. One code for slices and volumes: a slice is a volume of one plane.
+Domain randomisation as in SynthSeg (Billot et al., Medical Image Analysis 2023): a random grey value per tissue, random
+pose and deformation, bias field, resolution, blur and noise. A network that has only seen these works on real scans
+whose contrast it was never shown. One code for slices and volumes: a slice is a volume of one plane. All of it is torch
+and runs where the label map's tensor lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from math import ceil
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import ndimage
+from torch import Tensor
 from torch.nn import functional as F
 
-from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import read_image
-from DeepLabSegLib.preprocess import model_grid
-from DeepLabSegLib.resampling import resample
+from DeepLabSegLib.training.deformation import Deformation, sample_nearest
 
-__all__ = ["LabelMap", "SynthesisSpec", "read_label_map", "synthesize"]
+__all__ = ["LabelMap", "SynthesisSpec", "synthesize"]
 
 
 @dataclass(frozen=True)
@@ -31,167 +27,162 @@ class LabelMap:
 
     Attributes
     ----------
-    structures : `(k, j, i)` uint8, an index into `values` per voxel, in the model's orientation.
-    values : the label values that occur, ascending.
+    structures : `(k, j, i)` uint8, an index into `classes` and `tissues` per voxel, in the model's orientation; 0 is
+        what surrounds the map.
+    classes : class index per structure.
+    tissues : tissue per structure; structures of one tissue look alike, such as left and right.
     spacing : mm per voxel along (k, j, i).
-    centre_range : first and last plane along k that hold a labelled class; slices are drawn from these.
+    focus : first and last voxel along (k, j, i) that hold a labelled class; images are centred well between these.
     """
 
-    structures: NDArray[np.uint8]
-    values: tuple[int, ...]
+    structures: Tensor
+    classes: Tensor
+    tissues: Tensor
     spacing: tuple[float, float, float]
-    centre_range: tuple[int, int]
-
-
-def read_label_map(path: str | Path, orientation: str, classes: Mapping[int, int]) -> LabelMap:
-    """Read a label map into the model's `orientation` (k, j, i letters); `classes` maps label value to class index."""
-    image = read_image(path)
-    grid = model_grid(image.geometry, orientation, (None, None, None))
-    array = resample(torch.from_numpy(image.array.astype(np.int32)), image.geometry, grid, "nearest")[0].numpy()
-    values, structures = np.unique(array, return_inverse=True)
-    if len(values) > 256:
-        raise InvalidInput(f"{path} holds {len(values)} different values; a label map of at most 256 is needed")
-    labelled = np.flatnonzero(np.isin(array, [value for value, target in classes.items() if target]).any(axis=(1, 2)))
-    if not len(labelled):
-        raise InvalidInput(f"{path} holds none of the labels {sorted(classes)}; check that it belongs to this model")
-    return LabelMap(
-        structures.reshape(array.shape).astype(np.uint8),
-        tuple(int(value) for value in values),
-        grid.spacing,
-        (int(labelled[0]), int(labelled[-1])),
-    )
+    focus: tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class SynthesisSpec:
-    """How far the random draws go; a range is drawn from evenly, a single number is a standard deviation.
+    """How far the random draws go; a pair is a range drawn from evenly, a single number a standard deviation or share.
 
-    Angles are in degrees, lengths in mm, grey values relative to the range 0 to 1.
+    Angles are in degrees, lengths in mm, grey values relative to the range 0 to 1. `thick_share` of the images have
+    slices of `thickness` along one axis, `prior_share` take the grey values of a common contrast, `mirror_axis` is
+    turned round in half of them, and `dark_share` have a dark surrounding.
     """
 
     rotation: float = 12.0
     scale: float = 0.10
-    shift: float = 12.0
     elastic: float = 3.0
     elastic_spacing: float = 40.0
+    mirror_axis: int | None = 2
+    texture: float = 0.06
     resolution: tuple[float, float] = (0.8, 2.2)
-    thickness: tuple[float, float] = (1.0, 3.0)
+    thickness: tuple[float, float] = (2.0, 5.0)
+    thick_share: float = 0.3
     bias: float = 0.35
     noise: float = 0.04
     gamma: float = 0.25
-    background_dark: float = 0.8
-    prior_share: float = 0.7
+    dark_share: float = 0.8
+    prior_share: float = 0.5
 
 
 def synthesize(
     label_map: LabelMap,
-    classes: Mapping[int, int],
     size: Sequence[int],
     spacing: Sequence[float],
-    rng: np.random.Generator,
     spec: SynthesisSpec,
     prior: Mapping[int, tuple[float, float]],
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
     """One training pair: an image `(1, *size)`, about 0 to 1, and its class indices `(*size)`.
 
     Parameters
     ----------
-    classes : label value -> class index; values not listed are background, class 0.
     size, spacing : voxels and mm per voxel of the pair, two numbers for a slice (along j, i) or three.
-    prior : class index -> range of mean grey values, used for `spec.prior_share` of the images so that a contrast
-        that is known to be common is met often; the others draw every structure's grey value at random.
+    prior : class index -> range of mean grey values in a common contrast.
     """
+    draw = _Draw(label_map.structures.device, generator)
     flat = len(size) == 2
-    shape = np.array((1, *size) if flat else size)
-    step = np.array((1.0, *spacing) if flat else spacing)
+    step = (1.0, *spacing) if flat else tuple(spacing)
     # A thick slice averages what lies within it, so its planes are drawn 1 mm apart and averaged.
-    planes = int(np.rint(rng.uniform(*spec.thickness))) if flat else 1
-    points = _points(label_map, (planes, *shape[1:]) if flat else tuple(shape), step, rng, spec)
-    structures = ndimage.map_coordinates(label_map.structures, points, order=0, mode="constant", cval=0)
-    lookup = np.array([classes.get(value, 0) for value in label_map.values])
+    planes = round(draw.even(1, spec.thickness[1])) if flat else size[0]
+    shape = (planes, *size[-2:])
 
-    grey = _grey_values(label_map.values, lookup, rng, spec, prior)
-    deviation = rng.uniform(0, 0.06, len(label_map.values))
-    image = grey[structures] + deviation[structures] * rng.standard_normal(structures.shape, dtype=np.float32)
-    image = image.mean(axis=0, keepdims=True) if flat else image
-    target = lookup[structures[planes // 2 : planes // 2 + 1]] if flat else lookup[structures]
+    pose = Deformation(spec.rotation, spec.scale, spec.elastic, spec.elastic_spacing, spec.mirror_axis)
+    first, last = (torch.tensor(corner, dtype=torch.float32) for corner in label_map.focus)
+    centre = first + (last - first) * (0.1 + 0.8 * torch.rand(3, generator=generator))
+    points = pose.points(shape, step, centre, label_map.spacing, label_map.structures.device, generator)
+    structures = sample_nearest(label_map.structures, points).long()
 
-    image = _acquire(image.astype(np.float32), step, flat, rng, spec)
+    grey, deviation = _tissues(label_map, spec, prior, draw)
+    image = grey[structures] + deviation[structures] * draw.normal(shape)
+    target = label_map.classes[structures]
     if flat:
-        image, target = image[0], target[0]
-    return image[None].astype(np.float32), target.astype(np.int64)
+        image, target = image.mean(0, keepdim=True), target[planes // 2 : planes // 2 + 1]
+    image = _acquire(image, step, flat, spec, draw)
+    return (image[:, 0] if flat else image), (target[0] if flat else target)
 
 
-def _points(
-    label_map: LabelMap, shape: tuple[int, ...], step: NDArray, rng: np.random.Generator, spec: SynthesisSpec
-) -> NDArray:
-    """Where each voxel of the pair lies in the label map: `(3, *shape)`, in voxels of the map."""
-    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, step, strict=True)]
-    offsets = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
-    angles = np.radians(rng.normal(0, spec.rotation, 3).clip(-2.5 * spec.rotation, 2.5 * spec.rotation))
-    matrix = _rotation(angles) * np.exp(rng.normal(0, spec.scale, 3).clip(-0.25, 0.25))
-    moved = np.tensordot(matrix, offsets, axes=1)
-    knots = [max(2, int(np.ceil(n * s / spec.elastic_spacing)) + 1) for n, s in zip(shape, step, strict=True)]
-    field = torch.from_numpy(rng.normal(0, spec.elastic, (1, 3, *knots)).astype(np.float32))
-    moved = moved + F.interpolate(field, size=shape, mode="trilinear", align_corners=True)[0].numpy()
+class _Draw:
+    """Random numbers and tensors of one generator."""
 
-    size = np.array(label_map.structures.shape)
-    centre = (size - 1) / 2 + rng.normal(0, spec.shift, 3) / label_map.spacing
-    if shape[0] * step[0] < 0.5 * size[0] * label_map.spacing[0]:  # a slice or thin slab: from anywhere in the head
-        first, last = label_map.centre_range
-        centre[0] = rng.uniform(first - 10, last + 10)
-    return moved / np.array(label_map.spacing)[:, None, None, None] + centre[:, None, None, None]
+    def __init__(self, device: torch.device, generator: torch.Generator | None) -> None:
+        self._device = device
+        self._generator = generator
 
+    def even(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=self._generator))
 
-def _rotation(angles: NDArray) -> NDArray:
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        turn = np.eye(3)
-        a, b = [n for n in range(3) if n != axis]
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
-        matrix = matrix @ turn
-    return matrix
+    def one(self, deviation: float) -> float:
+        return deviation * float(torch.randn((), generator=self._generator))
+
+    def chance(self, share: float) -> bool:
+        return self.even(0, 1) < share
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        return torch.rand(tuple(shape), generator=self._generator).to(self._device)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        # Large fields are drawn where they are used; their seed is the generator's.
+        seed = int(torch.randint(2**31, (), generator=self._generator))
+        field = torch.Generator(self._device).manual_seed(seed)
+        return torch.randn(tuple(shape), generator=field, device=self._device)
 
 
-def _grey_values(
-    values: Sequence[int],
-    lookup: NDArray,
-    rng: np.random.Generator,
-    spec: SynthesisSpec,
-    prior: Mapping[int, tuple[float, float]],
-) -> NDArray[np.float32]:
-    """A mean grey value per structure."""
-    grey = rng.uniform(0, 1, len(values))
-    if rng.random() < spec.prior_share:
-        class_grey = {target: rng.uniform(*bounds) for target, bounds in prior.items()}
-        for n, target in enumerate(lookup):
-            if target in class_grey:
-                grey[n] = class_grey[target] + rng.normal(0, 0.03)
-    if values[0] == 0 and rng.random() < spec.background_dark:
-        grey[0] = rng.uniform(0, 0.08)
-    return grey.clip(0, None).astype(np.float32)
+def _tissues(
+    label_map: LabelMap, spec: SynthesisSpec, prior: Mapping[int, tuple[float, float]], draw: _Draw
+) -> tuple[Tensor, Tensor]:
+    """Mean grey value and texture of every structure."""
+    count = int(label_map.tissues.max()) + 1
+    grey = draw.uniform((count,))
+    if draw.chance(spec.prior_share):
+        common = {target: draw.even(*bounds) for target, bounds in prior.items()}
+        jitter = 0.03 * draw.normal((count,))
+        for tissue, target in zip(label_map.tissues.tolist(), label_map.classes.tolist(), strict=True):
+            if target in common:
+                grey[tissue] = common[target] + jitter[tissue]
+    if draw.chance(spec.dark_share):
+        grey[label_map.tissues[0]] = draw.even(0, 0.08)
+    deviation = spec.texture * draw.uniform((count,))
+    return grey.clamp_min(0)[label_map.tissues], deviation[label_map.tissues]
 
 
-def _acquire(
-    image: NDArray[np.float32], step: NDArray, flat: bool, rng: np.random.Generator, spec: SynthesisSpec
-) -> NDArray[np.float32]:
-    """What a scanner adds to `(k, j, i)`: bias field, limited resolution, noise; then the way to 0 to 1."""
-    field = torch.from_numpy(rng.normal(0, rng.uniform(0, spec.bias), (1, 1, 4, 4, 4)).astype(np.float32))
-    field = F.interpolate(field, size=(4 if flat else image.shape[0], *image.shape[1:]), mode="trilinear")[0, 0]
-    image = image * np.exp(field[: image.shape[0]].numpy())
+def _acquire(image: Tensor, step: Sequence[float], flat: bool, spec: SynthesisSpec, draw: _Draw) -> Tensor:
+    """What a scanner adds to `(k, j, i)`: bias field, limited resolution, noise; then the way to 0 to 1: `(1, ...)`."""
+    image = image[None, None]
+    shape = image.shape[2:]
+    field = draw.even(0, spec.bias) * draw.normal((1, 1, 1 if flat else 4, 4, 4))
+    image = image * F.interpolate(field, size=shape, mode="trilinear").exp_()
 
-    resolution = rng.uniform(*spec.resolution, 3)
-    sigma = [0.0 if flat and n == 0 else 0.4 * r / s for n, (r, s) in enumerate(zip(resolution, step, strict=True))]
-    image = ndimage.gaussian_filter(image, sigma)
-    low = [1 if flat and n == 0 else max(8, round(size * s / max(r, s)))
-           for n, (size, s, r) in enumerate(zip(image.shape, step, resolution, strict=True))]  # fmt: skip
-    coarse = F.interpolate(torch.from_numpy(image)[None, None], size=low, mode="trilinear")
-    noise = rng.uniform(0, spec.noise)
-    coarse += noise * torch.from_numpy(rng.standard_normal(coarse.shape, dtype=np.float32))
-    image = F.interpolate(coarse.abs_(), size=image.shape, mode="trilinear")[0, 0].numpy()
+    resolution = [draw.even(*spec.resolution)] * 3
+    if draw.chance(spec.thick_share):
+        resolution[int(draw.even(flat, 3))] = draw.even(*spec.thickness)
+    for axis, (mm, size) in enumerate(zip(resolution, step, strict=True)):
+        if not (flat and axis == 0):
+            image = _blur(image, axis, 0.4 * mm / size)
+    low = [max(1, round(n * size / max(mm, size))) for n, size, mm in zip(shape, step, resolution, strict=True)]
+    coarse = F.interpolate(image, size=low, mode="trilinear")
+    coarse = (coarse + draw.even(0, spec.noise) * draw.normal(coarse.shape)).abs_()
+    image = F.interpolate(coarse, size=shape, mode="trilinear")[0]
 
-    # A scan is stretched by its own percentiles; a slice that holds only air stays dark in it.
-    low_value, high_value = np.percentile(image, [0.5, 99.5])
-    image = ((image - low_value) / max(high_value - low_value, 0.5)).clip(0, 1)
-    return (image ** np.exp(rng.normal(0, spec.gamma)) * rng.uniform(0.6, 1.1)).clip(0, 1)
+    # A scan is stretched by its own percentiles; a part that holds only air stays dark in it.
+    values = image.flatten()[:: max(1, image.numel() // 50_000)].sort().values
+    lowest, highest = float(values[int(0.005 * len(values))]), float(values[int(0.995 * (len(values) - 1))])
+    image = ((image - lowest) / max(highest - lowest, 0.5)).clamp_(0, 1)
+    return (image ** (2.0 ** draw.one(spec.gamma)) * draw.even(0.6, 1.1)).clamp_(0, 1)
+
+
+def _blur(image: Tensor, axis: int, sigma: float) -> Tensor:
+    """Gaussian blur of `(1, 1, k, j, i)` along one axis; `sigma` is in voxels."""
+    radius = ceil(3 * sigma)
+    if radius < 1 or sigma < 0.2:
+        return image
+    offsets = torch.arange(-radius, radius + 1, device=image.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(image.dtype)
+    # As one-dimensional convolution over lines, which is much faster than a flat 3D kernel.
+    lines = image.movedim(axis + 2, -1)
+    padded = F.pad(lines.reshape(1, -1, lines.shape[-1]), (radius, radius), mode="replicate")
+    blurred = F.conv1d(padded.movedim(1, 0), kernel[None, None])
+    return blurred.reshape(lines.shape).movedim(-1, axis + 2)
