@@ -1,137 +1,140 @@
-"""The head-MRI starter models: their labels, and how they are trained from label maps alone.
-
-Run `python -m DeepLabSegLib.training.head_mri LABEL_MAPS -o BUNDLE`.
-"""
+"""The structures of the head-MRI models, and their label maps made ready for synthesis."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from tqdm import tqdm
+from scipy import ndimage
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from DeepLabSegLib.bundle import Bundle, ModelInput, save_bundle
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.files import read_image
 from DeepLabSegLib.image import Segment, Terminology
-from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
-from DeepLabSegLib.preprocess import Normalization
-from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, read_label_map, synthesize
-from DeepLabSegLib.training.trainer import TrainingSpec, train
+from DeepLabSegLib.preprocess import model_grid
+from DeepLabSegLib.resampling import resample
+from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, synthesize
+
+__all__ = ["SEGMENTS", "STRUCTURES", "Structure", "SyntheticHeads", "intracranial", "read_head_map"]
 
 ANATOMY = ("SCT", "123037004", "Anatomical Structure")
 SUBSTANCE = ("SCT", "91720002", "Body Substance")
 
-# Colours follow Slicer's GenericAnatomyColors.
-SEGMENTS = (
-    Segment(
-        1, "Cerebrospinal fluid", (85, 188, 255), Terminology(SUBSTANCE, ("SCT", "65216001", "Cerebrospinal fluid"))
-    ),
-    Segment(2, "Ventricles", (88, 106, 215), Terminology(ANATOMY, ("SCT", "35764002", "Brain ventricle"))),
-    Segment(3, "Grey matter", (200, 200, 215), Terminology(ANATOMY, ("SCT", "389080008", "Gray matter"))),
-    Segment(4, "White matter", (250, 250, 225), Terminology(ANATOMY, ("SCT", "389081007", "White matter"))),
-    Segment(5, "Brain stem", (125, 102, 154), Terminology(ANATOMY, ("SCT", "15926001", "Brainstem"))),
+
+@dataclass(frozen=True)
+class Structure:
+    """A label of the model.
+
+    `code` is its meaning, after DICOM's context group 7140; `color` is that of FreeSurfer, which many readers know;
+    `sources` are the label values in FreeSurfer's numbering that make it up; `t1` is the range of its mean grey value
+    in a T1-weighted image, 0 to 1, the most common request.
+    """
+
+    name: str
+    code: tuple[str, str, str]
+    color: tuple[int, int, int]
+    sources: tuple[int, ...]
+    t1: tuple[float, float]
+    category: tuple[str, str, str] = ANATOMY
+
+
+FLUID, GREY, MIXED, WHITE = (0.05, 0.3), (0.4, 0.62), (0.5, 0.78), (0.66, 0.9)
+CSF = 24
+
+# Lesions, vessels and the optic chiasm count as the white matter that they lie in or beside; choroid plexus as ventricle.
+STRUCTURES = (
+    Structure("Cerebral white matter", ("SCT", "68523003", "Cerebral White Matter"), (245, 245, 245),
+              (2, 25, 30, 41, 57, 62, 77, 80, 85), WHITE),
+    Structure("Cerebral cortex", ("SCT", "40146001", "Cerebral Gray Matter"), (205, 62, 78), (3, 42), GREY),
+    Structure("Lateral ventricles", ("SCT", "66720007", "Lateral Ventricle"), (120, 18, 134),
+              (4, 5, 31, 43, 44, 63, 136, 137, 163, 164), FLUID),
+    Structure("Third ventricle", ("SCT", "49841001", "Third ventricle"), (204, 182, 142), (14,), FLUID),
+    Structure("Fourth ventricle", ("SCT", "35918002", "Fourth Ventricle"), (42, 204, 164), (15,), FLUID),
+    Structure("Cerebellar white matter", ("SCT", "33060004", "Cerebellar White Matter"), (220, 248, 164), (7, 46), WHITE),
+    Structure("Cerebellar cortex", ("SCT", "25991003", "Cerebellar Cortex"), (230, 148, 34), (8, 47), GREY),
+    Structure("Thalamus", ("SCT", "119406000", "Thalamus"), (0, 118, 14), (10, 49), MIXED),
+    Structure("Caudate", ("SCT", "11000004", "Caudate Nucleus"), (122, 186, 220), (11, 50), GREY),
+    Structure("Putamen", ("SCT", "89278009", "Putamen"), (236, 13, 176), (12, 51), GREY),
+    Structure("Pallidum", ("SCT", "14738005", "Globus Pallidus"), (12, 48, 255), (13, 52), MIXED),
+    Structure("Hippocampus", ("SCT", "5366008", "Hippocampus"), (220, 216, 20), (17, 53), GREY),
+    Structure("Amygdala", ("SCT", "4958002", "Amygdala"), (103, 255, 255), (18, 54), GREY),
+    Structure("Accumbens", ("SCT", "427667007", "Nucleus Accumbens"), (255, 165, 0), (26, 58), GREY),
+    Structure("Ventral diencephalon", ("DCM", "110700", "Ventral Diencephalon"), (165, 42, 42), (28, 60), MIXED),
+    Structure("Brain stem", ("SCT", "119238007", "Brain Stem"), (119, 159, 176), (16,), (0.6, 0.85)),
+    Structure("Cerebrospinal fluid", ("SCT", "65216001", "Cerebrospinal fluid"), (85, 188, 255), (CSF,), FLUID, SUBSTANCE),
+)  # fmt: skip
+"""Class n + 1 is `STRUCTURES[n]`."""
+
+SEGMENTS = tuple(
+    Segment(n, s.name, s.color, Terminology(s.category, s.code)) for n, s in enumerate(STRUCTURES, start=1)
 )
+CLASSES = {value: n for n, s in enumerate(STRUCTURES, start=1) for value in s.sources}
+T1_PRIOR = {n: s.t1 for n, s in enumerate(STRUCTURES, start=1)}
 
-FREESURFER = {
-    1: (24,),
-    2: (4, 5, 14, 15, 43, 44, 72, 136, 137, 163, 164),
-    3: (3, 42, 8, 47, 10, 11, 12, 13, 17, 18, 26, 49, 50, 51, 52, 53, 54, 58),
-    4: (2, 41, 7, 46, 28, 60, 25, 57, 30, 62, 85),
-    5: (16,),
-}
-"""Class -> FreeSurfer label values; lesions and vessels inside the brain count as the white matter around them."""
+LEFT_OF = dict(zip((41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 57, 58, 60, 62, 63, 137, 164),
+                   (2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 17, 18, 25, 26, 28, 30, 31, 136, 163), strict=True))  # fmt: skip
+"""Right -> left: both sides of the brain look alike."""
 
-CLASSES = {value: target for target, values in FREESURFER.items() for value in values}
-
-T1_PRIOR = {1: (0.05, 0.3), 2: (0.05, 0.3), 3: (0.4, 0.62), 4: (0.66, 0.9), 5: (0.6, 0.85)}
-"""Mean grey values of a T1-weighted image, the most common request."""
-
-ORIENTATION = "ASR"
-SPACING = (0.8, 0.8)
-SIZE = (224, 224)
-
-NETWORK = DeepLabSpec(
-    encoder_name="resnet18",
-    input_shape=(None, None, 1),
-    encoder_depth=4,
-    num_classes=6,
-    decoder_channels=128,
-    decoder_dilation_rates=(3, 6, 9),
-    decoder_aspp_dropout=0.1,
-    classifier_activation="softmax",
-)
+CLOSING, RIM = 12.0, 2.0  # mm
+OUTER_FLUID = 10_000  # stands for fluid outside the intracranial volume: looks like fluid, belongs to no class
 
 
-class SyntheticSlices(IterableDataset):
-    """An endless stream of synthetic pairs from label maps, seeded per worker process."""
+def intracranial(brain: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool_]:
+    """The brain with its sulci and cisterns closed, and a rim of 2 mm around it: where fluid counts as intracranial.
 
-    def __init__(self, maps: Sequence[LabelMap], seed: int) -> None:
-        self.maps = maps
-        self.seed = seed
-
-    def __iter__(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        worker = get_worker_info()
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
-        while True:
-            label_map = self.maps[int(rng.integers(len(self.maps)))]
-            yield synthesize(label_map, CLASSES, SIZE, SPACING, rng, SynthesisSpec(), T1_PRIOR)
+    Label maps call the fluid of the spinal canal, and what lies between dura and bone, cerebrospinal fluid as well.
+    """
+    margin = [int(np.ceil((CLOSING + RIM) / mm)) + 1 for mm in spacing]
+    padded = np.pad(brain, [(n, n) for n in margin])
+    near = ndimage.distance_transform_edt(~padded, sampling=spacing) <= CLOSING
+    closed = ndimage.distance_transform_edt(near, sampling=spacing) > CLOSING - RIM
+    return closed[tuple(slice(n, -n) for n in margin)]
 
 
-def train_head_mri(label_maps: Path, spec: TrainingSpec, workers: int = 1) -> DeepLabV3Plus:
-    """Train the slice-wise head-MRI network on every label map (`*.nii.gz`) in the folder `label_maps`."""
-    paths = sorted(label_maps.glob("*.nii.gz"))
-    if not paths:
-        raise InvalidInput(f"{label_maps} holds no label maps (*.nii.gz); give the folder of whole-head label maps")
-    torch.manual_seed(spec.seed)
-    maps = [read_label_map(path, ORIENTATION, CLASSES) for path in tqdm(paths, "label maps", disable=None)]
-    loader = DataLoader(SyntheticSlices(maps, spec.seed), spec.batch_size, num_workers=workers, prefetch_factor=4)
-    progress = tqdm(total=spec.steps, desc="training", mininterval=10)
-    smooth = 0.0
+def read_head_map(path: str | Path, orientation: str) -> LabelMap:
+    """Read a whole-head label map with FreeSurfer's values into `orientation` (the letters of k, j, i).
 
-    def on_step(step: int, loss: float) -> None:
-        nonlocal smooth
-        smooth = loss if step == 1 else 0.98 * smooth + 0.02 * loss
-        progress.set_postfix(loss=f"{smooth:.4f}", refresh=False)
-        progress.update()
-
-    return train(DeepLabV3Plus.from_spec(NETWORK), loader, spec, on_step)
-
-
-def bundle_head_mri(network: DeepLabSpec) -> Bundle:
-    """What the slice-wise starter model says of itself."""
-    return Bundle(
-        name="head-mri-2d",
-        description="Whole-head MRI, slice by slice: CSF, ventricles, grey and white matter, brain stem",
-        network=network,
-        input=ModelInput(
-            channels=("head MRI",),
-            orientation=ORIENTATION,
-            spacing=(None, *SPACING),
-            normalization=Normalization("percentile", 0.5, 99.5),
-        ),
-        labels=SEGMENTS,
-        license="Apache-2.0",
-        training_data="Images synthesised from 20 whole-head label maps (BBillot/SynthSeg, Apache-2.0); no real scan",
-        reproduce="python -m DeepLabSegLib.training.head_mri LABEL_MAPS -o head-mri-2d",
+    Raises `InvalidInput` where it holds none of the structures.
+    """
+    image = read_image(path)
+    grid = model_grid(image.geometry, orientation, (None, None, None))
+    array = resample(torch.from_numpy(image.array.astype(np.int32)), image.geometry, grid, "nearest")[0].numpy()
+    brain = np.isin(array, [value for value in CLASSES if value != CSF])
+    if not brain.any():
+        raise InvalidInput(f"{path} holds none of the labels {sorted(CLASSES)}; a whole-head label map is needed")
+    array[(array == CSF) & ~intracranial(brain, grid.spacing)] = OUTER_FLUID
+    values = np.union1d(0, array)  # 0, what surrounds the map, comes first
+    if len(values) > 256:
+        raise InvalidInput(f"{path} holds {len(values)} different values; a label map of at most 256 is needed")
+    names = [CSF if value == OUTER_FLUID else LEFT_OF.get(value, value) for value in values.tolist()]
+    tissues = list(dict.fromkeys(names))
+    classes = np.array([CLASSES.get(value, 0) for value in values.tolist()])
+    structures = np.searchsorted(values, array).astype(np.uint8)
+    labelled = np.argwhere(classes[structures] > 0)
+    return LabelMap(
+        torch.from_numpy(structures),
+        torch.from_numpy(classes),
+        torch.tensor([tissues.index(name) for name in names]),
+        grid.spacing,
+        (tuple(labelled.min(axis=0).tolist()), tuple(labelled.max(axis=0).tolist())),
     )
 
 
-def main() -> None:
-    """Train the model and write its bundle."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("label_maps", type=Path, help="folder of whole-head label maps with FreeSurfer values")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="bundle to write")
-    parser.add_argument("--steps", type=int, default=TrainingSpec.steps)
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args()
-    network = train_head_mri(options.label_maps, TrainingSpec(steps=options.steps))
-    save_bundle(options.output, bundle_head_mri(NETWORK), network, overwrite=options.overwrite)
+class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs synthesised from head label maps; pair n is the same whenever it is asked for."""
 
+    def __init__(self, maps: Sequence[LabelMap], size: Sequence[int], spacing: Sequence[float], seed: int) -> None:
+        self.maps = maps
+        self.size = tuple(size)
+        self.spacing = tuple(spacing)
+        self.seed = seed
 
-if __name__ == "__main__":
-    main()
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed((self.seed << 40) + index)
+        label_map = self.maps[int(torch.randint(len(self.maps), (), generator=generator))]
+        return synthesize(label_map, self.size, self.spacing, SynthesisSpec(), T1_PRIOR, generator)

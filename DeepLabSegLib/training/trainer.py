@@ -1,75 +1,342 @@
-"""The training loop: Dice + cross-entropy, AdamW with one cycle, bfloat16 where asked, moving average of weights."""
+"""The training loop: any number of processes, mixed precision, moving average, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import cast
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, Dataset
 
+from DeepLabSegLib.devices import PRECISIONS
+from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.schema import to_json
+from DeepLabSegLib.training.curves import Curves
+from DeepLabSegLib.training.losses import dice_cross_entropy
+from DeepLabSegLib.training.processes import Processes
 
-__all__ = ["TrainingSpec", "dice_cross_entropy", "train"]
+__all__ = ["OnStep", "Trained", "TrainingSpec", "Validate", "train"]
+
+CHECKPOINT = "checkpoint.pt"
+MAX_GRADIENT = 5.0
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """How a network is trained; `ema` is the share of the moving average that stays at each step."""
+    """How a network is trained.
 
-    steps: int = 3600
-    batch_size: int = 16
-    learning_rate: float = 2e-3
+    Attributes
+    ----------
+    steps, batch_size : updates of the weights, and pairs per update over all processes together.
+    optimizer : "adamw" with one cycle of the learning rate (Smith and Topin, 2019), or "sgd" with Nesterov's momentum
+        and a polynomial decay (Isensee et al., Nature Methods 2021).
+    learning_rate : its highest value; None takes the optimizer's usual one.
+    average : share of the moving average of weights that stays at each step; the average is what is kept.
+    every : the loss counts each `every`-th voxel along each axis.
+    precision : "fp32", "bf16" or "fp16" for the network; weights and loss are always float32.
+    validate_every, checkpoint_every : steps between validations and between checkpoints.
+    patience : validations without a gain after which training stops; None goes on to the end.
+    """
+
+    steps: int = 3000
+    batch_size: int = 4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float | None = None
     weight_decay: float = 1e-2
-    ema: float = 0.998
-    bfloat16: bool = True
+    average: float = 0.998
+    every: int = 1
+    precision: str = "fp32"
+    validate_every: int = 250
+    checkpoint_every: int = 100
+    patience: int | None = None
+    workers: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "every", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.workers < 0:
+            raise InvalidInput(f"workers is {self.workers}; give the number of loading processes, 0 for none")
+        if self.patience is not None and self.patience < 1:
+            raise InvalidInput(f"patience is {self.patience}; give at least 1 validation, or None to go on to the end")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1e3:
+            raise InvalidInput(f"learning_rate is {self.learning_rate}; it must be above 0, usually 1e-4 to 1e-2")
+        if not 0 <= self.average < 1:
+            raise InvalidInput(f"average is {self.average}; it must lie between 0 and 1, for example 0.998")
+        if self.optimizer not in OPTIMIZERS:
+            raise InvalidInput(f"optimizer is {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
 
-def dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean of cross-entropy and one minus the mean soft Dice over classes and batch (Milletari et al., 3DV 2016).
 
-    `logits` is `(N, classes, *S)`, `target` `(N, *S)` with class indices.
-    """
-    cross_entropy = F.cross_entropy(logits, target)
-    probability = logits.softmax(1).flatten(2)
-    wanted = F.one_hot(target.flatten(1), logits.shape[1]).movedim(-1, 1).to(probability.dtype)
-    overlap = (probability * wanted).sum((0, 2))
-    size = (probability + wanted).sum((0, 2))
-    dice = (2 * overlap + 1) / (size + 1)
-    return cross_entropy + 1 - dice.mean()
+Validate = Callable[[DeepLabV3Plus], Mapping[str, float]]
+"""Scores by name of a network on held-out cases; the first is the one that decides, and higher is better."""
+
+OnStep = Callable[[int, float], None]
+"""Told of each step and its loss."""
+
+
+@dataclass
+class Trained:
+    """What training gives: the network (averaged weights, the best if it was validated), and how it came out."""
+
+    network: DeepLabV3Plus
+    step: int
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 def train(
     network: DeepLabV3Plus,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    pairs: Dataset[tuple[Tensor, Tensor]],
     spec: TrainingSpec,
-    on_step: Callable[[int, float], None] | None = None,
-) -> DeepLabV3Plus:
-    """Train `network` on `batches` of images `(N, C, *S)` and class indices `(N, *S)`; return the averaged network.
+    folder: Path,
+    processes: Processes | None = None,
+    validate: Validate | None = None,
+    on_step: OnStep | None = None,
+) -> Trained:
+    """Train `network` on `pairs`, with checkpoint and curves in `folder`; a run that was cut off there goes on.
 
-    `on_step(step, loss)` is called after each step. `batches` must hold at least `spec.steps` of them.
+    `pairs[n]` is the n-th training pair, an image `(C, *S)` and class indices `(*S)`, the same whenever it is asked
+    for. Step s takes the pairs from `s * batch_size` on, so a resumed run sees what an unbroken one would, and
+    several processes see together what one would.
+
+    Raises `InvalidInput` where `folder` holds a run of another network or spec.
     """
-    if network.spec.dims == 2:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), spec.learning_rate, weight_decay=spec.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.learning_rate, spec.steps, pct_start=0.1)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(spec.ema), use_buffers=True)
-    network.train()
-    device = next(network.parameters()).device
-    for step, (images, targets) in zip(range(1, spec.steps + 1), batches, strict=False):
-        with torch.autocast(device.type, torch.bfloat16, enabled=spec.bfloat16):
-            logits = network.logits(images.to(device, non_blocking=True))
-        loss = dice_cross_entropy(logits.float(), targets.to(device, non_blocking=True))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(network)
-        if on_step:
-            on_step(step, float(loss.detach()))
-    return cast(DeepLabV3Plus, average.module.eval())
+    processes = processes or Processes(0, 1, torch.device("cpu"))
+    if spec.batch_size % processes.count:
+        raise InvalidInput(
+            f"batch_size is {spec.batch_size}, which {processes.count} processes can't share evenly; "
+            f"choose a multiple of {processes.count}"
+        )
+    run = _Run(network, spec, folder, processes)
+    run.resume()
+    loader = DataLoader(
+        pairs,
+        batch_sampler=_Indices(spec, processes, run.step),  # type: ignore[arg-type]  # any iterable of lists will do
+        num_workers=spec.workers,
+        pin_memory=processes.device.type == "cuda",
+        prefetch_factor=4 if spec.workers else None,
+    )
+    if not run.stopped:
+        for images, targets in loader:
+            loss = run.update(images, targets)
+            if processes.first and on_step:
+                on_step(run.step, loss)
+            last = run.step == spec.steps
+            if validate and (last or run.step % spec.validate_every == 0):
+                run.judge(validate)
+            if processes.first and (last or run.stopped or run.step % spec.checkpoint_every == 0):
+                run.save()
+            if run.stopped:
+                break
+    return run.result()
+
+
+class _Indices(Sized):
+    """Which pairs this process takes at each step that is left."""
+
+    def __init__(self, spec: TrainingSpec, processes: Processes, done: int) -> None:
+        self._steps = range(done, spec.steps)
+        self._batch = spec.batch_size
+        self._share = spec.batch_size // processes.count
+        self._first = processes.rank * self._share
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps:
+            first = step * self._batch + self._first
+            yield list(range(first, first + self._share))
+
+
+class _Coarse(nn.Module):
+    """A network whose `forward` stops before the enlargement, which the loss does for fewer voxels."""
+
+    def __init__(self, network: DeepLabV3Plus) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.coarse_logits(x)
+
+
+class _Run:
+    """The state of a training: everything that a checkpoint holds."""
+
+    def __init__(self, network: DeepLabV3Plus, spec: TrainingSpec, folder: Path, processes: Processes) -> None:
+        self.spec = spec
+        self.processes = processes
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self.stale = 0
+        self._file = folder / CHECKPOINT
+        self._curves = Curves(folder)
+        self._identity = _identity(network, spec)
+        device = processes.device
+        layout = torch.channels_last if network.spec.dims == 2 else torch.channels_last_3d
+        self._network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+        self._layout = layout
+        coarse = _Coarse(network)
+        self._forward: nn.Module = coarse
+        if processes.count > 1:
+            self._forward = DistributedDataParallel(coarse, [device] if device.type == "cuda" else None)
+        self._optimizer, self._schedule = OPTIMIZERS[spec.optimizer](network, spec)
+        self._average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(spec.average), use_buffers=True)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")  # type: ignore[attr-defined]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there is nothing more to do."""
+        return self.step >= self.spec.steps or (self.spec.patience is not None and self.stale >= self.spec.patience)
+
+    def update(self, images: Tensor, targets: Tensor) -> float:
+        """One step; returns its loss, over all processes."""
+        spec, device = self.spec, self.processes.device
+        # Seeded anew, so that dropout doesn't depend on where a run was cut off.
+        draws = torch.Generator().manual_seed(_seed(spec.seed, self.step))
+        torch.manual_seed(_seed(spec.seed, self.step, self.processes.rank))
+        start = torch.randint(spec.every, (targets.ndim - 1,), generator=draws).tolist()
+        images = images.to(device, non_blocking=True).contiguous(memory_format=self._layout)
+        with self._mixed():
+            logits = self._forward(images)
+        loss = dice_cross_entropy(logits.float(), targets.to(device, non_blocking=True), spec.every, start)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._network.parameters(), MAX_GRADIENT)
+        rate = self._schedule.get_last_lr()[0]
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._schedule.step()
+        self._average.update_parameters(self._network)
+        self.step += 1
+        mean = self.processes.mean(loss)
+        if self.processes.first:
+            self._curves.add(self.step, loss=mean, learning_rate=rate)
+        return mean
+
+    @contextmanager
+    def _mixed(self) -> Iterator[None]:
+        """The precision of the network's forward pass."""
+        device, precision = self.processes.device.type, self.spec.precision
+        with ExitStack() as stack:
+            if precision != "fp32":
+                stack.enter_context(torch.autocast(device, PRECISIONS[precision]))
+                if device == "cpu":
+                    stack.enter_context(_FloatDepthwise())
+            yield
+
+    def judge(self, validate: Validate) -> None:
+        """Validate the averaged network; remember it if it is the best so far."""
+        better = False
+        if self.processes.first:
+            network = self._average.module.eval()
+            with torch.inference_mode():
+                scores = dict(validate(network))
+            self._curves.add(self.step, **scores)
+            better = self.best is None or _deciding(scores) > _deciding(self.best["scores"])
+            if better:
+                state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+                self.best = {"step": self.step, "scores": scores, "state": state}
+        self.stale = 0 if self.processes.agreed(better) else self.stale + 1
+
+    def save(self) -> None:
+        """Write the checkpoint and the curves, each in one move."""
+        content = {"identity": self._identity, "step": self.step, "stale": self.stale, "best": self.best}
+        content |= {name: part.state_dict() for name, part in self._parts().items()}
+        with replacing(self._file) as temporary:
+            torch.save(content, temporary)
+        self._curves.save()
+
+    def resume(self) -> None:
+        """Take up the checkpoint, where there is one."""
+        if not self._file.exists():
+            return
+        content = torch.load(self._file, map_location="cpu", weights_only=True)
+        if content["identity"] != self._identity:
+            raise InvalidInput(
+                f"{self._file} belongs to a training with other settings; give those again, "
+                "or delete its folder to begin anew"
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(content[name])
+        self.step, self.stale, self.best = content["step"], content["stale"], content["best"]
+        self._curves.load(self.step)
+
+    def result(self) -> Trained:
+        """The network that is kept."""
+        network: DeepLabV3Plus = self._average.module
+        if self.best is None:
+            return Trained(network.eval(), self.step)
+        network.load_state_dict(self.best["state"])
+        return Trained(network.eval(), self.best["step"], self.best["scores"])
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "network": self._network,
+            "average": self._average,
+            "optimizer": self._optimizer,
+            "schedule": self._schedule,
+            "scaler": self._scaler,
+        }
+
+
+def _deciding(scores: Mapping[str, float]) -> float:
+    return next(iter(scores.values()))
+
+
+def _identity(network: DeepLabV3Plus, spec: TrainingSpec) -> str:
+    """What a checkpoint must share with the run that takes it up; workers may differ."""
+    settings = to_json(spec) | {"workers": None}
+    text = json.dumps([to_json(network.spec), settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _FloatDepthwise(TorchFunctionMode):
+    """Computes depthwise convolutions in float32 where the rest is bfloat16.
+
+    oneDNN's bfloat16 gradient of their kernels takes several times longer than the float32 one (torch 2.13).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.conv2d, F.conv3d) and args[0].shape[1] > 1 == args[1].shape[1]:
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].float(), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _seed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    total = 0
+    for number in numbers:
+        total = (total * 1_000_003 + number + 1) % 2**63
+    return total
+
+
+def _adamw(network: nn.Module, spec: TrainingSpec) -> tuple[Any, Any]:
+    rate = spec.learning_rate or 2e-3
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=spec.weight_decay)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, spec.steps, pct_start=0.1)
+
+
+def _sgd(network: nn.Module, spec: TrainingSpec) -> tuple[Any, Any]:
+    rate = spec.learning_rate or 1e-2
+    optimizer = torch.optim.SGD(
+        network.parameters(), rate, momentum=0.99, nesterov=True, weight_decay=spec.weight_decay * 3e-3
+    )
+    return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, spec.steps, power=0.9)
+
+
+OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}

@@ -1,100 +1,169 @@
+import csv
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from helpers import make_spec
+from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.training.head_mri import CLASSES, FREESURFER, SEGMENTS, T1_PRIOR
-from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, read_label_map, synthesize
-from DeepLabSegLib.training.trainer import TrainingSpec, dice_cross_entropy, train
+from DeepLabSegLib.training.losses import dice_cross_entropy
+from DeepLabSegLib.training.processes import Processes
+from DeepLabSegLib.training.trainer import TrainingSpec, train
 
 
-@pytest.fixture
-def label_map() -> LabelMap:
-    """A ball of white matter (2) in a shell of grey (3), in air."""
-    axes = np.meshgrid(*(np.arange(48) - 23.5,) * 3, indexing="ij")
-    radius = np.sqrt(sum(a**2 for a in axes))
-    structures = (radius < 20).astype(np.uint8) + (radius < 13)
-    return LabelMap(structures, (0, 3, 2), (1.0, 1.0, 1.0), (4, 43))
+class BrightFromDark(Dataset):
+    """Blobs, and where they are bright: something that a small network learns in a few steps."""
+
+    def __init__(self, dims: int) -> None:
+        self.dims = dims
+
+    def __getitem__(self, index: int):
+        generator = torch.Generator().manual_seed(index)
+        image = F.interpolate(torch.randn(1, 1, *(4,) * self.dims, generator=generator), size=(32,) * self.dims)[0]
+        return image, (image[0] > 0).long()
 
 
-@pytest.mark.parametrize("size", [(40, 32), (24, 40, 32)])
-def test_a_synthesised_pair_shows_what_its_labels_say(size, label_map, rng):
-    calm = SynthesisSpec(rotation=0, scale=0, shift=0, elastic=0, bias=0, noise=0, gamma=0,
-                         resolution=(1.0, 1.0), thickness=(1.0, 1.0), prior_share=1.0, background_dark=1.0)  # fmt: skip
-    for _ in range(4):
-        image, target = synthesize(label_map, CLASSES, size, (1.0,) * len(size), rng, calm, T1_PRIOR)
-        assert image.shape == (1, *size)
-        assert target.shape == size
-        assert image.dtype == np.float32
-        assert 0 <= image.min() <= image.max() <= 1
-        if {3, 4} <= set(np.unique(target)):
-            grey, white = (np.median(image[0][target == n]) for n in (3, 4))
-            assert white > grey > np.median(image[0][target == 0])
+SPEC = TrainingSpec(steps=12, batch_size=2, learning_rate=5e-3, average=0.5, validate_every=5, checkpoint_every=4)
 
 
-def test_the_same_seed_draws_the_same_pair(label_map):
-    pairs = [
-        synthesize(label_map, CLASSES, (32, 32), (1, 1), np.random.default_rng(5), SynthesisSpec(), T1_PRIOR)
-        for _ in range(2)
-    ]
-    np.testing.assert_array_equal(pairs[0][0], pairs[1][0])
-    np.testing.assert_array_equal(pairs[0][1], pairs[1][1])
+def network(dims: int) -> DeepLabV3Plus:
+    torch.manual_seed(1)
+    return DeepLabV3Plus.from_spec(make_spec(dims, 2))
 
 
-def test_a_label_map_is_turned_to_the_models_orientation(tmp_path):
-    array = np.zeros((6, 8, 10), np.int16)
-    array[1, :, :] = 2
-    array[4, :, :] = 530
-    image = sitk.GetImageFromArray(array)
-    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))  # RAS
-    sitk.WriteImage(image, tmp_path / "map.nii.gz")
-    label_map = read_label_map(tmp_path / "map.nii.gz", "ASR", CLASSES)
-    assert label_map.structures.shape == (8, 6, 10)
-    assert label_map.values == (0, 2, 530)
-    assert (label_map.structures[:, 1] == 1).all()
-    assert label_map.centre_range == (0, 7)
-    sitk.WriteImage(image * 0, tmp_path / "none.nii.gz")
-    with pytest.raises(InvalidInput, match="holds none of the labels"):
-        read_label_map(tmp_path / "none.nii.gz", "ASR", CLASSES)
+def agreement(trained: DeepLabV3Plus) -> dict[str, float]:
+    dims = trained.spec.dims
+    image, target = BrightFromDark(dims)[10**6]
+    return {"Dice": float((trained(image[None]).argmax(1)[0] == target).float().mean())}
 
 
-def test_every_structure_belongs_to_one_class_and_every_class_has_a_label():
-    values = [value for values in FREESURFER.values() for value in values]
-    assert len(values) == len(set(values))
-    assert [segment.value for segment in SEGMENTS] == list(FREESURFER)
+class Killed(Exception):
+    """Stands for a power cut."""
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_loss_is_zero_for_certainty_and_large_for_error(dims):
     target = torch.randint(0, 3, (2, *(8,) * dims))
-    sure = torch.nn.functional.one_hot(target, 3).movedim(-1, 1) * 100.0
+    sure = F.one_hot(target, 3).movedim(-1, 1) * 100.0
     assert float(dice_cross_entropy(sure, target)) == pytest.approx(0, abs=1e-4)
     assert float(dice_cross_entropy(sure.roll(1, 1), target)) > 50
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_training_learns_bright_from_dark(dims):
-    network = DeepLabV3Plus.from_spec(make_spec(dims, 2))
-    shape = (32,) * dims
+def test_the_loss_of_coarse_scores_is_that_of_the_enlarged_ones(dims):
+    coarse = torch.randn(2, 3, *(5, 4, 3)[:dims])
+    target = torch.randint(0, 3, (2, *(17, 16, 9)[:dims]))
+    mode = {2: "bilinear", 3: "trilinear"}[dims]
+    enlarged = F.interpolate(coarse, size=target.shape[1:], mode=mode, align_corners=False)
+    torch.testing.assert_close(dice_cross_entropy(coarse, target), dice_cross_entropy(enlarged, target))
+    some = (slice(None), *(slice(1, None, 2),) * dims)
+    torch.testing.assert_close(
+        dice_cross_entropy(coarse, target, every=2, start=(1,) * dims),
+        dice_cross_entropy(enlarged[(slice(None), *some)], target[some]),
+    )
 
-    def batches():
-        while True:
-            coarse = torch.randn(2, 1, *(4,) * dims)
-            image = torch.nn.functional.interpolate(coarse, size=shape)
-            yield image, (image[:, 0] > 0).long()
 
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_training_learns_bright_from_dark(dims, tmp_path):
     losses = []
     trained = train(
-        network,
-        batches(),
-        TrainingSpec(steps=30, learning_rate=5e-3, ema=0.5, bfloat16=False),
-        lambda step, loss: losses.append(loss),
+        network(dims), BrightFromDark(dims), replace(SPEC, steps=30), tmp_path, on_step=lambda _, x: losses.append(x)
     )
     assert len(losses) == 30
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
-    image, target = next(batches())
+    assert trained.step == 30
     with torch.inference_mode():
-        assert (trained(image).argmax(1) == target).float().mean() > 0.7
+        assert agreement(trained.network)["Dice"] > 0.7
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_killed_training_goes_on_with_the_same_curve(dims, precision, tmp_path):
+    spec = replace(SPEC, precision=precision, every=2)
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    whole = train(network(dims), BrightFromDark(dims), spec, tmp_path / "whole", validate=agreement)
+
+    def kill(step: int, _: float) -> None:
+        if step == 10:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(network(dims), BrightFromDark(dims), spec, tmp_path / "killed", validate=agreement, on_step=kill)
+    steps = []
+    resumed = train(
+        network(dims),
+        BrightFromDark(dims),
+        replace(spec, workers=0),
+        tmp_path / "killed",
+        validate=agreement,
+        on_step=lambda step, _: steps.append(step),
+    )
+    assert steps == [9, 10, 11, 12]
+    assert (tmp_path / "killed/curves.csv").read_text() == (tmp_path / "whole/curves.csv").read_text()
+    assert resumed.scores == whole.scores
+    for name, value in whole.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_the_table_has_a_row_per_step_and_the_picture_is_a_png(tmp_path):
+    train(network(2), BrightFromDark(2), SPEC, tmp_path, validate=agreement)
+    with (tmp_path / "curves.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert [int(row["step"]) for row in rows if row["Dice"]] == [5, 10, 12]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path):
+    train(network(2), BrightFromDark(2), SPEC, tmp_path)
+    with pytest.raises(InvalidInput, match=r"checkpoint\.pt belongs to a training with other settings"):
+        train(network(2), BrightFromDark(2), replace(SPEC, learning_rate=1e-3), tmp_path)
+
+
+def test_training_stops_early_without_a_gain_and_keeps_the_best(tmp_path):
+    scores = iter((0.5, 0.9, 0.4, 0.3, 0.2, 0.1))
+    steps = []
+    trained = train(
+        network(2),
+        BrightFromDark(2),
+        replace(SPEC, steps=20, validate_every=2, patience=2),
+        tmp_path,
+        validate=lambda _: {"Dice": next(scores)},
+        on_step=lambda step, _: steps.append(step),
+    )
+    assert steps[-1] == 8
+    assert (trained.step, trained.scores) == (4, {"Dice": 0.9})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_both_optimizers_lower_the_loss(optimizer, tmp_path):
+    losses = []
+    spec = replace(SPEC, steps=24, optimizer=optimizer, learning_rate=None)
+    train(network(2), BrightFromDark(2), spec, tmp_path, on_step=lambda _, loss: losses.append(loss))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_processes_must_share_a_batch_evenly(tmp_path):
+    with pytest.raises(InvalidInput, match="batch_size is 3, which 2 processes can't share evenly"):
+        train(network(2), BrightFromDark(2), replace(SPEC, batch_size=3), tmp_path, Processes(0, 2, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("average", 1.0), ("learning_rate", -1.0), ("patience", 0), ("optimizer", "adam"), ("workers", -1)],
+)
+def test_a_setting_out_of_range_is_named(name, value):
+    with pytest.raises(InvalidInput, match=f"{name} is"):
+        TrainingSpec(**{name: value})

@@ -1,0 +1,67 @@
+"""Several processes that train one network, as `torchrun` starts them; one process alone is the common case."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+
+from DeepLabSegLib.devices import choose_device
+
+__all__ = ["Processes", "joined_processes"]
+
+PATIENCE = timedelta(hours=2)  # the others wait while the first validates
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process is number `rank` of `count`; the first alone writes and reports."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over all processes."""
+        value = value.detach().double()
+        if self.count > 1:
+            distributed.all_reduce(value)
+        return float(value) / self.count
+
+    def agreed(self, value: bool) -> bool:
+        """What the first process says."""
+        flag = torch.tensor(float(value), device=self.device)
+        if self.count > 1:
+            distributed.broadcast(flag, 0)
+        return bool(flag)
+
+
+@contextmanager
+def joined_processes(device: str = "auto") -> Iterator[Processes]:
+    """Join the processes that `torchrun` started (its variables WORLD_SIZE, RANK, LOCAL_RANK), or be the only one.
+
+    On NVIDIA GPUs each process of a machine takes the GPU of its own number, and they talk by NCCL; elsewhere by Gloo.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device)
+    if count == 1:
+        yield Processes(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield Processes(distributed.get_rank(), count, chosen)
+    finally:
+        distributed.destroy_process_group()

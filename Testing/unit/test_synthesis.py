@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.training.head_mri import (
+    LEFT_OF,
+    SEGMENTS,
+    STRUCTURES,
+    T1_PRIOR,
+    SyntheticHeads,
+    intracranial,
+    read_head_map,
+)
+from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, synthesize
+
+CALM = SynthesisSpec(rotation=0, scale=0, elastic=0, mirror_axis=None, bias=0, noise=0, gamma=0, thick_share=0,
+                     resolution=(1.0, 1.0), thickness=(1.0, 1.0), prior_share=1.0, dark_share=1.0)  # fmt: skip
+WHITE, GREY = 1, 2
+
+
+@pytest.fixture
+def label_map() -> LabelMap:
+    """A ball of white matter in a shell of grey, in air."""
+    axes = np.meshgrid(*(np.arange(48) - 23.5,) * 3, indexing="ij")
+    radius = np.sqrt(sum(a**2 for a in axes))
+    structures = torch.from_numpy((radius < 20).astype(np.uint8) + (radius < 13))
+    return LabelMap(
+        structures, torch.tensor([0, GREY, WHITE]), torch.arange(3), (1.0, 1.0, 1.0), ((20, 20, 20), (28, 28, 28))
+    )
+
+
+def generator(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("size", [(40, 32), (24, 40, 32)])
+def test_a_synthesised_pair_shows_what_its_labels_say(size, label_map):
+    draws = generator()
+    for _ in range(4):
+        image, target = synthesize(label_map, size, (1.0,) * len(size), CALM, T1_PRIOR, draws)
+        assert image.shape == (1, *size)
+        assert target.shape == size
+        assert (image.dtype, target.dtype) == (torch.float32, torch.int64)
+        assert 0 <= image.min() <= image.max() <= 1
+        white, grey, air = (image[0][target == n].median() for n in (WHITE, GREY, 0))
+        assert white > grey > air
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 32, 32)])
+def test_the_same_seed_draws_the_same_pair_and_another_seed_another(size, label_map):
+    a, b, c = (
+        synthesize(label_map, size, (1.0,) * len(size), SynthesisSpec(), T1_PRIOR, generator(seed)) for seed in (5, 5, 6)
+    )
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert not torch.equal(a[0], c[0])
+
+
+def test_a_finer_grid_shows_the_same_thing_larger(label_map):
+    _, coarse = synthesize(label_map, (24, 24, 24), (2, 2, 2), CALM, T1_PRIOR, generator())
+    _, fine = synthesize(label_map, (48, 48, 48), (1, 1, 1), CALM, T1_PRIOR, generator())
+    assert (coarse > 0).sum() * 8 == pytest.approx(int((fine > 0).sum()), rel=0.1)
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A box of brain with fluid around it and far below, in RAS, as a file."""
+    array = np.zeros((60, 40, 40), np.int16)
+    array[2:58, 5:35, 5:35] = 24
+    array[30:50, 10:30, 10:20] = 2
+    array[30:50, 10:30, 20:30] = 41
+    array[0] = 515
+    image = sitk.GetImageFromArray(array)
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))  # RAS
+    path = tmp_path / "head.nii.gz"
+    sitk.WriteImage(image, path)
+    return path
+
+
+def test_a_label_map_is_turned_to_the_models_orientation_with_both_sides_alike(head):
+    label_map = read_head_map(head, "ASR")
+    assert label_map.structures.shape == (40, 60, 40)
+    middle = label_map.structures[20, 40]
+    left, right = int(middle[12]), int(middle[28])
+    assert left != right
+    assert label_map.classes[left] == label_map.classes[right] == WHITE
+    assert label_map.tissues[left] == label_map.tissues[right]
+
+
+def test_fluid_far_from_the_brain_looks_like_fluid_and_has_no_label(head):
+    label_map = read_head_map(head, "SAR")
+    near, far = (int(label_map.structures[k, 20, 20]) for k in (29, 10))
+    assert STRUCTURES[label_map.classes[near] - 1].name == "Cerebrospinal fluid"
+    assert label_map.classes[far] == 0
+    assert label_map.tissues[near] == label_map.tissues[far]
+    assert label_map.focus[0][0] > 25
+
+
+def test_the_intracranial_volume_closes_sulci_and_adds_a_rim():
+    brain = np.zeros((40, 40, 40), bool)
+    brain[10:30, 10:30, 10:30] = True
+    brain[10:20, 18:22, :] = False
+    closed = intracranial(brain, (1.0, 1.0, 1.0))
+    assert closed[15, 20, 20]
+    assert closed[8, 15, 15]
+    assert not closed[6, 15, 15]
+
+
+def test_a_map_without_brain_is_refused(head, tmp_path):
+    sitk.WriteImage(sitk.ReadImage(str(head)) * 0, tmp_path / "none.nii.gz")
+    with pytest.raises(InvalidInput, match="holds none of the labels"):
+        read_head_map(tmp_path / "none.nii.gz", "SAR")
+
+
+def test_a_pair_of_heads_is_the_same_whenever_it_is_asked_for(head):
+    heads = SyntheticHeads([read_head_map(head, "SAR")], (16, 32, 32), (1.0, 1.0, 1.0), seed=3)
+    torch.testing.assert_close(heads[7], heads[7], rtol=0, atol=0)
+    assert not torch.equal(heads[7][0], heads[8][0])
+
+
+def test_every_source_value_belongs_to_one_structure_and_every_structure_has_a_label():
+    values = [value for structure in STRUCTURES for value in structure.sources]
+    assert len(values) == len(set(values))
+    assert [segment.name for segment in SEGMENTS] == [structure.name for structure in STRUCTURES]
+    assert len({segment.color for segment in SEGMENTS}) == len(SEGMENTS)
+    for right, left in LEFT_OF.items():
+        assert any(right in s.sources and left in s.sources for s in STRUCTURES), (left, right)
