@@ -73,7 +73,8 @@ class Bundle:
     """The content of `model.json`.
 
     `labels` has one entry per class: values 1, 2, ... in the order of the network's classes, class 0 of a softmax
-    being background. `figures` are measured results, by name. `sha256` is that of the tensors (see `digest`).
+    being background. `figures` are measured results, by name, and `limits` says what the model is not for.
+    `reproduce` is the command that makes it. `sha256` is that of the tensors (see `digest`).
     """
 
     name: str
@@ -84,6 +85,7 @@ class Bundle:
     license: str
     training_data: str
     figures: Mapping[str, float] = field(default_factory=dict)
+    limits: str | None = None
     reproduce: str | None = None
     sha256: str = ""
     format: Literal["deeplabseg-model-1"] = "deeplabseg-model-1"

@@ -94,6 +94,7 @@ class ModelCard:
     license: str
     training_data: str
     figures: Mapping[str, float] = field(default_factory=dict)
+    limits: str | None = None
 
 
 # --- where models are ------------------------------------------------------------------------------------------------

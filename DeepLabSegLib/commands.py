@@ -160,6 +160,7 @@ def info(options: argparse.Namespace) -> Report:
         ("labels", ", ".join(f"{label.value} {label.name}" for label in content.labels)),
         ("license", content.license),
         ("training data", content.training_data),
+        *([("limits", content.limits)] if content.limits else []),
         *((f"figure: {name}", f"{value:g}") for name, value in content.figures.items()),
         *([("reproduce", content.reproduce)] if content.reproduce else []),
         ("sha256", content.sha256),

@@ -247,6 +247,7 @@ def card_html(card: ModelCard) -> str:
         (_("Trained on"), html.escape(card.training_data)),
         (_("Licence"), html.escape(card.license)),
         *([(_("Measured"), html.escape(figures))] if figures else []),
+        *([(_("Limits"), html.escape(card.limits))] if card.limits else []),
     ]
     table = "".join(f"<tr><td><b>{name}:</b>&nbsp;</td><td>{value}</td></tr>" for name, value in rows)
     return f"{html.escape(card.description)}<table>{table}</table>"
