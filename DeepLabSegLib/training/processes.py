@@ -31,6 +31,11 @@ class Processes:
         """Whether this is the one that writes."""
         return self.rank == 0
 
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.count > 1:
+            distributed.barrier()
+
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over all processes."""
         value = value.detach().double()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Segment, Terminology
-from DeepLabSegLib.bundle import ModelInput
+from DeepLabSegLib.bundle import Bundle, ModelInput
 from DeepLabSegLib.models.deeplab import DeepLabSpec
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.training.head_mri import ANATOMY, SEGMENTS
+from DeepLabSegLib.training.planning import Overrides
 from DeepLabSegLib.training.trainer import TrainingSpec
 
 __all__ = ["RECIPES", "Recipe", "find_recipe"]
@@ -17,22 +18,17 @@ __all__ = ["RECIPES", "Recipe", "find_recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a starter model is made, and what it will say of itself.
+    """How a starter model is made: what it will say of itself (`bundle`), and its training.
 
-    `synthesised` models learn from images made of whole-head label maps, the others from pairs whose labels have
-    `values`, one for each of `labels`. `initial` is the model whose weights they begin with.
+    `synthesised` models learn from images made of whole-head label maps; the others from pairs, whose grid and tile are
+    planned with `overrides`, and the patient is found in a name by `patient`. `initial` is the model whose weights they
+    begin with.
     """
 
-    description: str
-    network: DeepLabSpec
-    input: ModelInput
-    labels: tuple[Segment, ...]
+    bundle: Bundle
     training: TrainingSpec
-    license: str
-    training_data: str
-    limits: str
     synthesised: bool = False
-    values: tuple[int, ...] = ()
+    overrides: Overrides = field(default_factory=Overrides)
     patient: str | None = None
     initial: str | None = None
 
@@ -60,6 +56,7 @@ def _head(spacing: float) -> ModelInput:
     )
 
 
+LEFT_VENTRICLE = Terminology(ANATOMY, ("SCT", "87878005", "Left ventricle"))
 HEAD_DATA = (
     "Images synthesised from 20 whole-head label maps (BBillot/SynthSeg, Apache-2.0); it never saw a real scan"
 )
@@ -70,46 +67,48 @@ HEAD_LIMITS = (
 
 RECIPES = {
     "head-mri": Recipe(
-        description="Whole-head MRI of any contrast, no skull stripping needed: 17 structures of the brain, and fluid",
-        network=_network(3, 3, len(SEGMENTS) + 1),
-        input=_head(1.0),
-        labels=SEGMENTS,
-        training=TrainingSpec(steps=2700, batch_size=4, every=2),
-        license="Apache-2.0",
-        training_data=HEAD_DATA,
-        limits=HEAD_LIMITS,
+        Bundle(
+            name="head-mri",
+            description="Whole-head MRI of any contrast, no skull stripping needed: 16 structures of the brain, and fluid",
+            network=_network(3, 3, len(SEGMENTS) + 1),
+            input=_head(1.0),
+            labels=SEGMENTS,
+            license="Apache-2.0",
+            training_data=HEAD_DATA,
+            limits=HEAD_LIMITS,
+        ),
+        TrainingSpec(steps=2800, batch_size=4, every=2),
         synthesised=True,
     ),
     "head-mri-fast": Recipe(
-        description="The structures of head-mri on a coarser grid: several times faster, for laptops and large batches",
-        network=_network(3, 3, len(SEGMENTS) + 1),
-        input=_head(1.5),
-        labels=SEGMENTS,
-        training=TrainingSpec(steps=600, batch_size=4, every=2, learning_rate=1e-3),
-        license="Apache-2.0",
-        training_data=HEAD_DATA,
-        limits=HEAD_LIMITS + " Thin structures such as cortex come out coarser than with head-mri.",
+        Bundle(
+            name="head-mri-fast",
+            description="The structures of head-mri on a coarser grid: several times faster, for laptops and many scans",
+            network=_network(3, 3, len(SEGMENTS) + 1),
+            input=_head(1.5),
+            labels=SEGMENTS,
+            license="Apache-2.0",
+            training_data=HEAD_DATA,
+            limits=f"{HEAD_LIMITS} Thin structures such as cortex come out coarser than with head-mri.",
+        ),
+        TrainingSpec(steps=600, batch_size=4, every=2, learning_rate=1e-3),
         synthesised=True,
         initial="head-mri",
     ),
     "cardiac-lv": Recipe(
-        description="Left ventricle on short-axis cine MR, slice by slice",
-        network=_network(2, 4, 2),
-        input=ModelInput(
-            channels=("cine MR",),
-            orientation=None,
-            spacing=(None, None, None),
-            normalization=Normalization("percentile", 0.5, 99.5),
+        Bundle(
+            name="cardiac-lv",
+            description="Left ventricle on short-axis cine MR, slice by slice",
+            network=_network(2, 4, 2),
+            input=ModelInput(("cine MR",), None, (None, None, None), Normalization("percentile", 0.5, 99.5)),
+            labels=(Segment(1, "Left ventricle", (152, 55, 13), LEFT_VENTRICLE),),
+            license="Apache-2.0",
+            training_data="526 short-axis slices of 30 patients of the Sunnybrook Cardiac Data (CC0 1.0)",
+            limits="Short-axis slices through the ventricle, as in the Sunnybrook data; long-axis views and slices beyond "
+            "the ventricle were not shown. Not a medical device.",
         ),
-        labels=(
-            Segment(1, "Left ventricle", (152, 55, 13), Terminology(ANATOMY, ("SCT", "87878005", "Left ventricle"))),
-        ),
-        training=TrainingSpec(steps=800, batch_size=12),
-        license="CC0-1.0",
-        training_data="526 slices of 30 patients of the Sunnybrook Cardiac Data (CC0 1.0)",
-        limits="Short-axis slices of about 256 x 256 pixels through the ventricle, as in the Sunnybrook data; long-axis "
-        "views and slices without the ventricle were not shown. Not a medical device.",
-        values=(1,),
+        TrainingSpec(steps=800, batch_size=12),
+        overrides=Overrides(names=("Left ventricle",), channels=("cine MR",)),
         patient="(.+)-IM-",
     ),
 }

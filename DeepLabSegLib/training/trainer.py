@@ -104,6 +104,7 @@ def train(
     processes: Processes | None = None,
     validate: Validate | None = None,
     on_step: OnStep | None = None,
+    about: object = None,
 ) -> Trained:
     """Train `network` on `pairs`, with checkpoint and curves in `folder`; a run that was cut off there goes on.
 
@@ -111,7 +112,8 @@ def train(
     for. Step s takes the pairs from `s * batch_size` on, so a resumed run sees what an unbroken one would, and
     several processes see together what one would.
 
-    Raises `InvalidInput` where `folder` holds a run of another network or spec.
+    Raises `InvalidInput` where `folder` holds a run of another network or spec, or one that was `about` something else:
+    whatever JSON can say of the data.
     """
     processes = processes or Processes(0, 1, torch.device("cpu"))
     if spec.batch_size % processes.count:
@@ -119,7 +121,7 @@ def train(
             f"batch_size is {spec.batch_size}, which {processes.count} processes can't share evenly; "
             f"choose a multiple of {processes.count}"
         )
-    run = _Run(network, spec, folder, processes)
+    run = _Run(network, spec, folder, processes, about)
     run.resume()
     loader = DataLoader(
         pairs,
@@ -175,7 +177,9 @@ class _Coarse(nn.Module):
 class _Run:
     """The state of a training: everything that a checkpoint holds."""
 
-    def __init__(self, network: DeepLabV3Plus, spec: TrainingSpec, folder: Path, processes: Processes) -> None:
+    def __init__(
+        self, network: DeepLabV3Plus, spec: TrainingSpec, folder: Path, processes: Processes, about: object
+    ) -> None:
         self.spec = spec
         self.processes = processes
         self.step = 0
@@ -183,7 +187,7 @@ class _Run:
         self.stale = 0
         self._file = folder / CHECKPOINT
         self._curves = Curves(folder)
-        self._identity = _identity(network, spec)
+        self._identity = _identity(network, spec, about)
         device = processes.device
         layout = torch.channels_last if network.spec.dims == 2 else torch.channels_last_3d
         self._network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
@@ -297,10 +301,10 @@ def _deciding(scores: Mapping[str, float]) -> float:
     return next(iter(scores.values()))
 
 
-def _identity(network: DeepLabV3Plus, spec: TrainingSpec) -> str:
+def _identity(network: DeepLabV3Plus, spec: TrainingSpec, about: object) -> str:
     """What a checkpoint must share with the run that takes it up; workers may differ."""
     settings = to_json(spec) | {"workers": None}
-    text = json.dumps([to_json(network.spec), settings], sort_keys=True)
+    text = json.dumps([to_json(network.spec), settings, about], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
