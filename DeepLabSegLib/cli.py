@@ -21,6 +21,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for an error that is told, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
+    options.words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         data, text = options.run(options)
         print(json.dumps(data, indent=2, ensure_ascii=False) if options.json else text)  # noqa: T201 its purpose
@@ -147,6 +148,45 @@ def _parser() -> argparse.ArgumentParser:
     intake.add_argument(
         "--tile", type=_typed(parse_sizes), help="window, for example 96x96x96 (default: the whole image)"
     )
+
+    sub = command(commands.train)
+    sub.add_argument(
+        "data",
+        help="folder of image and label pairs (imagesTr and labelsTr, images and labels, or scan.nrrd beside "
+        "scan.seg.nrrd), or a .csv table with columns image and label",
+    )
+    sub.add_argument("-o", "--output", help="bundle to write; its checkpoint and curves go to OUTPUT.training beside it")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    sub.add_argument("--check", action="store_true", help="only check the data and show what would be trained")
+    sub.add_argument("--recipe", help="make a starter model again: head-mri, head-mri-fast or cardiac-lv")
+    sub.add_argument("--weights", help="model or weights file to begin with, such as an encoder's from ImageNet")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    sub.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
+    loop = sub.add_argument_group("the training")
+    loop.add_argument("--steps", type=int, help="updates of the weights")
+    loop.add_argument("--batch", type=int, help="windows per step, over all processes")
+    loop.add_argument("--optimizer", choices=("adamw", "sgd"))
+    loop.add_argument("--learning-rate", type=float, help="its highest value")
+    loop.add_argument("--patience", type=int, help="validations without a gain after which training stops")
+    loop.add_argument("--workers", type=int, help="processes that load and change images")
+    loop.add_argument("--seed", type=int)
+    loop.add_argument("--folds", type=int, default=5, help="parts of the cases, of which one validates; 0 trains on all")
+    loop.add_argument("--fold", type=int, default=0, help="the part that validates, from 0")
+    loop.add_argument("--patient", help="regular expression that finds the patient in a case's name")
+    chosen = sub.add_argument_group("instead of what the data suggest")
+    chosen.add_argument("--encoder", help="a name from `deeplabseg encoders`")
+    chosen.add_argument("--depth", type=int, choices=(3, 4, 5))
+    chosen.add_argument("--dims", type=int, choices=(2, 3), help="slice by slice, or in 3D")
+    chosen.add_argument("--spacing", type=_typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1")
+    chosen.add_argument("--tile", type=_typed(parse_sizes), help="window, for example 96x96x96")
+    chosen.add_argument("--normalization", help="none, zscore, percentile:0.5:99.5 or window:-160:240")
+    chosen.add_argument("--orientation", help="three letters, where k, j, i grow to, for example SAR")
+    chosen.add_argument("--labels", type=parse_names, help="names of the labels between commas")
+    chosen.add_argument("--channels", type=parse_names, help="names of the input channels between commas")
+    card = sub.add_argument_group("what the model says of itself")
+    card.add_argument("--name", help="(default: the bundle's)")
+    card.add_argument("--license", default="unknown", help="licence of the weights")
+    card.add_argument("--training-data", help="(default: the number of cases and their folder's name)")
 
     sub = command(commands.export)
     sub.add_argument("model", help="a name from `deeplabseg models`, a bundle's path, or a weights file")

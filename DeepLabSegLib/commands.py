@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 import warnings
@@ -226,6 +227,55 @@ def export(options: argparse.Namespace) -> Report:
     return {"output": str(output), "size": list(size), "difference": difference}, f"{text} {difference:.1e}"
 
 
+def train(options: argparse.Namespace) -> Report:
+    """Train a model on pairs of images and labels; the same command goes on with a training that was cut off."""
+    from DeepLabSegLib import weights
+    from DeepLabSegLib.training import Overrides, TrainOptions, check_data, train_model
+
+    overrides = Overrides(
+        encoder=options.encoder,
+        depth=options.depth,
+        dims=options.dims,
+        spacing=options.spacing,
+        tile=options.tile,
+        batch_size=options.batch,
+        normalization=options.normalization and weights.parse_normalization(options.normalization),
+        orientation=options.orientation,
+        names=options.labels and tuple(options.labels),
+        channels=options.channels and tuple(options.channels),
+    )
+    fields = ("steps", "batch", "optimizer", "learning_rate", "patience", "workers", "seed")
+    training = {name: value for name in fields if (value := getattr(options, name)) is not None}
+    if "batch" in training:
+        training["batch_size"] = training.pop("batch")
+    wanted = TrainOptions(
+        recipe=options.recipe,
+        overrides=overrides,
+        training=training,
+        initial=options.weights,
+        folds=options.folds,
+        fold=options.fold,
+        patient=options.patient,
+        device=options.device,
+        precision=options.precision,
+        name=options.name,
+        license=options.license,
+        training_data=options.training_data,
+        reproduce=_reproduce(options),
+    )
+    with _TrainingBar(options) as on_progress:
+        if options.check:
+            text = check_data(options.data, wanted, on_progress)
+            return {"report": text.splitlines()}, text
+        if options.output is None:
+            raise InvalidInput("no output is given; say with -o where to write the model, or --check to look at the data")
+        trained = train_model(options.data, options.output, wanted, overwrite=options.overwrite, on_progress=on_progress)
+    scores = [(name, f"{score:.3f}") for name, score in trained.scores.items()]
+    text = f"{options.output}: weights of step {trained.step}"
+    data = {"output": options.output, "step": trained.step, "scores": trained.scores}
+    return data, _table([("held-out cases", "Dice"), *scores]) + f"\n{text}" if scores else text
+
+
 # --- pieces ----------------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +377,39 @@ class _ProgressBar:
         if progress.note is not None:
             self.bar.write(f"deeplabseg: note: {progress.note}", file=sys.stderr)
         self.bar.update(progress.done - self.bar.n)
+
+
+class _TrainingBar:
+    """A bar per stage of a training, with its loss; several processes show one."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.stage = ""
+        self.bar: Any = None
+        self.loss = 0.0
+
+    def __enter__(self) -> Callable[[str, int, int, float | None], None]:
+        return self.step
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def step(self, stage: str, done: int, total: int, loss: float | None) -> None:
+        if stage != self.stage:
+            self.__exit__()
+            self.stage = stage
+            self.bar = _tqdm(None, stage, self.options, total=total, initial=done - 1, mininterval=1)
+        if loss is not None:
+            self.loss = 0.95 * self.loss + 0.05 * loss if self.loss else loss
+            self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
+        self.bar.update(done - self.bar.n)
+
+
+def _reproduce(options: argparse.Namespace) -> str:
+    """The command with the data's and the model's own names in place of where they lie."""
+    names = {options.data: "DATA", options.output: Path(options.output or "model").name}
+    return shlex.join(["deeplabseg", *(names.get(word, word) for word in options.words)])
 
 
 def _tqdm(items: Any, description: str, options: argparse.Namespace, **more: Any) -> Any:

@@ -17,7 +17,7 @@ from DeepLabSegLib.schema import from_json
 from DeepLabSegLib.weights.detect import detect
 from DeepLabSegLib.weights.load import load_weights
 
-__all__ = ["convert", "parse_input"]
+__all__ = ["convert", "parse_input", "parse_normalization"]
 
 UNKNOWN = "unknown"
 
@@ -102,20 +102,23 @@ def parse_input(
                 "say with --normalization how voxel values go in: none, zscore, percentile:L:U or window:L:U"
             )
         return None
-    method, *bounds = normalization.split(":")
-    try:
-        lower, upper = map(float, bounds) if bounds else (None, None)
-    except ValueError:
-        raise InvalidInput(
-            f"normalization is {normalization!r}; write for example zscore, or percentile:0.5:99.5"
-        ) from None
     return ModelInput(
         tuple(channels or _channel_names(detect(Path(path)).in_channels)),
         orientation,
         spacing or (None, None, None),  # type: ignore[arg-type]
-        from_json(Normalization, {"method": method, "lower": lower, "upper": upper}, "normalization"),
+        parse_normalization(normalization),
         tile,
     )
+
+
+def parse_normalization(text: str) -> Normalization:
+    """`"zscore"` or `"percentile:0.5:99.5"` as a `Normalization`. Raises `InvalidInput`."""
+    method, *bounds = text.split(":")
+    try:
+        lower, upper = map(float, bounds) if bounds else (None, None)
+    except ValueError:
+        raise InvalidInput(f"normalization is {text!r}; write for example zscore, or percentile:0.5:99.5") from None
+    return from_json(Normalization, {"method": method, "lower": lower, "upper": upper}, "normalization")
 
 
 def _channel_names(count: int) -> tuple[str, ...]:
