@@ -19,6 +19,7 @@ from slicer.ScriptedLoadableModule import (
 if importlib.util.find_spec("DeepLabSegLib") is None:  # a source checkout, where the library lies beside this folder
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from DeepLabSegLib import mrml
 from DeepLabSegLib.catalog import DEFAULT_MODEL
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegPanel.panel import Panel
@@ -82,8 +83,6 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
     def __init__(self) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self._warm: Any = None
-        self.labels: Any = None
-        """`DeepLabSegLib.Labels` of the last call of `segment`."""
 
     def getParameterNode(self) -> DeepLabSegParameterNode:
         """The panel's choices in the scene."""
@@ -123,17 +122,12 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
         DeepLabSegError : what can't be done, in words; the scene is as it was.
         ModuleNotFoundError : PyTorch is missing; click Segment in the panel once, which installs it.
         """
-        from DeepLabSegLib import mrml
-        from DeepLabSegLib.surface import closed_surfaces
-
         if outputSegmentation is not None:
             mrml.check_output_node(outputSegmentation)
-        image = mrml.read_volumes([inputVolume, *furtherVolumes])
         segmenter, settings = self._prepare(model, device, precision, roi, options)
-        labels = segmenter.segment(image, settings, onProgress)
-        surfaces = closed_surfaces(labels) if show3D else None
-        self.labels = labels
-        return mrml.write_result(labels, inputVolume, outputSegmentation, surfaces).segmentation
+        volumes = [inputVolume, *furtherVolumes]
+        node, _labels = _segment(volumes, outputSegmentation, segmenter, settings, show3D, onProgress)
+        return node
 
     def segmentAll(
         self,
@@ -143,6 +137,9 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
         model: str = DEFAULT_MODEL,
         device: str = "auto",
         precision: str = "auto",
+        roi: Any = None,
+        show3D: bool = False,
+        onProgress: Callable[[Any], bool | None] | None = None,
         onCase: Callable[[Any], object] | None = None,
         **options: Any,
     ) -> list[Any]:
@@ -150,7 +147,8 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
 
         `scans` is a folder, whose results go as `.seg.nrrd` into `outputFolder` with a `report.csv`; what is there
         already is kept, so that an interrupted batch goes on. Or it is volume nodes, whose results are new
-        segmentations in the scene. Returns a `DeepLabSegLib.batch.Case` each, which `onCase` gets as it is finished.
+        segmentations in the scene, with surfaces where `show3D`. Returns a `DeepLabSegLib.batch.Case` each, which
+        `onCase` gets as it is finished. The rest is as in `segment`, for every scan.
         """
         from DeepLabSegLib import batch
 
@@ -158,22 +156,20 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
             if outputFolder is None:
                 raise InvalidInput("outputFolder is missing; say where the segmentations of the folder go")
             found = batch.find_scans(scans)
-            segmenter, settings = self._prepare(model, device, precision, None, options)
-            cases = batch.segment_files(segmenter, found, outputFolder, settings, on_case=onCase)
+            segmenter, settings = self._prepare(model, device, precision, roi, options)
+            cases = batch.segment_files(
+                segmenter, found, outputFolder, settings, on_case=onCase, on_progress=onProgress
+            )
             batch.write_report(cases, Path(outputFolder) / "report.csv")
             return cases
-        cases = []
-        for node in scans:
+        segmenter, settings = self._prepare(model, device, precision, roi, options)
 
-            def segment(node: Any = node) -> Any:
-                self.segment(node, model=model, device=device, precision=precision, **options)
-                return self.labels
+        def case(volume: Any) -> Any:
+            return batch.run_case(
+                volume.GetName(), lambda: _segment([volume], None, segmenter, settings, show3D, onProgress)[1]
+            )
 
-            case = batch.run_case(node.GetName(), segment)
-            cases.append(case)
-            if onCase is not None:
-                onCase(case)
-        return cases
+        return batch.collect(map(case, scans), onCase)
 
     def unload(self) -> None:
         """Let go of the model that the last call has left loaded."""
@@ -181,7 +177,6 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
             self._warm.unload()
 
     def _prepare(self, model: str, device: str, precision: str, roi: Any, options: dict[str, Any]) -> tuple[Any, Any]:
-        from DeepLabSegLib import mrml
         from DeepLabSegLib.segmenter import SegmentOptions
         from DeepLabSegLib.session import ModelChoice, WarmModel
 
@@ -189,6 +184,17 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
         settings = SegmentOptions(region=region, **options)
         self._warm = self._warm or WarmModel()
         return self._warm.get(ModelChoice(str(model), device, precision)), settings
+
+
+def _segment(
+    volumes: Sequence[Any], output: Any, segmenter: Any, options: Any, show3D: bool, onProgress: Any
+) -> tuple[Any, Any]:
+    """The segmentation node that was filled, and the `Labels` in it."""
+    from DeepLabSegLib.surface import closed_surfaces
+
+    labels = segmenter.segment(mrml.read_volumes(volumes), options, onProgress)
+    surfaces = closed_surfaces(labels) if show3D else None
+    return mrml.write_result(labels, volumes[0], output, surfaces), labels
 
 
 class DeepLabSegTest(ScriptedLoadableModuleTest):

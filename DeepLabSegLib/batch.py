@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from DeepLabSegLib import files
@@ -15,7 +16,7 @@ from DeepLabSegLib.image import Labels
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
 
-__all__ = ["Case", "find_scans", "run_case", "segment_files", "write_report"]
+__all__ = ["Case", "collect", "find_scans", "run_case", "segment_files", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -72,23 +73,29 @@ def segment_files(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidInput(f"several scans are called {', '.join(twice)}; rename them, or use an output folder each")
-    cases = []
-    for source, name in zip(sources, names, strict=True):
+
+    def segment(source: Path, target: Path) -> Labels:
+        labels = segmenter.segment(files.read_image(source), options, on_progress)
+        files.write_labels(labels, target, overwrite=overwrite)
+        return labels
+
+    def case(source: Path, name: str) -> Case:
         target = folder / f"{name}{suffix}"
         if target.exists() and not overwrite:
-            case = Case(name, "kept", message=f"{target} was there already")
-        else:
+            return Case(name, "kept", message=f"{target} was there already")
+        return run_case(name, partial(segment, source, target))
 
-            def segment(source: Path = source, target: Path = target) -> Labels:
-                labels = segmenter.segment(files.read_image(source), options, on_progress)
-                files.write_labels(labels, target, overwrite=overwrite)
-                return labels
+    return collect(map(case, sources, names), on_case)
 
-            case = run_case(name, segment)
-        cases.append(case)
+
+def collect(cases: Iterable[Case], on_case: Callable[[Case], object] | None = None) -> list[Case]:
+    """All of `cases`; `on_case` is called with each as soon as it is there."""
+    collected = []
+    for case in cases:
+        collected.append(case)
         if on_case is not None:
             on_case(case)
-    return cases
+    return collected
 
 
 def run_case(name: str, segment: Callable[[], Labels]) -> Case:

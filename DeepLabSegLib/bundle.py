@@ -7,10 +7,10 @@ metadata under `model.json`. Nothing in either is executed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from DeepLabSegLib.catalog import JSON_NAME, TENSORS_NAME, model_json, tensors_file
+from DeepLabSegLib.catalog import JSON_NAME, TENSORS_NAME, read_json, tensors_file
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
@@ -144,10 +144,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
 
     Raises `BundleError` that names the file and the key.
     """
-    try:
-        return from_json(Bundle, json.loads(model_json(path)))
-    except (ValueError, RecursionError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
-        raise BundleError(f"{path}: model.json: {error}") from None
+    return read_json(path, partial(from_json, Bundle))
 
 
 def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:

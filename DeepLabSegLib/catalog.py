@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TypeVar
 
 from DeepLabSegLib.errors import BundleError
 from DeepLabSegLib.image import Segment
@@ -25,13 +26,16 @@ __all__ = [
     "is_bundle",
     "list_models",
     "model_folders",
-    "model_json",
     "read_card",
+    "read_json",
     "resource",
+    "sample_scan",
     "tensors_file",
     "to_card",
     "user_models",
 ]
+
+T = TypeVar("T")
 
 DEFAULT_MODEL = "head-mri-2d"
 JSON_NAME = "model.json"
@@ -121,6 +125,11 @@ def resource(name: str) -> Path:
     return installed if installed.exists() else package.parent / "Resources" / name
 
 
+def sample_scan() -> Path:
+    """The shipped scan, a T1-weighted head."""
+    return resource("SampleData/head-t1-colin27.nii.gz")
+
+
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     """The path of a model by name or path. Raises `BundleError` that lists the names."""
     name = os.fspath(name_or_path)
@@ -171,10 +180,7 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard:
 
     Raises `BundleError` that names the file and the key.
     """
-    try:
-        return to_card(json.loads(model_json(path)))
-    except (ValueError, RecursionError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
-        raise BundleError(f"{path}: model.json: {error}") from None
+    return read_json(path, to_card)
 
 
 def to_card(content: object) -> ModelCard:
@@ -193,8 +199,18 @@ def _known(cls: type, content: object) -> dict[str, object]:
     return {key: value for key, value in content.items() if key in names}
 
 
-def model_json(path: str | os.PathLike[str]) -> str:
-    """The text of the bundle's `model.json`. Raises `BundleError`."""
+def read_json(path: str | os.PathLike[str], convert: Callable[[object], T]) -> T:
+    """What `convert` makes of the decoded `model.json` of the bundle at `path`.
+
+    Raises `BundleError`, also for a `ValueError` of `convert`.
+    """
+    try:
+        return convert(json.loads(_model_json(path)))
+    except (ValueError, RecursionError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
+        raise BundleError(f"{path}: model.json: {error}") from None
+
+
+def _model_json(path: str | os.PathLike[str]) -> str:
     source = tensors_file(path)
     beside = source.parent / JSON_NAME
     if source.name == TENSORS_NAME and beside.is_file():

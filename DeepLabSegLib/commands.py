@@ -18,8 +18,7 @@ from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.image import Image, Labels, Segment
 from DeepLabSegLib.outputs import check_output, replacing
 from DeepLabSegLib.schema import from_json, to_json
-
-SAMPLE = "head-t1-colin27.nii.gz"
+from DeepLabSegLib.texts import parse_names
 
 Report = tuple[Any, str]
 """Data for programs, and the same as text."""
@@ -69,9 +68,10 @@ def demo(options: argparse.Namespace) -> Report:
 
     folder = Path(options.output)
     _make_folder(folder)
-    output = check_output(folder / "head-t1-colin27.seg.nrrd", files.LABEL_SUFFIXES, options.overwrite)
-    picture = check_output(folder / "head-t1-colin27.png", (".png",), options.overwrite)
-    sample = catalog.resource("SampleData") / SAMPLE
+    sample = catalog.sample_scan()
+    name = sample.name.removesuffix(".nii.gz")
+    output = check_output(folder / f"{name}.seg.nrrd", files.LABEL_SUFFIXES, options.overwrite)
+    picture = check_output(folder / f"{name}.png", (".png",), options.overwrite)
     report, image, labels = _segment_file([sample], output, options)
     with replacing(picture) as temporary:
         overlay.render(image, labels).save(temporary)
@@ -296,7 +296,7 @@ def _labels(text: str | None) -> list[Any] | None:
     if text is None:
         return None
     if not text.endswith(".json"):
-        return [name.strip() for name in text.split(",")]
+        return parse_names(text)
     try:
         content = json.loads(Path(text).read_text(encoding="utf-8"))
         if not isinstance(content, list):

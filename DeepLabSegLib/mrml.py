@@ -6,7 +6,6 @@ It needs a scene and the MRML classes, no window and no application: it runs in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,6 @@ if TYPE_CHECKING:  # a panel uses this module before torch is here
     from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
 
 __all__ = [
-    "ResultNodes",
     "check_output_node",
     "read_region",
     "read_volumes",
@@ -80,14 +78,14 @@ def read_volumes(volume_nodes: Sequence[Any]) -> Image:
         raise InvalidInput("no volume is given; choose a scalar or colour volume")
     images = []
     for node in volume_nodes:
-        array, affine = volume_voxels(node)
+        array, geometry = volume_voxels(node)
         channels_first = np.moveaxis(array, -1, 0) if array.ndim == 4 else array
-        images.append(Image(channels_first.copy(), Geometry.from_affine(array.shape[:3], affine)))
+        images.append(Image(channels_first.copy(), geometry))
     return stack_channels(images)
 
 
-def volume_voxels(volume_node: Any) -> tuple[NDArray, NDArray[np.float64]]:
-    """Voxels `(k, j, i)` or `(k, j, i, C)`, a view into the node, and the 4x4 from (k, j, i) to world RAS.
+def volume_voxels(volume_node: Any) -> tuple[NDArray, Geometry]:
+    """Voxels `(k, j, i)` or `(k, j, i, C)`, a view into the node, and where they lie in world RAS.
 
     Raises `InvalidInput` for a node that is no volume, is empty, 4D or a label map, or lies under a transform that
     leaves no regular grid.
@@ -107,10 +105,9 @@ def volume_voxels(volume_node: Any) -> tuple[NDArray, NDArray[np.float64]]:
     array = array.reshape((k, j, i) if array.ndim == 1 else (k, j, i, array.shape[1]))
     affine = _world_from_node(volume_node, "volume") @ _node_affine(volume_node)
     try:
-        Geometry.from_affine((k, j, i), affine)
+        return array, Geometry.from_affine((k, j, i), affine)
     except InvalidInput as error:
         raise InvalidInput(f"the volume {name}: {error}") from None
-    return array, affine
 
 
 def volume_state(volume_node: Any) -> tuple[Any, ...]:
@@ -146,18 +143,10 @@ def check_output_node(segmentation_node: Any) -> None:
         raise InvalidInput(f"the output is {_describe(segmentation_node)}; choose a segmentation node")
 
 
-@dataclass(frozen=True)
-class ResultNodes:
-    """The nodes that a result went into."""
-
-    segmentation: Any
-    uncertainty: Any = None
-
-
 def write_result(
     labels: Labels, volume_node: Any, segmentation_node: Any = None, surfaces: Mapping[str, Any] | None = None
-) -> ResultNodes:
-    """Put a result into the scene of `volume_node`: all of it, or nothing.
+) -> Any:
+    """Put a result into the scene of `volume_node`, all of it or nothing, and return its segmentation node.
 
     `segmentation_node` None makes a new one, named after the volume, as for the uncertainty. Raises what
     `write_segmentation` raises.
@@ -172,16 +161,14 @@ def write_result(
 
     try:
         segmentation = segmentation_node or add("vtkMRMLSegmentationNode", "segmentation")
-        uncertainty = None
         if labels.uncertainty is not None:
-            uncertainty = add("vtkMRMLScalarVolumeNode", "uncertainty")
-            write_uncertainty(labels, uncertainty, volume_node)
+            write_uncertainty(labels, add("vtkMRMLScalarVolumeNode", "uncertainty"), volume_node)
         write_segmentation(labels, segmentation, volume_node, surfaces)
     except BaseException:
         for node in added:
             scene.RemoveNode(node)
         raise
-    return ResultNodes(segmentation, uncertainty)
+    return segmentation
 
 
 def write_segmentation(

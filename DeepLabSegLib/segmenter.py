@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from DeepLabSegLib.bundle import Bundle, read_bundle, read_network
+from DeepLabSegLib.bundle import Bundle, ModelInput, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
 from DeepLabSegLib.devices import choose_device, choose_precision, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
-from DeepLabSegLib.image import Geometry, Image, Labels
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment
 from DeepLabSegLib.ladder import next_step, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import check_choice
@@ -285,12 +285,20 @@ class Segmenter:
         return logits
 
 
-def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", precision: str = "auto") -> Segmenter:
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    labels: Sequence[Segment | str] | None = None,
+    network: Mapping[str, Any] | None = None,
+    model_input: ModelInput | None = None,
+) -> Segmenter:
     """A `Segmenter` for a model by name (see `list_models`), by the path of its bundle, or from bare weights.
 
     `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps"; `precision` is "auto" (bf16 on a
-    GPU that has it), "fp32", "bf16" or "fp16". What bare weights can't tell (see `weights.convert`) is assumed, and
-    said in a warning.
+    GPU that has it), "fp32", "bf16" or "fp16". What bare weights can't tell is said by the rest, as to
+    `weights.convert`; what is not said is assumed, with a warning. A bundle says all of itself.
 
     Raises
     ------
@@ -300,13 +308,13 @@ def load_model(name_or_path: str | os.PathLike[str], device: str = "auto", preci
     """
     choose_precision(precision, choose_device(device))  # before the weights are read
     path = find_model(name_or_path)
-    if not is_bundle(path):
-        bundle, network, assumed = convert(path)
-        if assumed:
-            warnings.warn(f"{path} doesn't tell {'; '.join(assumed)}; `convert` it to say what is right", stacklevel=2)
-        return Segmenter(bundle, network, device, precision)
-    bundle = read_bundle(path)
-    return Segmenter(bundle, read_network(path, bundle), device, precision)
+    if is_bundle(path):
+        bundle = read_bundle(path)
+        return Segmenter(bundle, read_network(path, bundle), device, precision)
+    bundle, model, assumed = convert(path, labels=labels, network=network, model_input=model_input)
+    if assumed:
+        warnings.warn(f"{path} doesn't tell {'; '.join(assumed)}; `convert` it to say what is right", stacklevel=2)
+    return Segmenter(bundle, model, device, precision)
 
 
 def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], region: Region) -> Labels:

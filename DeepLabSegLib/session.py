@@ -9,7 +9,6 @@ from typing import Any
 
 from DeepLabSegLib.bundle import Bundle, read_bundle
 from DeepLabSegLib.catalog import DEFAULT_MODEL, find_model, is_bundle
-from DeepLabSegLib.devices import choose_device, choose_precision
 from DeepLabSegLib.segmenter import Segmenter, load_model
 from DeepLabSegLib.weights.convert import convert, parse_input
 
@@ -44,7 +43,7 @@ def describe_model(choice: ModelChoice) -> tuple[Bundle, tuple[str, ...]]:
     path = find_model(choice.model)
     if is_bundle(path):
         return read_bundle(path), ()
-    bundle, _, assumed = _convert(path, choice)
+    bundle, _, assumed = convert(path, **_said(path, choice))
     return bundle, assumed
 
 
@@ -61,7 +60,7 @@ class WarmModel:
         key = (choice, _state(path))
         if self._segmenter is None or self._key != key:
             self.unload()
-            self._segmenter = self._load(path, choice)
+            self._segmenter = load_model(path, choice.device, choice.precision, **_said(path, choice))
             self._key = key
         return self._segmenter
 
@@ -69,17 +68,11 @@ class WarmModel:
         """Let go of the model."""
         self._key = self._segmenter = None
 
-    def _load(self, path: Path, choice: ModelChoice) -> Segmenter:
-        if is_bundle(path):
-            return load_model(path, choice.device, choice.precision)
-        choose_precision(choice.precision, choose_device(choice.device))  # before the weights are read
-        bundle, network, _ = _convert(path, choice)
-        return Segmenter(bundle, network, choice.device, choice.precision)
 
-
-def _convert(path: Path, choice: ModelChoice) -> Any:
-    said = parse_input(path, choice.normalization, None, choice.orientation, choice.spacing)
-    return convert(path, labels=choice.labels, network=choice.network, model_input=said)
+def _said(path: Path, choice: ModelChoice) -> dict[str, Any]:
+    """What `choice` says of the bare weights at `path`, as `convert` takes it."""
+    model_input = parse_input(path, choice.normalization, None, choice.orientation, choice.spacing)
+    return {"labels": choice.labels, "network": choice.network, "model_input": model_input}
 
 
 def _state(path: Path) -> object:

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -56,7 +57,7 @@ class Worker:
             except Exception as error:  # whatever it is, the window must hear of it
                 if not isinstance(error, DeepLabSegError):
                     traceback.print_exc()
-                content = {"error": {"kind": _kind(error), "message": str(error) or type(error).__name__}}
+                content = {"error": {"kind": type(error).__name__, "message": str(error) or type(error).__name__}}
             # After the exception is gone, and with it every hold on the files: Windows deletes no mapped file.
             self._answer(request, **content)
 
@@ -149,14 +150,6 @@ def _write_surfaces(folder: Path, labels: Labels) -> dict[str, str]:
     return files
 
 
-def _kind(error: BaseException) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"missing {error.name}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error).lower():
-        return "MemoryError"
-    return type(error).__name__
-
-
 def _peak_bytes() -> int | None:
     """The largest memory that this process has held; None where the system doesn't tell."""
     try:
@@ -172,6 +165,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
+    # What weights don't tell is in the answer to `describe`; the window's log needs no warning of it.
+    warnings.filterwarnings("ignore", module="DeepLabSegLib.session")
     if hasattr(os, "nice"):
         os.nice(5)  # the window goes first
     Worker(os.fdopen(os.dup(0), encoding="utf-8"), answers).run()

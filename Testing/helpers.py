@@ -10,12 +10,13 @@ import SimpleITK as sitk
 import torch
 
 from DeepLabSegLib.bundle import Bundle, ModelInput, save_bundle
+from DeepLabSegLib.catalog import sample_scan
 from DeepLabSegLib.image import Geometry, Image, Segment, Terminology
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.segmenter import Segmenter
 
-SAMPLE = Path(__file__).parent.parent / "Resources" / "SampleData" / "head-t1-colin27.nii.gz"
+SAMPLE = sample_scan()
 TERMINOLOGY = Terminology(("SCT", "123037004", "Anatomical Structure"), ("SCT", "12738006", "Brain"))
 
 

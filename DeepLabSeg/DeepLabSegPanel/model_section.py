@@ -78,28 +78,29 @@ class ModelSection:
         shown = (parameters.model, parameters.weightsPath, *(str(getattr(parameters, name)) for name in SAID))
         if shown != self._shown:
             self._shown = shown
-            self._read(parameters)
-        self._lock(parameters)
+            self._read()
+        self._lock()
 
-    def choice(self, parameters: Any) -> dict[str, Any]:
+    def choice(self) -> dict[str, Any]:
         """The chosen model as the JSON of `ModelChoice`. Raises `InvalidInput` where something is missing."""
         if self.problem:
             raise InvalidInput(self.problem)
+        parameters = self._parameters
         choice = {
             "model": parameters.model or parameters.weightsPath,
             "device": parameters.device,
             "precision": parameters.precision,
         }
-        return choice | (self._weightsChoice(parameters) if self._isWeights else {})
+        return choice | (self._weightsChoice() if self._isWeights else {})
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def _read(self, parameters: Any) -> None:
+    def _read(self) -> None:
         self.card, self.problem, self._assumed, self._isWeights = None, "", [], False
         self._looking = 0
         self._timer.stop()
         try:
-            path = self._path(parameters)
+            path = self._path()
             if catalog.is_bundle(path):
                 self.card = catalog.read_card(path)
             else:
@@ -109,7 +110,8 @@ class ModelSection:
             self.problem = str(error)
         self._tell()
 
-    def _path(self, parameters: Any) -> Path:
+    def _path(self) -> Path:
+        parameters = self._parameters
         if parameters.model != FILE:
             return catalog.find_model(parameters.model)
         if not parameters.weightsPath:
@@ -132,7 +134,7 @@ class ModelSection:
 
     def _look(self) -> None:
         try:
-            choice = {"model": self._parameters.weightsPath} | self._weightsChoice(self._parameters)
+            choice = {"model": self._parameters.weightsPath} | self._weightsChoice()
         except InvalidInput as error:
             self.problem = str(error)
             self._tell()
@@ -152,12 +154,13 @@ class ModelSection:
             self.card = catalog.to_card(answer["result"]["model"])
             self._assumed = answer["result"]["assumed"]
         self._tell()
-        self._lock(self._parameters)
+        self._lock()
         self._onChanged()
 
     # --- what a person says of weights -------------------------------------------------------------------------------
 
-    def _weightsChoice(self, parameters: Any) -> dict[str, Any]:
+    def _weightsChoice(self) -> dict[str, Any]:
+        parameters = self._parameters
         said: dict[str, Any] = {"network": {}}
         if parameters.labels.strip():
             said["labels"] = parse_names(parameters.labels)
@@ -181,7 +184,7 @@ class ModelSection:
 
     # --- showing -----------------------------------------------------------------------------------------------------
 
-    def _lock(self, parameters: Any) -> None:
+    def _lock(self) -> None:
         """Fill what is known, and lock what is certain."""
         card = self.card
         known = {name for text in self._assumed for name in text.split(" ")[:1]}

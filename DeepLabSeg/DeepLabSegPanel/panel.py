@@ -273,9 +273,7 @@ class Panel(VTKObservationMixin):
         self._run.start()
         self._stageStarted = ("", 0.0)
         self._notes = []
-        self.ui.progressBar.setRange(0, 0)
-        self.ui.progressBar.visible = True
-        self._say(_("Starting …"))
+        self._sayBusy(_("Starting …"))
         self._log(_("Segmenting {name} …").format(name=self._parameters.inputVolume.GetName()))
         self._log(self.ui.modelMessageLabel.text)
         self._update()
@@ -284,7 +282,7 @@ class Panel(VTKObservationMixin):
         parameters = self._parameters
         if parameters.inputVolume is None:
             raise InvalidInput(_("no volume is chosen; choose the scan to segment, or load the sample head"))
-        choice = self.model.choice(parameters)
+        choice = self.model.choice()
         problem = self._inputProblem()
         if problem:
             raise InvalidInput(problem)
@@ -385,9 +383,7 @@ class Panel(VTKObservationMixin):
             )
             return
         self._installer = torch_setup.TorchInstaller(self._onInstallLine, self._onInstalled)
-        self.ui.progressBar.setRange(0, 0)
-        self.ui.progressBar.visible = True
-        self._say(_("Installing {packages} …").format(packages=", ".join(wanted)))
+        self._sayBusy(_("Installing {packages} …").format(packages=", ".join(wanted)))
         self._update()
         self._installer.start(self._needed())
 
@@ -422,6 +418,12 @@ class Panel(VTKObservationMixin):
     def _say(self, text: str, style: str = "") -> None:
         self.ui.statusLabel.text = text
         self.ui.statusLabel.styleSheet = style
+
+    def _sayBusy(self, text: str) -> None:
+        """Say what has begun, over a bar that shows no end yet."""
+        self.ui.progressBar.setRange(0, 0)
+        self.ui.progressBar.visible = True
+        self._say(text)
 
     def _log(self, text: str) -> None:
         if text:

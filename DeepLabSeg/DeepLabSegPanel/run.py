@@ -41,10 +41,9 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of it: the nodes, or `errorKind` and `errorMessage`."""
+    """What came of it: the node, or `errorKind` and `errorMessage`."""
 
     segmentation: Any = None
-    uncertainty: Any = None
     report: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     errorKind: str = ""
@@ -79,7 +78,7 @@ class SegmentationRun:
         if not request.volumes or None in request.volumes:
             raise InvalidInput(_("no volume is chosen; choose the scan to segment"))
         voxels = [mrml.volume_voxels(node) for node in request.volumes]
-        self._geometry = Geometry.from_affine(voxels[0][0].shape[:3], voxels[0][1])
+        self._geometry = voxels[0][1]
         options = dict(request.options)
         if request.roi is not None:
             region = mrml.read_region(request.roi)
@@ -89,7 +88,7 @@ class SegmentationRun:
         self._started = time.monotonic()
         self._folder = Path(tempfile.mkdtemp(prefix="DeepLabSeg-", dir=slicer.app.temporaryPath))
         try:
-            channels = [self._save(f"{n}.npy", array, affine) for n, (array, affine) in enumerate(voxels)]
+            channels = [self._save(f"{n}.npy", *channel) for n, channel in enumerate(voxels)]
         except BaseException:
             self._removeFolder()
             raise
@@ -160,13 +159,13 @@ class SegmentationRun:
         surfaces = None
         if "surfaces" in report:
             surfaces = {name: read_surface(self._folder / file) for name, file in report["surfaces"].items()}
-        nodes = mrml.write_result(labels, volume, request.output, surfaces)
-        return RunResult(nodes.segmentation, nodes.uncertainty, report, time.monotonic() - self._started)
+        segmentation = mrml.write_result(labels, volume, request.output, surfaces)
+        return RunResult(segmentation, report, time.monotonic() - self._started)
 
     def _failed(self, kind: str, message: str) -> RunResult:
         return RunResult(errorKind=kind, errorMessage=message, seconds=time.monotonic() - self._started)
 
-    def _save(self, name: str, array: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
+    def _save(self, name: str, array: np.ndarray, geometry: Geometry) -> dict[str, Any]:
         try:
             np.save(self._folder / name, array)
         except OSError as error:
@@ -177,7 +176,7 @@ class SegmentationRun:
                     "the disk of {folder} is full: {size:.0f} MB are needed to hand the volume over; free some space"
                 ).format(folder=self._folder.parent, size=array.nbytes / 1e6)
             ) from None
-        return {"file": name, "affine": affine.tolist()}
+        return {"file": name, "affine": geometry.affine.tolist()}
 
     def _removeFolder(self) -> None:
         if self._folder is not None:

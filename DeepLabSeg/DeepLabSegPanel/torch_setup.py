@@ -71,14 +71,12 @@ class TorchInstaller:
             self._onEnd("")
             return
         self._folder = tempfile.TemporaryDirectory(prefix="DeepLabSeg-")
-        constraints = Path(self._folder.name) / "constraints.txt"
-        constraints.write_text(_constraints(), encoding="utf-8")
         self._process = qt.QProcess()
         self._process.setProcessChannelMode(qt.QProcess.MergedChannels)
         self._process.connect("readyReadStandardOutput()", self._onOutput)
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
         arguments = ["-m", "pip", "install", "--progress-bar", "off", "--no-warn-script-location"]
-        self._process.start(python_executable(), [*arguments, "-c", str(constraints), *wanted])
+        self._process.start(python_executable(), [*arguments, "-c", _writeConstraints(self._folder.name), *wanted])
 
     def cancel(self) -> None:
         """End pip; `onEnd` is called."""
@@ -89,10 +87,8 @@ class TorchInstaller:
         import PyTorchUtils
 
         with tempfile.TemporaryDirectory(prefix="DeepLabSeg-") as folder:
-            constraints = Path(folder) / "constraints.txt"
-            constraints.write_text(_constraints(), encoding="utf-8")
             before = os.environ.get("PIP_CONSTRAINT")
-            os.environ["PIP_CONSTRAINT"] = str(constraints)
+            os.environ["PIP_CONSTRAINT"] = _writeConstraints(folder)
             try:
                 PyTorchUtils.PyTorchUtilsLogic().installTorch(
                     askConfirmation=False, torchVersionRequirement=str(torch.specifier)
@@ -118,6 +114,13 @@ class TorchInstaller:
             self._onEnd(_("pip ended with code {code}; the log says why").format(code=exitCode))
         else:
             self._onEnd("")
+
+
+def _writeConstraints(folder: str) -> str:
+    """The path of a file in `folder` by which pip keeps Slicer's own packages as they are."""
+    path = Path(folder) / "constraints.txt"
+    path.write_text(_constraints(), encoding="utf-8")
+    return str(path)
 
 
 def _constraints() -> str:

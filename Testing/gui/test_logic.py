@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
+import torch
 from event_loop import wait_until
 from helpers import itk, make_scan, make_segmenter, save_model
 from mrml_scenes import add_transform, add_volume, masks, turn
@@ -55,6 +56,12 @@ def test_segment_fills_a_node_and_takes_every_option(logic, model, volume):
     assert slicer.util.getNode("Head uncertainty") is not None
 
 
+def test_what_bare_weights_do_not_tell_is_said(logic, volume, tmp_path):
+    torch.save(make_segmenter(2).network.state_dict(), tmp_path / "mine.pth")
+    with pytest.warns(UserWarning, match=r"mine\.pth doesn't tell .*without normalisation"):
+        logic.segment(volume, model=tmp_path / "mine.pth", device="cpu")
+
+
 def test_a_run_that_fails_or_is_cancelled_leaves_the_scene(logic, model, volume):
     before = slicer.mrmlScene.GetNumberOfNodes()
     with pytest.raises(Cancelled):
@@ -70,11 +77,12 @@ def test_all_nodes_of_a_list_are_segmented_and_reported(logic, model, volume, rn
     other = add_volume(slicer.mrmlScene, make_scan(rng, (8, 30, 34)), "Other")
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
     seen = []
-    cases = logic.segmentAll([volume, empty, other], model=model, device="cpu", onCase=seen.append)
+    cases = logic.segmentAll([volume, empty, other], model=model, device="cpu", show3D=True, onCase=seen.append)
     assert [(case.name, case.status) for case in cases] == [("Head", "done"), ("Empty", "failed"), ("Other", "done")]
     assert "Empty is empty" in cases[1].message
     assert seen == cases
-    assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 2
+    first, _ = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert first.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
 def test_all_scans_of_a_folder_are_segmented_and_reported(logic, model, tmp_path, rng):

@@ -413,23 +413,19 @@ def test_a_volume_that_got_another_grid_during_the_run_takes_no_result(widget, v
     assert segmentations() == []
 
 
-def test_closing_the_scene_ends_run_and_worker(widget, volume):
+@pytest.mark.parametrize(
+    ("close", "words"),
+    [(lambda _: slicer.mrmlScene.Clear(), "scene was closed"), (lambda widget: widget.cleanup(), "cancelled")],
+    ids=["scene", "module"],
+)
+def test_closing_the_scene_or_the_module_ends_run_and_worker(widget, volume, close, words):
     select(widget.ui.modelComboBox, "tiny-3d")
     start(widget, **SLOW)
     pid = worker_pid(widget)
-    slicer.mrmlScene.Clear()
+    close(widget)
     wait_until(lambda: is_idle(widget), 10)
     assert not exists(pid)
-    assert "scene was closed" in widget.ui.statusLabel.text
-    assert leftovers() == []
-
-
-def test_closing_the_module_ends_the_worker(widget, volume):
-    select(widget.ui.modelComboBox, "tiny-3d")
-    start(widget, **SLOW)
-    pid = worker_pid(widget)
-    widget.cleanup()
-    assert not exists(pid)
+    assert words in widget.ui.statusLabel.text
     assert leftovers() == []
 
 

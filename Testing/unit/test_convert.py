@@ -55,6 +55,16 @@ def test_what_was_assumed_is_said(tmp_path, weights, capsys):
         load_model(path, "cpu")
 
 
+def test_what_is_said_of_bare_weights_is_not_assumed(weights):
+    path, network = weights
+    with pytest.warns(UserWarning, match="doesn't tell") as notes:
+        segmenter = load_model(path, "cpu", labels=("Liver", "Spleen"), network={"decoder_dilation_rates": (2, 4)})
+    assert "decoder_dilation_rates" not in str(notes[0].message)
+    assert [label.name for label in segmenter.bundle.labels] == ["Liver", "Spleen"]
+    x = torch.randn(1, 1, *(24,) * segmenter.bundle.network.dims)
+    torch.testing.assert_close(segmenter.network(x), network(x))
+
+
 def test_segment_opens_bare_weights_and_notes_what_it_assumes(tmp_path, weights, scan, capsys):
     path, _ = weights
     sitk.WriteImage(itk(scan), tmp_path / "scan.nii.gz")
