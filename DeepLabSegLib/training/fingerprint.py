@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color
 from DeepLabSegLib.preprocess import axis_letters
-from DeepLabSegLib.resampling import resample
+from DeepLabSegLib.training.pairs import name_key, on_grid, unnamed
 
-__all__ = ["ClassFound", "Fingerprint", "Measurement", "Values", "class_of", "measure", "summarize", "unnamed"]
+__all__ = ["ClassFound", "Fingerprint", "Measurement", "Values", "measure", "summarize"]
 
 T = TypeVar("T")
 
@@ -129,26 +128,6 @@ class Fingerprint:
         ]
 
 
-def unnamed(segment: Segment) -> bool:
-    """Whether a segment comes from a plain label map, which has values alone."""
-    return segment.name == f"Label {segment.value}"
-
-
-def class_of(segment: Segment, names: Sequence[str], values: Sequence[int]) -> int | None:
-    """Which of the classes with these names and values in the labels a segment belongs to; None for none of them.
-
-    The name decides; the value does where the label has no names.
-    """
-    keys = [_key(name) for name in names]
-    if _key(segment.name) in keys:
-        return keys.index(_key(segment.name))
-    return values.index(segment.value) if unnamed(segment) and segment.value in values else None
-
-
-def _key(name: str) -> str:
-    return name.strip().casefold()
-
-
 def measure(image: Image, labels: Labels) -> Measurement:
     """The measurement of a pair; `labels` have one layer and may lie on another grid."""
     array = labels.array
@@ -159,10 +138,7 @@ def measure(image: Image, labels: Labels) -> Measurement:
         for value, count in zip(found.tolist(), counts.tolist(), strict=True)
         if value > 0
     )
-    inside = array > 0
-    if not labels.geometry.is_close(image.geometry):
-        mask = torch.from_numpy(inside.astype(np.uint8))[None]
-        inside = resample(mask, labels.geometry, image.geometry, "nearest", torch.zeros(1)).numpy()[0] > 0
+    inside = on_grid(labels, image.geometry) > 0
     index = np.flatnonzero(inside) if inside.any() else np.arange(inside.size)
     index = index[:: -(-len(index) // SAMPLE)]
     values = np.stack([channel.reshape(-1)[index] for channel in image.array]).astype(np.float32)
@@ -220,7 +196,7 @@ def _classes(measurements: Sequence[Measurement]) -> tuple[ClassFound, ...]:
             if unnamed(segment):
                 plain.setdefault(segment.value, []).append((segment, voxels))
             else:
-                named.setdefault(_key(segment.name), []).append((segment, voxels))
+                named.setdefault(name_key(segment.name), []).append((segment, voxels))
     groups = list(named.values())
     for value, group in plain.items():
         home = next((g for g in groups if all(segment.value == value for segment, _ in g)), None)

@@ -77,7 +77,7 @@ class TrainingPlan:
     ----------
     network, input, labels : as they go into the bundle; labels have the values 1 to n.
     batch_size : tiles per step.
-    values, names : value and name that each class has in the training labels (see `fingerprint.class_of`).
+    values, names : value and name that each class has in the training labels (see `pairs.class_of`).
     """
 
     network: DeepLabSpec
