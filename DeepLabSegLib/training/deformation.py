@@ -23,17 +23,19 @@ class Deformation:
 
     Attributes
     ----------
-    rotation : degrees about each axis; about k alone for an image of one plane.
+    rotation : degrees about each axis.
     scale : of the logarithm of the size, per axis.
     elastic, elastic_spacing : mm of displacement at random points, and the mm between these.
-    mirror_axis : axis that is turned round in half of the draws, or None.
+    mirror_axes : axes each of which is turned round in half of the draws.
+    planar : nothing moves along k: turned about k alone, displaced along j and i. For pictures and thick slices.
     """
 
     rotation: float = 0.0
     scale: float = 0.0
     elastic: float = 0.0
     elastic_spacing: float = 40.0
-    mirror_axis: int | None = None
+    mirror_axes: tuple[int, ...] = ()
+    planar: bool = False
 
     def points(
         self,
@@ -50,10 +52,14 @@ class Deformation:
         """
         limit = 2.5
         normal = torch.randn(2, 3, generator=generator).clamp_(-limit, limit)
+        if self.planar:
+            normal[0, 1:] = 0
+            normal[1, 0] = 0
         matrix = _rotation([radians(self.rotation) * float(angle) for angle in normal[0]])
         matrix = matrix * torch.exp(self.scale * normal[1])
-        if self.mirror_axis is not None and torch.rand((), generator=generator) < 0.5:
-            matrix[:, self.mirror_axis] *= -1
+        for axis in self.mirror_axes:
+            if torch.rand((), generator=generator) < 0.5:
+                matrix[:, axis] *= -1
         matrix = (matrix / torch.tensor(spacing)[:, None]).to(device)
         axes = [
             (torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2) * mm
@@ -66,6 +72,8 @@ class Deformation:
             knots = [max(2, ceil(n * mm / self.elastic_spacing) + 1) for n, mm in zip(shape, step, strict=True)]
             field = self.elastic * torch.randn(1, 3, *knots, generator=generator).to(device)
             field = field / torch.tensor(spacing, device=device).view(1, 3, 1, 1, 1)
+            if self.planar:
+                field[:, 0] = 0
             points += F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=True)[0]
         return points
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from DeepLabSegLib.training.deformation import Deformation, sample_nearest
+from DeepLabSegLib.training.draw import Draw, blur
 
 __all__ = ["LabelMap", "SynthesisSpec", "synthesize"]
 
@@ -47,15 +47,15 @@ class SynthesisSpec:
     """How far the random draws go; a pair is a range drawn from evenly, a single number a standard deviation or share.
 
     Angles are in degrees, lengths in mm, grey values relative to the range 0 to 1. `thick_share` of the images have
-    slices of `thickness` along one axis, `prior_share` take the grey values of a common contrast, `mirror_axis` is
-    turned round in half of them, and `dark_share` have a dark surrounding.
+    slices of `thickness` along one axis, `prior_share` take the grey values of a common contrast, each of `mirror_axes`
+    is turned round in half of them, and `dark_share` have a dark surrounding.
     """
 
     rotation: float = 12.0
     scale: float = 0.10
     elastic: float = 3.0
     elastic_spacing: float = 40.0
-    mirror_axis: int | None = 2
+    mirror_axes: tuple[int, ...] = (2,)
     texture: float = 0.06
     resolution: tuple[float, float] = (0.8, 2.2)
     thickness: tuple[float, float] = (2.0, 5.0)
@@ -82,14 +82,14 @@ def synthesize(
     size, spacing : voxels and mm per voxel of the pair, two numbers for a slice (along j, i) or three.
     prior : class index -> range of mean grey values in a common contrast.
     """
-    draw = _Draw(label_map.structures.device, generator)
+    draw = Draw(label_map.structures.device, generator)
     flat = len(size) == 2
     step = (1.0, *spacing) if flat else tuple(spacing)
     # A thick slice averages what lies within it, so its planes are drawn 1 mm apart and averaged.
     planes = round(draw.even(1, spec.thickness[1])) if flat else size[0]
     shape = (planes, *size[-2:])
 
-    pose = Deformation(spec.rotation, spec.scale, spec.elastic, spec.elastic_spacing, spec.mirror_axis)
+    pose = Deformation(spec.rotation, spec.scale, spec.elastic, spec.elastic_spacing, spec.mirror_axes)
     first, last = (torch.tensor(corner, dtype=torch.float32) for corner in label_map.focus)
     centre = first + (last - first) * (0.1 + 0.8 * torch.rand(3, generator=generator))
     points = pose.points(shape, step, centre, label_map.spacing, label_map.structures.device, generator)
@@ -104,34 +104,8 @@ def synthesize(
     return (image[:, 0] if flat else image), (target[0] if flat else target)
 
 
-class _Draw:
-    """Random numbers and tensors of one generator."""
-
-    def __init__(self, device: torch.device, generator: torch.Generator | None) -> None:
-        self._device = device
-        self._generator = generator
-
-    def even(self, low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=self._generator))
-
-    def one(self, deviation: float) -> float:
-        return deviation * float(torch.randn((), generator=self._generator))
-
-    def chance(self, share: float) -> bool:
-        return self.even(0, 1) < share
-
-    def uniform(self, shape: Sequence[int]) -> Tensor:
-        return torch.rand(tuple(shape), generator=self._generator).to(self._device)
-
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        # Large fields are drawn where they are used; their seed is the generator's.
-        seed = int(torch.randint(2**31, (), generator=self._generator))
-        field = torch.Generator(self._device).manual_seed(seed)
-        return torch.randn(tuple(shape), generator=field, device=self._device)
-
-
 def _tissues(
-    label_map: LabelMap, spec: SynthesisSpec, prior: Mapping[int, tuple[float, float]], draw: _Draw
+    label_map: LabelMap, spec: SynthesisSpec, prior: Mapping[int, tuple[float, float]], draw: Draw
 ) -> tuple[Tensor, Tensor]:
     """Mean grey value and texture of every structure."""
     count = int(label_map.tissues.max()) + 1
@@ -148,7 +122,7 @@ def _tissues(
     return grey.clamp_min(0)[label_map.tissues], deviation[label_map.tissues]
 
 
-def _acquire(image: Tensor, step: Sequence[float], flat: bool, spec: SynthesisSpec, draw: _Draw) -> Tensor:
+def _acquire(image: Tensor, step: Sequence[float], flat: bool, spec: SynthesisSpec, draw: Draw) -> Tensor:
     """What a scanner adds to `(k, j, i)`: bias field, limited resolution, noise; then the way to 0 to 1: `(1, ...)`."""
     image = image[None, None]
     shape = image.shape[2:]
@@ -160,7 +134,7 @@ def _acquire(image: Tensor, step: Sequence[float], flat: bool, spec: SynthesisSp
         resolution[int(draw.even(flat, 3))] = draw.even(*spec.thickness)
     for axis, (mm, size) in enumerate(zip(resolution, step, strict=True)):
         if not (flat and axis == 0):
-            image = _blur(image, axis, 0.4 * mm / size)
+            image = blur(image, axis, 0.4 * mm / size)
     low = [max(1, round(n * size / max(mm, size))) for n, size, mm in zip(shape, step, resolution, strict=True)]
     coarse = F.interpolate(image, size=low, mode="trilinear")
     coarse = (coarse + draw.even(0, spec.noise) * draw.normal(coarse.shape)).abs_()
@@ -171,18 +145,3 @@ def _acquire(image: Tensor, step: Sequence[float], flat: bool, spec: SynthesisSp
     lowest, highest = float(values[int(0.005 * len(values))]), float(values[int(0.995 * (len(values) - 1))])
     image = ((image - lowest) / max(highest - lowest, 0.5)).clamp_(0, 1)
     return (image ** (2.0 ** draw.one(spec.gamma)) * draw.even(0.6, 1.1)).clamp_(0, 1)
-
-
-def _blur(image: Tensor, axis: int, sigma: float) -> Tensor:
-    """Gaussian blur of `(1, 1, k, j, i)` along one axis; `sigma` is in voxels."""
-    radius = ceil(3 * sigma)
-    if radius < 1 or sigma < 0.2:
-        return image
-    offsets = torch.arange(-radius, radius + 1, device=image.device)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(image.dtype)
-    # As one-dimensional convolution over lines, which is much faster than a flat 3D kernel.
-    lines = image.movedim(axis + 2, -1)
-    padded = F.pad(lines.reshape(1, -1, lines.shape[-1]), (radius, radius), mode="replicate")
-    blurred = F.conv1d(padded.movedim(1, 0), kernel[None, None])
-    return blurred.reshape(lines.shape).movedim(-1, axis + 2)

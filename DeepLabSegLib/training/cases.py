@@ -1,0 +1,250 @@
+"""Which image belongs to which label: folders and tables to cases, with everything that has no partner named."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.files import IMAGE_SUFFIXES
+
+__all__ = ["Case", "Fault", "find_cases"]
+
+IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs", "scans", "volumes")
+LABEL_FOLDERS = ("labelstr", "labels", "label", "masks", "mask", "segmentations", "segmentation", "annotations")
+"""Names of folders, in lower case; the first that is there is taken."""
+
+LABEL_MARK = re.compile(r"[_\-. ](seg|segmentation|labels?|labelmap|masks?|gt|manual)$", re.IGNORECASE)
+IMAGE_MARK = re.compile(r"[_\-. ](image|img|scan|volume)$", re.IGNORECASE)
+CHANNEL_MARK = re.compile(r"^(.+)_(\d{4})$")
+"""nnU-Net's mark of a channel: `case_0000.nii.gz`, `case_0001.nii.gz`."""
+
+IMAGE_COLUMN = re.compile(r"image[_ ]?\d*$")
+
+ENDINGS = (".seg.nrrd", *IMAGE_SUFFIXES)
+TABLES = (".csv", ".tsv")
+
+LAYOUTS = (
+    "a folder with imagesTr and labelsTr, a folder with images and labels, a folder in which a label has its image's "
+    "name and _seg, _label, _mask or .seg.nrrd behind it, or a .csv or .tsv table with columns image and label"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair to learn from.
+
+    Attributes
+    ----------
+    name : unique among the cases.
+    images : a file per channel, or one file that holds all of them.
+    label : the label map or segmentation.
+    patient : who is seen; cases of one patient are never parted between training and validation.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path
+    patient: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with the case or file `name`, and what to do about it."""
+
+    name: str
+    problem: str
+
+
+def find_cases(data: str | os.PathLike[str], patient: str | None = None) -> tuple[list[Case], list[Fault]]:
+    """The cases in `data`, sorted by name, and what has no partner. No file is opened but a table.
+
+    Parameters
+    ----------
+    data : one of `LAYOUTS`: the Medical Segmentation Decathlon's and nnU-Net's folders (with `_0000` for channels),
+        a folder each for images and labels with equal names, one folder for both, or a table. A table has a column
+        `label`, one column `image` or several for channels, and may have `patient` and `name`; its relative paths
+        start from the table's folder.
+    patient : regular expression that finds the patient in a case's name: its first group, or all that it matches. By
+        default every case is a patient. A table's column goes before it.
+
+    Raises
+    ------
+    InvalidInput : a path that doesn't exist or is laid out in another way; an expression that is none.
+    """
+    root = Path(data)
+    if not root.exists():
+        raise InvalidInput(f"{root} does not exist; give {LAYOUTS}")
+    try:
+        pattern = None if patient is None else re.compile(patient)
+    except re.error as error:
+        raise InvalidInput(
+            f"patient is {patient!r}, no regular expression ({error}); write for example '(.+)-IM-'"
+        ) from None
+    if root.is_file():
+        cases, faults = _from_table(root)
+    else:
+        images, labels = _folders(root)
+        cases, faults = _pairs(images, labels)
+        if not cases and not faults:
+            raise InvalidInput(f"{root} holds no pairs; give {LAYOUTS}")
+    found = [_with_patient(case, pattern) for case in cases]
+    faults += [item for item in found if isinstance(item, Fault)]
+    return sorted((item for item in found if isinstance(item, Case)), key=lambda case: case.name), faults
+
+
+def _with_patient(case: Case, pattern: re.Pattern[str] | None) -> Case | Fault:
+    if case.patient:
+        return case
+    if pattern is None:
+        return Case(case.name, case.images, case.label, case.name)
+    match = pattern.search(case.name)
+    found = (match[1] if pattern.groups else match[0]) if match else None
+    if not found:
+        return Fault(case.name, f"the patient expression {pattern.pattern!r} finds nothing in it; correct either")
+    return Case(case.name, case.images, case.label, found)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def _folders(root: Path) -> tuple[list[Path], list[Path]]:
+    """The files that are images, and those that are labels."""
+    folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    images = next((folders[name] for name in IMAGE_FOLDERS if name in folders), None)
+    labels = next((folders[name] for name in LABEL_FOLDERS if name in folders), None)
+    if images is not None and labels is not None:
+        return _files(images), _files(labels)
+    if images is not None or labels is not None:
+        there, other = ("images", "labels") if images is not None else ("labels", "images")
+        raise InvalidInput(f"{root} has a folder {images or labels} of {there} and none of {other}; give {LAYOUTS}")
+    files = _files(root)
+    marked = {path for path in files if _is_marked_label(path)}
+    return [path for path in files if path not in marked], [path for path in files if path in marked]
+
+
+def _files(folder: Path) -> list[Path]:
+    # A file that starts with a dot is another program's.
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name.lower().endswith(ENDINGS) and not path.name.startswith(".")
+    ]
+
+
+def _stem(path: Path) -> str:
+    return next((path.name[: -len(end)] for end in ENDINGS if path.name.lower().endswith(end)), path.stem)
+
+
+def _is_marked_label(path: Path) -> bool:
+    return path.name.lower().endswith(".seg.nrrd") or LABEL_MARK.search(_stem(path)) is not None
+
+
+def _pairs(images: Sequence[Path], labels: Sequence[Path]) -> tuple[list[Case], list[Fault]]:
+    by_stem = defaultdict(list)
+    for path in images:
+        by_stem[_stem(path)].append(path)
+    label_of = defaultdict(list)
+    for path in labels:
+        stem = _stem(path)
+        label_of[stem if stem in by_stem else LABEL_MARK.sub("", stem)].append(path)
+
+    marks = {stem: CHANNEL_MARK.match(stem) for stem in by_stem}
+    channelled = bool(marks) and all(marks.values()) and not any(stem in label_of for stem in marks)
+    groups: dict[str, dict[str, list[Path]]] = defaultdict(dict)
+    for stem, paths in by_stem.items():
+        mark = marks[stem]
+        if channelled and mark is not None:
+            groups[mark[1]][mark[2]] = paths
+        else:
+            groups[stem if stem in label_of else IMAGE_MARK.sub("", stem)][stem] = paths
+    usual = Counter(tuple(sorted(group)) for group in groups.values()).most_common(1) if channelled else []
+
+    cases, faults = [], []
+    for name in sorted(set(groups) | set(label_of)):
+        group, of_name = groups.get(name, {}), label_of.get(name, [])
+        problem = _unpaired(group, of_name, usual[0][0] if usual else None)
+        if problem:
+            faults.append(Fault(name, problem))
+        else:
+            cases.append(Case(name, tuple(group[channel][0] for channel in sorted(group)), of_name[0], ""))
+    return cases, faults
+
+
+def _unpaired(group: Mapping[str, list[Path]], labels: list[Path], channels: tuple[str, ...] | None) -> str | None:
+    """Why the images `group`, by channel, and `labels` make no case; None where they do."""
+    if not group:
+        return f"{_names(labels)} has no image; add one of that name, or remove the label"
+    paths = [path for channel in group.values() for path in channel]
+    if not labels:
+        return f"{_names(paths)} has no label; add one of that name, or remove the image"
+    if len(labels) > 1:
+        return f"there are {len(labels)} labels ({_names(labels)}); keep one"
+    if any(len(channel) > 1 for channel in group.values()) or (channels is None and len(group) > 1):
+        return f"there are {len(paths)} images ({_names(paths)}); keep one"
+    if channels is not None and tuple(sorted(group)) != channels:
+        return (
+            f"it has the channels {', '.join(sorted(group))}, and most cases {', '.join(channels)}; "
+            "add the missing files, or remove the case"
+        )
+    return None
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _from_table(table: Path) -> tuple[list[Case], list[Fault]]:
+    if table.suffix.lower() not in TABLES:
+        raise InvalidInput(f"{table} is no table (.csv or .tsv); give {LAYOUTS}")
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{table} can't be read as text ({error}); save it as UTF-8") from None
+    head = text.split("\n", 1)[0]
+    delimiter = max("\t;,", key=head.count)
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    columns = {name.strip().lower(): name for name in reader.fieldnames or () if name}
+    rows = [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in reader]
+    label = next((columns[name] for name in ("label", "mask", "segmentation") if name in columns), None)
+    images = [column for name, column in columns.items() if IMAGE_COLUMN.match(name)] or [
+        column
+        for name, column in columns.items()
+        if column != label and name not in ("name", "patient") and _is_image_column(column, rows)
+    ]
+    if label is None or not images:
+        lacking = "label" if label is None else "image"
+        raise InvalidInput(f"{table} has no column {lacking} among {', '.join(columns) or 'none'}; name it so")
+    cases: list[Case] = []
+    faults: list[Fault] = []
+    used: set[str] = set()
+    for number, row in enumerate(rows, 2):
+        paths = [table.parent / row[column] if row.get(column) else None for column in (*images, label)]
+        name = row.get(columns.get("name", ""), "") or (_stem(paths[0]) if paths[0] else f"row {number}")
+        if name in used and paths[0]:
+            name = f"{paths[0].parent.name}-{name}"
+        if name in used:
+            name = f"{name}-{number}"
+        used.add(name)
+        there = [path for path in paths if path is not None and path.exists()]
+        if len(there) == len(paths):
+            cases.append(Case(name, tuple(there[:-1]), there[-1], row.get(columns.get("patient", ""), "")))
+            continue
+        for column, path in zip((*images, label), paths, strict=True):
+            if path is None or not path.exists():
+                what = f"{path} does not exist" if path else "there is nothing"
+                faults.append(Fault(name, f"{what} in column {column} of row {number}; correct {table.name}"))
+    return cases, faults
+
+
+def _is_image_column(column: str, rows: Sequence[Mapping[str, str]]) -> bool:
+    first = next((row[column] for row in rows if row.get(column)), "")
+    return first.lower().endswith(ENDINGS)

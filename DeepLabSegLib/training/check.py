@@ -1,0 +1,130 @@
+"""Every pair is read once, before anything is trained: what is wrong with it, and what it adds to the fingerprint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.training.cases import Case, Fault
+from DeepLabSegLib.training.fingerprint import Fingerprint, Measurement, measure, summarize
+from DeepLabSegLib.training.pairs import BadPair, class_of, read_pair, unnamed
+
+__all__ = ["CheckedData", "check_cases", "report"]
+
+FEWEST_CASES = 2
+ALONE = 5
+"""From this number of cases on, a class that only one of them has is taken for a slip."""
+
+
+@dataclass(frozen=True)
+class CheckedData:
+    """`cases` can be trained on, `faults` say why others can't, and `fingerprint` sums up `cases`."""
+
+    cases: tuple[Case, ...]
+    faults: tuple[Fault, ...]
+    fingerprint: Fingerprint
+
+
+def check_cases(
+    cases: Sequence[Case],
+    faults: Sequence[Fault] = (),
+    *,
+    allow_empty: bool = False,
+    on_case: Callable[[int, int], object] | None = None,
+) -> CheckedData:
+    """Read every pair, and tell good ones from bad ones.
+
+    `faults` are those already found (by `find_cases`) and come first in the result's. `allow_empty` takes labels that
+    hold background alone, such as healthy scans. `on_case(done, total)` is called after each.
+
+    Raises `InvalidInput` with the report of all faults where fewer than two good cases are left.
+    """
+    found = list(faults)
+    good: dict[Case, Measurement] = {}
+    for done, case in enumerate(cases, 1):
+        try:
+            good[case] = measure(*read_pair(case, allow_empty=allow_empty))
+        except BadPair as error:
+            found += [Fault(case.name, problem) for problem in error.problems]
+        except (OSError, MemoryError) as error:
+            found.append(Fault(case.name, f"it can't be read ({error or type(error).__name__})"))
+        if on_case is not None:
+            on_case(done, len(cases))
+    for odd in (_odd_channels, _odd_dimensions, _odd_classes):
+        for fault_case, problem in odd(good):
+            good.pop(fault_case, None)
+            found.append(Fault(fault_case.name, problem))
+    if len(good) < FEWEST_CASES:
+        lines = "\n".join(_fault_lines(found))
+        raise InvalidInput(
+            f"{len(good)} pairs of an image and its label can be used, and training needs at least {FEWEST_CASES}"
+            + (f"; correct these:\n{lines}" if lines else "; give more")
+        )
+    return CheckedData(tuple(good), tuple(found), summarize(list(good.values())))
+
+
+# --- what sets a case apart from the others --------------------------------------------------------------------------
+
+
+def _odd_channels(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
+    counts = Counter(measurement.channels for measurement in good.values())
+    usual = max(counts, key=lambda n: (counts[n], n), default=0)
+    return [
+        (
+            case,
+            f"{case.images[0]} has {measurement.channels} channels, and most images {usual}; save it like the others",
+        )
+        for case, measurement in good.items()
+        if measurement.channels != usual
+    ]
+
+
+def _odd_dimensions(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
+    flat = 2 * sum(measurement.flat for measurement in good.values()) > len(good)
+    kind = "single slices" if flat else "volumes"
+    odd = []
+    for case, measurement in good.items():
+        shape = measurement.geometry.shape
+        size = " x ".join(map(str, shape))
+        if measurement.flat != flat:
+            odd.append((case, f"{case.images[0]} has {size} voxels, and most images are {kind}; train them apart"))
+        elif min(shape[1:]) < 2:
+            odd.append((case, f"{case.images[0]} has {size} voxels; the two last axes need at least two each"))
+    return odd
+
+
+def _odd_classes(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
+    if len(good) < ALONE:
+        return []
+    classes = summarize(list(good.values())).classes
+    names, values = [found.name for found in classes], [found.value for found in classes]
+    odd = []
+    for case, measurement in good.items():
+        for segment, voxels in measurement.segments:
+            index = class_of(segment, names, values)
+            if index is not None and classes[index].cases == 1:
+                name = "" if unnamed(segment) else f" ({segment.name!r})"
+                what = f"{case.label} holds the value {segment.value}{name} in {voxels} voxels, and no other label does"
+                odd.append((case, f"{what}; correct it, or give more cases of that class"))
+    return odd
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def report(data: CheckedData) -> str:
+    """What was found, for people: how many cases, their sizes and classes, and every fault."""
+    fingerprint = data.fingerprint
+    bad = len({fault.name for fault in data.faults})
+    patients = len({case.patient for case in data.cases})
+    lines = [f"{len(data.cases)} of {len(data.cases) + bad} cases can be used ({patients} patients)"]
+    lines += _fault_lines(data.faults)
+    if fingerprint.flat and patients == len(data.cases) and patients > FEWEST_CASES:
+        lines.append("every slice counts as a patient; name the patient where several slices are of one")
+    return "\n".join([*lines, *fingerprint.lines()])
+
+
+def _fault_lines(faults: Sequence[Fault]) -> list[str]:
+    return [f"  {fault.name}: {fault.problem}" for fault in faults]

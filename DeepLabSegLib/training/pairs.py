@@ -1,0 +1,173 @@
+"""An image and its labels as they are on disk: read, compared, and told apart by name or value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
+from DeepLabSegLib.files import read_image, read_labels
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.preprocess import check_voxels, stack_channels
+from DeepLabSegLib.resampling import resample
+from DeepLabSegLib.training.cases import Case
+
+__all__ = ["BadPair", "class_of", "name_key", "on_grid", "read_pair", "unnamed"]
+
+MAX_VALUES = 255
+"""Classes that a training label holds at most: they are stored in a byte."""
+
+INSIDE = 0.5
+"""Share of a label's voxels that must lie on the image."""
+
+
+class BadPair(InvalidInput):
+    """All that is wrong with one pair, in `problems`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+def read_pair(case: Case, *, allow_empty: bool = False) -> tuple[Image, Labels]:
+    """The image with its channels stacked, on the first one's grid, and its labels in one layer, on their own grid.
+
+    Labels keep their values, names and colours; those of a `.seg.nrrd` with several layers are numbered anew, from 1.
+    Raises `BadPair`, an `InvalidInput`, with all that is wrong.
+    """
+    problems: list[str] = []
+    images: list[Image] = []
+    for path in case.images:
+        try:
+            images.append(read_image(path))
+        except DeepLabSegError as error:
+            problems.append(str(error))
+            continue
+        try:
+            check_voxels(images[-1])
+        except InvalidInput as error:
+            problems.append(f"{path}: {error}")
+    labels = None
+    try:
+        labels = _one_layer(read_labels(case.label))
+    except DeepLabSegError as error:
+        text = str(error)
+        problems.append(text if str(case.label) in text else f"{case.label}: {text}")
+    if images and labels is not None:
+        for path, image in zip(case.images[1:], images[1:], strict=False):
+            if len(images) == len(case.images) and not _touch(images[0].geometry, image.geometry):
+                problems.append(
+                    f"{path} lies elsewhere than {case.images[0]}; register the channels, or correct a header"
+                )
+        problems += _label_problems(case, images[0], labels, allow_empty)
+    if problems or labels is None:
+        raise BadPair(problems)
+    return stack_channels(images), labels
+
+
+def on_grid(labels: Labels, geometry: Geometry) -> NDArray:
+    """Label values `(k, j, i)` at the voxels of `geometry`, the nearest ones; 0 where the labels don't reach."""
+    if labels.geometry.is_close(geometry):
+        return labels.array
+    array = torch.from_numpy(np.ascontiguousarray(labels.array, np.int32))[None]
+    return resample(array, labels.geometry, geometry, "nearest", torch.zeros(1)).numpy()[0].astype(labels.array.dtype)
+
+
+def unnamed(segment: Segment) -> bool:
+    """Whether a segment comes from a plain label map, which has values alone."""
+    return segment.name == f"Label {segment.value}"
+
+
+def class_of(segment: Segment, names: Sequence[str], values: Sequence[int]) -> int | None:
+    """Which of the classes with these names and values in the labels a segment belongs to; None for none of them.
+
+    The name decides; the value does where the label has no names.
+    """
+    keys = [name_key(name) for name in names]
+    if name_key(segment.name) in keys:
+        return keys.index(name_key(segment.name))
+    return values.index(segment.value) if unnamed(segment) and segment.value in values else None
+
+
+def name_key(name: str) -> str:
+    """What two spellings of a class's name have in common."""
+    return name.strip().casefold()
+
+
+def _one_layer(labels: Labels) -> Labels:
+    """The labels with `(k, j, i)` values. Raises `InvalidInput` where segments overlap."""
+    if labels.array.ndim == 3:
+        return labels
+    if all(unnamed(segment) for segment in labels.segments):  # the colours of a picture, not layers
+        if (labels.array[:3] == labels.array[0]).all():
+            return replace(labels, array=labels.array[0])
+        raise InvalidInput(
+            f"it has {len(labels.layers)} numbers per voxel; save the label with one grey value per class"
+        )
+    array = np.zeros(labels.geometry.shape, np.uint16)
+    segments: list[Segment] = []
+    for value, segment in enumerate(labels.segments, 1):
+        mask = labels.mask(segment)
+        shared = array[mask & (array > 0)]
+        if len(shared):
+            other = segments[int(shared[0]) - 1].name
+            raise InvalidInput(
+                f"the segments {other!r} and {segment.name!r} overlap in {len(shared)} voxels, and a voxel is trained "
+                "with one class; subtract one, with the effect Logical operators of Slicer's Segment Editor"
+            )
+        array[mask] = value
+        segments.append(replace(segment, value=value, layer=0))
+    return replace(labels, array=array, segments=tuple(segments))
+
+
+def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool) -> list[str]:
+    problems = []
+    values = np.unique(labels.array)
+    values = values[values > 0]
+    if len(values) > MAX_VALUES:
+        problems.append(
+            f"{case.label} holds {len(values)} different values; a label has at most {MAX_VALUES}, so is this an image?"
+        )
+    if not len(values):
+        if not allow_empty:
+            problems.append(f"{case.label} is empty (0 in every voxel); draw the label, or allow empty labels")
+        return problems
+    if labels.geometry.is_close(image.geometry):
+        return problems
+    shapes = [" x ".join(map(str, geometry.shape)) for geometry in (labels.geometry, image.geometry)]
+    if _is_picture(case) and shapes[0] != shapes[1]:
+        problems.append(
+            f"{case.label} has {shapes[0]} voxels and its image {shapes[1]}; pictures have no positions, so save the "
+            "label at the image's size"
+        )
+        return problems
+    there = np.count_nonzero(on_grid(labels, image.geometry)) * image.geometry.voxel_volume
+    share = there / (np.count_nonzero(labels.array) * labels.geometry.voxel_volume)
+    if share < INSIDE:
+        remedy = (
+            "its sizes are the image's, so copy the image's header to it"
+            if shapes[0] == shapes[1]
+            else "correct its header, or draw it on this image"
+        )
+        problems.append(f"{case.label} lies to {share:.0%} on its image {case.images[0]}; {remedy}")
+    return problems
+
+
+def _is_picture(case: Case) -> bool:
+    return any(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in (*case.images, case.label))
+
+
+def _touch(one: Geometry, other: Geometry) -> bool:
+    """Whether the boxes around two grids overlap."""
+    boxes = []
+    for geometry in (one, other):
+        corners = np.array([[k, j, i, 1.0] for k in (0, 1) for j in (0, 1) for i in (0, 1)])
+        corners[:, :3] = corners[:, :3] * geometry.shape - 0.5
+        places = (corners @ geometry.affine.T)[:, :3]
+        boxes.append((places.min(0), places.max(0)))
+    (low, high), (other_low, other_high) = boxes
+    return bool((low < other_high).all() and (other_low < high).all())

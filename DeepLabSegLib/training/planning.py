@@ -1,0 +1,286 @@
+"""From a data set's fingerprint to everything that a training run has to choose.
+
+The rules take up nnU-Net's ideas (Isensee et al., Nature Methods 2021): the grid from the median spacing, a tile as
+large as memory allows and no larger than the image, the batch from what is left. One thing differs: DeepLabV3+ predicts
+at every fourth voxel and enlarges that, so an image that fits well into the tile is worked on finer than it was taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DeepLabSegLib.bundle import ModelInput
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.image import Segment
+from DeepLabSegLib.models.deeplab import DeepLabSpec
+from DeepLabSegLib.models.layers import check_choice
+from DeepLabSegLib.preprocess import Normalization, check_orientation
+from DeepLabSegLib.training.fingerprint import Fingerprint
+
+__all__ = ["Overrides", "TrainingPlan", "plan"]
+
+TILE_VOXELS = {2: 400**2, 3: 96**3}
+"""Voxels of a tile, by dimensions: what a network of this size trains on in about 8 GB, with the batch below."""
+
+BATCH_VOXELS = {2: 16 * 256**2, 3: 4 * 96**3}
+"""Voxels of a batch."""
+
+MAX_BATCH = 16
+
+CELL = 16
+"""Tiles are multiples of this stride of the network, so that its maps fit into each other."""
+
+REFINEMENTS = (2.0, 1.75, 1.5, 1.25, 1.0)
+"""How much finer than the scans the grid may be; the first is taken whose tile holds the whole image. At twice the
+resolution one prediction stands for two voxels of the scan along each axis; more would add none that a label shows."""
+
+THICK = 3.0
+"""Slices that are thicker than this many times the voxels in their plane are never refined."""
+
+FEWEST_SLICES = 16
+"""Volumes of thick slices with fewer of them are worked on slice by slice."""
+
+DEEP_CELLS = 6
+"""Cells along each axis that the deepest map keeps, if it can."""
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user chooses instead of the rules; None leaves it to them.
+
+    `spacing` and `orientation` are as in `ModelInput`, `tile` has a size per dimension, `names` and `channels` name the
+    classes and input channels.
+    """
+
+    encoder: str | None = None
+    depth: int | None = None
+    dims: int | None = None
+    spacing: tuple[float | None, ...] | None = None
+    tile: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    normalization: Normalization | None = None
+    orientation: str | None = None
+    names: tuple[str, ...] | None = None
+    channels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything chosen for a training run.
+
+    Attributes
+    ----------
+    network, input, labels : as they go into the bundle; labels have the values 1 to n.
+    batch_size : tiles per step.
+    values, names : value and name that each class has in the training labels (see `pairs.class_of`).
+    """
+
+    network: DeepLabSpec
+    input: ModelInput
+    batch_size: int
+    labels: tuple[Segment, ...]
+    values: tuple[int, ...]
+    names: tuple[str, ...]
+
+    @property
+    def tile(self) -> tuple[int, int, int]:
+        """Sizes of a training patch along (k, j, i); a 2D network's is one plane."""
+        sizes = self.input.tile or ()
+        return (1, *sizes) if self.network.dims == 2 else sizes  # type: ignore[return-value]
+
+    @property
+    def planar(self) -> bool:
+        """Whether nothing is to be turned or displaced across the slices: 2D networks, and thick slices."""
+        across, *plane = self.input.spacing
+        sizes = [mm for mm in plane if mm is not None]
+        return self.network.dims == 2 or (across is not None and bool(sizes) and across >= THICK * min(sizes))
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        wanted, network = self.input, self.network
+        spacing = " x ".join("the scan's" if mm is None else f"{mm:.4g}" for mm in wanted.spacing)
+        scaling = wanted.normalization
+        bounds = "" if scaling.lower is None else f" {scaling.lower:g} to {scaling.upper:g}"
+        return [
+            f"network {network.dims}D {network.encoder_name}, depth {network.encoder_depth}, "
+            f"dilation {', '.join(map(str, network.decoder_dilation_rates))}, {network.num_classes} classes",
+            f"grid {spacing} mm ({wanted.orientation or 'axes of the image'}), values {scaling.method}{bounds}",
+            f"tile {' x '.join(map(str, wanted.tile or ()))}, batch {self.batch_size}",
+        ]
+
+
+def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> TrainingPlan:
+    """What to train for the data of `fingerprint`.
+
+    Dimensions: slices are 2D; volumes 3D, unless they are fewer than `FEWEST_SLICES` thick slices.
+
+    Orientation: the usual order of the scans' axes, the one with the thickest voxels first, all growing to the right,
+    front and top. Single slices keep their own axes, since a picture lies nowhere in a body.
+
+    Spacing: the scans' median. The network predicts at every fourth voxel of its grid and enlarges that linearly, so a
+    thin structure needs a grid finer than the scan's. The grid is therefore refined, up to twice, as far as the median
+    image still fits into one tile; larger images keep their spacing, and so does the axis across thick slices. A 2D
+    network on volumes takes the slices as they come.
+
+    Tile: the median image on that grid, rounded up to multiples of `CELL`; where that is too much, the side that is
+    longest in mm is cut until it fits. Depth 4 where its map (stride 16) keeps `DEEP_CELLS` cells along every axis,
+    otherwise 3 (stride 8); dilation rates reach over about half of that map.
+
+    Values: CT gets a window and a scale common to all scans, from what lies inside the labels; for all else each
+    image's own percentiles count.
+
+    Raises
+    ------
+    InvalidInput : an override that is out of range or doesn't fit the data.
+    """
+    chosen = overrides or Overrides()
+    dims = _dims(fingerprint, chosen)
+    orientation = _orientation(fingerprint, chosen)
+    spacing = _spacing(fingerprint, orientation, dims, chosen.spacing)
+    size, sizes = _seen(fingerprint, orientation, spacing)
+    depth = chosen.depth
+    tile = chosen.tile or _tile(sizes[-dims:], size[-dims:], dims, 2 ** (depth or 4))
+    if len(tile) != dims:
+        raise InvalidInput(f"tile is {'x'.join(map(str, tile))}; a {dims}D network needs {dims} sizes")
+    depth = depth or (4 if min(tile) >= DEEP_CELLS * 16 else 3)
+    stride = 2**depth
+    if any(size < 1 or size % stride for size in tile):
+        right = "x".join(str(max(1, round(size / stride)) * stride) for size in tile)
+        raise InvalidInput(
+            f"tile is {'x'.join(map(str, tile))}; at depth {depth} sizes are multiples of {stride}: {right}"
+        )
+    batch = chosen.batch_size or int(np.clip(BATCH_VOXELS[dims] // prod(tile), 2, MAX_BATCH))
+    if batch < 1:
+        raise InvalidInput(f"batch_size is {batch}; it must be at least 1")
+    step = max(1, int(np.median(tile)) // stride // 5)
+    labels = _labels(fingerprint, chosen.names)
+    channels = chosen.channels or tuple(
+        "image" if fingerprint.channels == 1 else f"image {n + 1}" for n in range(fingerprint.channels)
+    )
+    if len(channels) != fingerprint.channels:
+        raise InvalidInput(f"{len(channels)} channels are named, and the images have {fingerprint.channels}")
+    network = DeepLabSpec(
+        encoder_name=chosen.encoder or "resnet18",
+        input_shape=(*(None,) * dims, fingerprint.channels),
+        encoder_depth=depth,
+        num_classes=len(labels) + 1,
+        decoder_channels=128,
+        decoder_dilation_rates=(step, 2 * step, 3 * step),
+        decoder_aspp_dropout=0.1,
+        classifier_activation="softmax",
+    )
+    return TrainingPlan(
+        network=network,
+        input=ModelInput(
+            channels=channels,
+            orientation=orientation,
+            spacing=spacing,
+            normalization=chosen.normalization or _normalization(fingerprint),
+            tile=tuple(tile),
+        ),
+        batch_size=batch,
+        labels=labels,
+        values=tuple(found.value for found in fingerprint.classes),
+        names=tuple(found.name for found in fingerprint.classes),
+    )
+
+
+def _dims(fingerprint: Fingerprint, chosen: Overrides) -> int:
+    check_choice("dims", chosen.dims, (None, 2, 3))
+    if fingerprint.flat and chosen.dims == 3:
+        raise InvalidInput("dims is 3, and the images are single slices; choose 2, or give volumes")
+    if fingerprint.flat or chosen.dims is not None:
+        return chosen.dims or 2
+    spacing, extent = fingerprint.spacing(), fingerprint.extent()
+    axis = int(spacing.argmax())
+    few = extent[axis] / spacing[axis] < FEWEST_SLICES
+    return 2 if few and spacing[axis] >= THICK * spacing.min() else 3
+
+
+def _orientation(fingerprint: Fingerprint, chosen: Overrides) -> str | None:
+    if fingerprint.orientation is None:
+        if chosen.orientation is not None:
+            raise InvalidInput(
+                f"orientation is {chosen.orientation!r}, and the images are single slices; leave it out for these"
+            )
+        return None
+    if chosen.orientation is not None:
+        check_orientation(chosen.orientation)
+        return chosen.orientation
+    spacing = fingerprint.spacing()
+    if spacing.max() < 1.25 * np.median(spacing):
+        return fingerprint.orientation
+    thickest = fingerprint.orientation[int(spacing.argmax())]
+    return thickest + fingerprint.orientation.replace(thickest, "")
+
+
+def _spacing(
+    fingerprint: Fingerprint, orientation: str | None, dims: int, given: Sequence[float | None] | None
+) -> tuple[float | None, float | None, float | None]:
+    """As in `ModelInput`."""
+    if given is not None:
+        if len(given) not in (dims, 3):
+            raise InvalidInput(f"spacing has {len(given)} sizes; give mm along k, j, i")
+        across, down, right = given if len(given) == 3 else (None, *given)
+        return across, down, right
+    scan = fingerprint.spacing(orientation)
+    fine = scan < THICK * scan.min()
+    for refinement in REFINEMENTS:
+        spacing = tuple(float(f"{mm:.5g}") for mm in np.where(fine, scan / refinement, scan))
+        sizes = _seen(fingerprint, orientation, spacing)[1]
+        if prod(map(_up, sizes[-dims:].tolist())) <= TILE_VOXELS[dims]:
+            break
+    # Slices of volumes are taken as they come.
+    return None if dims == 2 else spacing[0], spacing[1], spacing[2]
+
+
+def _seen(
+    fingerprint: Fingerprint, orientation: str | None, spacing: Sequence[float | None]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Mm per voxel, and voxels of the median image, on the grid of `spacing` along the axes of `orientation`."""
+    scan, extent = fingerprint.spacing(orientation), fingerprint.extent(orientation)
+    size = np.array([keep if mm is None else mm for mm, keep in zip(spacing, scan, strict=True)])
+    # Where voxels change size their places are fixed in space, and a part of one more is needed (`model_grid`).
+    more = np.abs(size / scan - 1) > 1e-4
+    return size, np.maximum(1, np.ceil(extent / size - 1e-3) + more).astype(int)
+
+
+def _up(size: int, multiple: int = CELL) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _tile(sizes: NDArray[np.int64], spacing: NDArray[np.float64], dims: int, stride: int) -> tuple[int, ...]:
+    """The median image in whole cells, or as much of it as a tile may have."""
+    cell = max(CELL, stride)
+    tile = [_up(size, cell) for size in sizes.tolist()]
+    while prod(tile) > TILE_VOXELS[dims] and max(tile) > cell:
+        longest = max((n for n in range(dims) if tile[n] > cell), key=lambda n: tile[n] * spacing[n])
+        tile[longest] -= cell
+    return tuple(tile)
+
+
+def _labels(fingerprint: Fingerprint, names: Sequence[str] | None) -> tuple[Segment, ...]:
+    classes = fingerprint.classes
+    if not classes:
+        raise InvalidInput("no label holds a class; give labels that are drawn")
+    if names is not None and len(names) != len(classes):
+        values = ", ".join(str(found.value) for found in classes)
+        raise InvalidInput(f"{len(names)} names are given, and the labels have {len(classes)} classes ({values})")
+    labels = tuple(Segment(n, found.name, found.color) for n, found in enumerate(classes, 1))
+    if names is None:
+        return labels
+    return tuple(replace(label, name=name) for label, name in zip(labels, names, strict=True))
+
+
+def _normalization(fingerprint: Fingerprint) -> Normalization:
+    if not fingerprint.ct:
+        return Normalization("percentile", 0.5, 99.5)
+    values = fingerprint.values[0]
+    if not values.lower < values.upper:
+        return Normalization("zscore")
+    return Normalization("window", values.lower, values.upper, (values.mean,), (values.std,))

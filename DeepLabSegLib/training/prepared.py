@@ -1,0 +1,200 @@
+"""Cases on the model's grid, made once and read in parts.
+
+A case is normalised and resampled exactly as `segmenter` and `streaming` do with a scan, so that a network is trained
+on what it will be fed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.preprocess import model_grid
+from DeepLabSegLib.resampling import resample
+from DeepLabSegLib.schema import dumps, from_json, to_json
+from DeepLabSegLib.training.cases import Case
+from DeepLabSegLib.training.pairs import class_of, on_grid, read_pair
+from DeepLabSegLib.training.planning import TrainingPlan
+
+__all__ = ["PreparedCase", "on_model_grid", "prepare"]
+
+FORMAT = 1
+"""Part of what is compared: raised when prepared files change."""
+
+POSITIONS = 10_000
+"""Voxels of a class that patches are centred at, at most, evenly spread over the class."""
+
+MAX_VOXELS = 2**30
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case on the model's grid, in three files that are opened when they are read, in any process.
+
+    Attributes
+    ----------
+    name, patient : those of the `Case`.
+    folder, stem : where the files are and how they begin: `.image.npy` `(C, k, j, i)` float16, `.label.npy`
+        `(k, j, i)` uint8 class indices, `.positions.npy` `(n, 4)` int32 class and voxel `(k, j, i)`.
+    shape : voxels along (k, j, i).
+    spacing : mm per voxel along (k, j, i).
+    """
+
+    name: str
+    patient: str
+    folder: Path
+    stem: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+    def image(self) -> NDArray[np.float16]:
+        """`(C, k, j, i)`, normalised, mapped into memory."""
+        return np.load(self.folder / f"{self.stem}.image.npy", mmap_mode="r")
+
+    def label(self) -> NDArray[np.uint8]:
+        """`(k, j, i)` class indices, mapped into memory."""
+        return np.load(self.folder / f"{self.stem}.label.npy", mmap_mode="r")
+
+    @cached_property
+    def positions(self) -> dict[int, NDArray[np.int32]]:
+        """Class index -> `(n, 3)` voxels (k, j, i) of it; classes that the case lacks are left out."""
+        rows = np.load(self.folder / f"{self.stem}.positions.npy")
+        return {int(index): rows[rows[:, 0] == index, 1:] for index in np.unique(rows[:, 0])}
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a prepared case was made of, beside its files."""
+
+    key: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+
+def prepare(
+    cases: Sequence[Case],
+    plan: TrainingPlan,
+    folder: Path,
+    *,
+    on_case: Callable[[int, int], object] | None = None,
+) -> list[PreparedCase]:
+    """Bring every case to the grid of `plan` and keep it in `folder`, which is made where it is missing.
+
+    What is there already, made from the same files in the same way, is kept. `on_case(done, total)` is called after
+    each.
+
+    Raises
+    ------
+    InvalidInput : a pair that can't be read any more, or that is too large at the plan's spacing.
+    OutputError : files that can't be written.
+    """
+    prepared = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for done, case in enumerate(cases, 1):
+            prepared.append(_prepare(case, plan, folder))
+            if on_case is not None:
+                on_case(done, len(cases))
+    except OSError as error:
+        raise OutputError(f"prepared cases can't be kept in {folder} ({error}); choose another folder") from None
+    return prepared
+
+
+def on_model_grid(image: Image, labels: Labels, plan: TrainingPlan) -> tuple[NDArray, NDArray[np.uint8], Geometry]:
+    """The network's input `(C, k, j, i)` float32 and class indices `(k, j, i)` on the model's grid, and that grid."""
+    wanted = plan.input
+    grid = model_grid(image.geometry, wanted.orientation, wanted.spacing)
+    if prod(grid.shape) > MAX_VOXELS:
+        raise InvalidInput(
+            f"at the plan's spacing the image has {' x '.join(map(str, grid.shape))} voxels, more than {MAX_VOXELS}; "
+            "check the spacing in its header, or choose a coarser one"
+        )
+    scaling = wanted.normalization.measure(image.array)
+    darkest = torch.tensor([[float(channel.min())] for channel in image.array])
+    values = torch.from_numpy(np.ascontiguousarray(image.array, dtype=np.float32))
+    x = resample(scaling(values), image.geometry, grid, fill=scaling(darkest).flatten())
+    return x.numpy(), _class_indices(labels, grid, plan), grid
+
+
+def _class_indices(labels: Labels, grid: Geometry, plan: TrainingPlan) -> NDArray[np.uint8]:
+    array = on_grid(labels, grid)
+    named = {segment.value: segment for segment in labels.segments}
+    table = np.zeros(int(array.max()) + 1, np.uint8)
+    for value in np.unique(array[array > 0]).tolist():
+        segment = named.get(value, Segment(value, f"Label {value}", (0, 0, 0)))
+        index = class_of(segment, plan.names, plan.values)
+        if index is None:
+            raise InvalidInput(f"the label holds the value {value}, which is none of the classes; check the data again")
+        table[value] = index + 1
+    return table[array]
+
+
+def _prepare(case: Case, plan: TrainingPlan, folder: Path) -> PreparedCase:
+    stem = re.sub(r"[^\w.-]", "_", case.name)
+    if stem != case.name:  # two names may have become one
+        stem += "-" + hashlib.sha256(case.name.encode()).hexdigest()[:8]
+    key = _key(case, plan)
+    record = _kept(folder / f"{stem}.json", key)
+    if record is None:
+        try:
+            x, classes, grid = on_model_grid(*read_pair(case, allow_empty=True), plan)
+        except InvalidInput as error:
+            raise InvalidInput(f"{case.name}: {error}") from None
+        record = _Record(key, grid.shape, grid.spacing)
+        _save(folder / f"{stem}.image.npy", x.clip(-6e4, 6e4).astype(np.float16))
+        _save(folder / f"{stem}.label.npy", classes)
+        _save(folder / f"{stem}.positions.npy", _positions(classes))
+        with replacing(folder / f"{stem}.json") as temporary:  # last: only now are the others complete
+            temporary.write_text(dumps(to_json(record)) + "\n", encoding="utf-8")
+    return PreparedCase(case.name, case.patient, folder, stem, record.shape, record.spacing)
+
+
+def _key(case: Case, plan: TrainingPlan) -> str:
+    """Of all that the prepared files depend on."""
+    wanted = plan.input
+    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.label)]
+    text = json.dumps(
+        [FORMAT, wanted.orientation, wanted.spacing, asdict(wanted.normalization), plan.values, plan.names, files]
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept(path: Path, key: str) -> _Record | None:
+    """The record of a prepared case where it was made of the same; None where it has to be made."""
+    try:
+        record = from_json(_Record, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    others = [path.with_name(path.name[: -len("json")] + f"{part}.npy") for part in ("image", "label", "positions")]
+    return record if record.key == key and all(other.exists() for other in others) else None
+
+
+def _save(path: Path, array: NDArray) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+def _positions(classes: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """`(n, 4)`: class and voxel, at most `POSITIONS` of each class."""
+    rows = [np.empty((0, 4), np.int32)]
+    flat = classes.reshape(-1)
+    for index in np.flatnonzero(np.bincount(flat)).tolist():
+        if index:
+            found = np.flatnonzero(flat == index)
+            found = found[:: -(-len(found) // POSITIONS)]
+            voxels = np.stack(np.unravel_index(found, classes.shape), axis=1)
+            rows.append(np.c_[np.full(len(found), index), voxels].astype(np.int32))
+    return np.concatenate(rows)
