@@ -29,7 +29,7 @@ from DeepLabSegLib.training.cases import Case
 from DeepLabSegLib.training.pairs import class_of, on_grid, read_pair
 from DeepLabSegLib.training.planning import TrainingPlan
 
-__all__ = ["PreparedCase", "on_model_grid", "prepare"]
+__all__ = ["PreparedCase", "class_indices", "on_model_grid", "prepare"]
 
 FORMAT = 1
 """Part of what is compared: raised when prepared files change."""
@@ -126,10 +126,10 @@ def on_model_grid(image: Image, labels: Labels, plan: TrainingPlan) -> tuple[NDA
     darkest = torch.tensor([[float(channel.min())] for channel in image.array])
     values = torch.from_numpy(np.ascontiguousarray(image.array, dtype=np.float32))
     x = resample(scaling(values), image.geometry, grid, fill=scaling(darkest).flatten())
-    return x.numpy(), _class_indices(labels, grid, plan), grid
+    return x.numpy(), class_indices(labels, grid, plan), grid
 
 
-def _class_indices(labels: Labels, grid: Geometry, plan: TrainingPlan) -> NDArray[np.uint8]:
+def class_indices(labels: Labels, grid: Geometry, plan: TrainingPlan) -> NDArray[np.uint8]:
     array = on_grid(labels, grid)
     named = {segment.value: segment for segment in labels.segments}
     table = np.zeros(int(array.max()) + 1, np.uint8)

@@ -108,7 +108,9 @@ RECIPES = {
             "the ventricle were not shown. Not a medical device.",
         ),
         TrainingSpec(steps=800, batch_size=12),
-        overrides=Overrides(names=("Left ventricle",), channels=("cine MR",)),
+        overrides=Overrides(
+            names=("Left ventricle",), channels=("cine MR",), spacing=(None, None, None), tile=(256, 256)
+        ),
         patient="(.+)-IM-",
     ),
 }

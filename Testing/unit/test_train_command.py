@@ -1,0 +1,138 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from DeepLabSegLib import load_model, read_image
+from DeepLabSegLib.bundle import read_bundle
+from DeepLabSegLib.cli import main
+from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.training import Overrides, TrainOptions, train_model
+
+SHAPES = {2: (40, 48), 3: (24, 40, 48)}
+FAST = ("--workers", "0", "--folds", "3", "--seed", "1")
+
+
+def write_data(folder, dims, cases=6):
+    """Bright boxes in noise, and where they are: pictures, or volumes with anisotropic voxels."""
+    rng = np.random.default_rng(dims)
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for n in range(cases):
+        label = np.zeros(SHAPES[dims], np.uint8)
+        corner = rng.integers(2, 8, dims)
+        label[tuple(slice(c, c + 12) for c in corner)] = 1
+        image = rng.normal(60, 10, label.shape) + 100 * label
+        suffix = {2: ".png", 3: ".nii.gz"}[dims]
+        for part, array in (("images", image), ("labels", label)):
+            picture = sitk.GetImageFromArray(array.clip(0, 255).astype(np.uint8))
+            if dims == 3:
+                picture.SetSpacing((1.0, 1.0, 1.5))
+            sitk.WriteImage(picture, folder / part / f"case{n}{suffix}")
+    return folder
+
+
+@pytest.fixture(params=[2, 3], ids=["2D", "3D"])
+def data(request, tmp_path):
+    return write_data(tmp_path / "data", request.param)
+
+
+def small(dims: int) -> Overrides:
+    return Overrides(tile=(32,) * dims, spacing=(None, None, None), batch_size=2, names=("Box",))
+
+
+def test_a_trained_model_is_a_bundle_that_segments(data, tmp_path):
+    dims = 2 if next((data / "images").iterdir()).suffix == ".png" else 3
+    options = TrainOptions(
+        overrides=small(dims), training={"steps": 40, "learning_rate": 5e-3, "average": 0.8, "workers": 0}, folds=3
+    )
+    trained = train_model(data, tmp_path / "boxes", options)
+    assert trained.scores["mean Dice"] == trained.scores["Box"] > 0.5
+    bundle = read_bundle(tmp_path / "boxes")
+    assert [label.name for label in bundle.labels] == ["Box"]
+    assert bundle.figures["Box, held-out cases"] == pytest.approx(trained.scores["Box"], abs=1e-4)
+    assert bundle.training_data == "6 cases of data"
+    image = read_image(next((data / "images").iterdir()))
+    labels = load_model(tmp_path / "boxes").segment(image)
+    assert labels.volumes_ml()["Box"] > 0
+    beside = {path.name for path in (tmp_path / "boxes.training").iterdir()}
+    assert beside == {"checkpoint.pt", "curves.csv", "curves.png", "data.txt", "prepared"}
+
+
+def test_a_broken_pair_is_named_and_the_rest_is_trained_on(data, tmp_path, capsys):
+    broken = next((data / "labels").glob("case3*"))
+    broken.write_bytes(b"no image")
+    (data / "images" / f"alone{''.join(broken.suffixes)}").write_bytes(b"no image either")
+    assert main(["train", str(data), "--check"]) == 0
+    text = capsys.readouterr().out
+    assert "case3" in text
+    assert "alone" in text
+    assert "5 of " in text
+    dims = "32x32" if broken.suffix == ".png" else "32x32x32"
+    output = str(tmp_path / "boxes")
+    assert main(["train", str(data), "-o", output, "--steps", "2", "--batch", "2", "--tile", dims, *FAST]) == 0
+    assert "case3" in (tmp_path / "boxes.training/data.txt").read_text(encoding="utf-8")
+    assert read_bundle(output).training_data == "5 cases of data"
+
+
+def test_the_command_says_how_to_make_the_model_again_without_naming_this_machine(tmp_path, capsys):
+    data = write_data(tmp_path / "data", 2)
+    output = str(tmp_path / "boxes")
+    arguments = ["train", str(data), "-o", output, "--steps", "2", "--tile", "32x32", "--labels", "Box", *FAST]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] in (1, 2)
+    command = read_bundle(output).reproduce
+    assert command.startswith("deeplabseg train DATA -o boxes --steps 2 --tile 32x32")
+    assert str(tmp_path) not in command
+    assert main(arguments) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+def test_training_begins_with_a_models_weights(tmp_path):
+    data = write_data(tmp_path / "data", 2)
+    options = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, initial="head-mri-2d", folds=3)
+    train_model(data, tmp_path / "boxes", options)
+    other = TrainOptions(
+        overrides=Overrides(**{**vars(small(2)), "encoder": "densenet121"}),
+        training={"steps": 2, "workers": 0},
+        initial="head-mri-2d",
+        folds=3,
+    )
+    with pytest.raises(Exception, match="head-mri-2d shares no kernel with the encoder densenet121"):
+        train_model(data, tmp_path / "others", other)
+
+
+def test_nothing_is_trained_where_something_is_in_the_way(tmp_path):
+    data = write_data(tmp_path / "data", 2)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OutputError, match="exists"):
+        train_model(data, tmp_path / "there")
+    with pytest.raises(InvalidInput, match="no recipe 'liver'; choose head-mri"):
+        train_model(data, tmp_path / "boxes", TrainOptions(recipe="liver"))
+    assert not (tmp_path / "boxes").exists()
+
+
+def run_with_torchrun(processes, data, output):
+    command = [sys.executable, "-m", "DeepLabSegLib.cli", "train", str(data), "-o", str(output), "--device", "cpu",
+               "--steps", "6", "--batch", "4", "--tile", "32x32x32", "--precision", "fp32", *FAST]  # fmt: skip
+    if processes > 1:
+        command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with (output.parent / f"{output.name}.training/curves.csv").open(encoding="utf-8", newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    data = write_data(tmp_path / "data", 3)
+    one, two = (run_with_torchrun(n, data, tmp_path / f"model{n}") for n in (1, 2))
+    # Batch normalisation sees half of a batch in each process, and the Dice of halves isn't the whole's.
+    assert len(one) == len(two) == 6
+    np.testing.assert_allclose(two, one, rtol=0.1)
+    assert read_bundle(tmp_path / "model2").labels == read_bundle(tmp_path / "model1").labels
