@@ -48,7 +48,7 @@ def check_cases(
             good[case] = measure(*read_pair(case, allow_empty=allow_empty))
         except BadPair as error:
             found += [Fault(case.name, problem) for problem in error.problems]
-        except (OSError, MemoryError) as error:
+        except (OSError, MemoryError, RuntimeError, ValueError) as error:  # whatever a reader trips over
             found.append(Fault(case.name, f"it can't be read ({error or type(error).__name__})"))
         if on_case is not None:
             on_case(done, len(cases))

@@ -144,6 +144,7 @@ def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> Traini
     spacing = _spacing(fingerprint, orientation, dims, chosen.spacing)
     size, sizes = _seen(fingerprint, orientation, spacing)
     depth = chosen.depth
+    check_choice("depth", depth, (None, 3, 4, 5))
     tile = chosen.tile or _tile(sizes[-dims:], size[-dims:], dims, 2 ** (depth or 4))
     if len(tile) != dims:
         raise InvalidInput(f"tile is {'x'.join(map(str, tile))}; a {dims}D network needs {dims} sizes")
@@ -154,7 +155,9 @@ def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> Traini
         raise InvalidInput(
             f"tile is {'x'.join(map(str, tile))}; at depth {depth} sizes are multiples of {stride}: {right}"
         )
-    batch = chosen.batch_size or int(np.clip(BATCH_VOXELS[dims] // prod(tile), 2, MAX_BATCH))
+    batch = chosen.batch_size
+    if batch is None:
+        batch = int(np.clip(BATCH_VOXELS[dims] // prod(tile), 2, MAX_BATCH))
     if batch < 1:
         raise InvalidInput(f"batch_size is {batch}; it must be at least 1")
     step = max(1, int(np.median(tile)) // stride // 5)
@@ -226,6 +229,8 @@ def _spacing(
     if given is not None:
         if len(given) not in (dims, 3):
             raise InvalidInput(f"spacing has {len(given)} sizes; give mm along k, j, i")
+        if not all(mm is None or 0 < mm < 1e4 for mm in given):
+            raise InvalidInput(f"spacing is {list(given)}; each must be None or a size in mm above 0")
         across, down, right = given if len(given) == 3 else (None, *given)
         return across, down, right
     scan = fingerprint.spacing(orientation)

@@ -1,0 +1,585 @@
+"""From files to training pairs: what is found, what is refused, and what a network is trained on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import make_network, make_scan, physically_equal
+
+from DeepLabSegLib.bundle import Bundle
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.files import read_image, write_image, write_labels
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.preprocess import Normalization
+from DeepLabSegLib.segmenter import Segmenter
+from DeepLabSegLib.tiling import Tiling
+from DeepLabSegLib.training.augment import Augmentation, augment_intensity, mirror_axes
+from DeepLabSegLib.training.cases import Case, find_cases
+from DeepLabSegLib.training.check import CheckedData, check_cases, report
+from DeepLabSegLib.training.deformation import Deformation
+from DeepLabSegLib.training.patches import Patches
+from DeepLabSegLib.training.planning import Overrides, TrainingPlan, plan
+from DeepLabSegLib.training.prepared import PreparedCase, prepare
+from DeepLabSegLib.training.split import split
+
+STILL = Augmentation(
+    brightness_share=0, contrast_share=0, gamma_share=0, noise_share=0, blur_share=0, resolution_share=0
+)
+"""Pose and shape alone."""
+
+
+# --- making data -----------------------------------------------------------------------------------------------------
+
+
+def ball(geometry: Geometry) -> Labels:
+    """A ball of value 2 in one of value 1, in the middle."""
+    axes = [(np.arange(n) - (n - 1) / 2) / n for n in geometry.shape]
+    radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij")))
+    return Labels((radius < 0.4).astype(np.uint8) + (radius < 0.2), geometry)
+
+
+def write_volumes(folder: Path, names, rng, shape=(12, 40, 36), spacing=(3.0, 1.5, 1.2)) -> Path:
+    """A folder with `images` and `labels`, NIfTI."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        scan = make_scan(rng, shape, spacing)
+        write_image(scan, folder / "images" / f"{name}.nii.gz")
+        write_labels(ball(scan.geometry), folder / "labels" / f"{name}.nii.gz")
+    return folder
+
+
+def write_pictures(folder: Path, names, rng, size=(60, 48)) -> Path:
+    """A folder with `images` and `labels`, PNG."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        grid = Geometry((1, *size))
+        grey = make_scan(rng, (1, *size)).array[0, 0]
+        grey = (255 * (grey - grey.min()) / np.ptp(grey)).astype(np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(grey), folder / "images" / f"{name}.png")
+        write_labels(ball(grid), folder / "labels" / f"{name}.png")
+    return folder
+
+
+def write_data(dims: int, folder: Path, rng, names=("a", "b", "c")) -> Path:
+    return write_pictures(folder, names, rng) if dims == 2 else write_volumes(folder, names, rng)
+
+
+def checked(folder: Path) -> CheckedData:
+    return check_cases(*find_cases(folder))
+
+
+def prepared(dims: int, folder: Path, rng, **overrides) -> tuple[list[PreparedCase], TrainingPlan]:
+    data = checked(write_data(dims, folder / "data", rng))
+    made = plan(data.fingerprint, Overrides(**overrides))
+    return prepare(data.cases, made, folder / "prepared"), made
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+# --- finding cases ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "images"),
+    [
+        (["imagesTr/x.nii.gz", "imagesTr/._x.nii.gz", "labelsTr/x.nii.gz"], ["x.nii.gz"]),
+        (["imagesTr/x_0001.nrrd", "imagesTr/x_0000.nrrd", "labelsTr/x.nrrd"], ["x_0000.nrrd", "x_0001.nrrd"]),
+        (["images/x.png", "masks/x_mask.png"], ["x.png"]),
+        (["Images/x.mha", "Segmentations/x.seg.nrrd"], ["x.mha"]),
+        (["images/x_0007.png", "labels/x_0007.png"], ["x_0007.png"]),
+        (["x.nii.gz", "x.seg.nrrd"], ["x.nii.gz"]),
+        (["x.nrrd", "x-seg.nrrd"], ["x.nrrd"]),
+        (["x_image.png", "x_label.png", "readme.txt"], ["x_image.png"]),
+    ],
+)
+def test_every_usual_layout_of_a_folder_is_understood(files, images, tmp_path):
+    touch(*(tmp_path / file for file in files))
+    (case,), faults = find_cases(tmp_path)
+    assert not faults
+    assert [path.name for path in case.images] == images
+    assert case.name.startswith("x")
+    assert case.label.exists()
+
+
+def test_what_has_no_partner_is_named_and_the_rest_kept(tmp_path):
+    touch(*(tmp_path / "images" / f"{name}.png" for name in "abc"), tmp_path / "images" / "b.jpg")
+    touch(*(tmp_path / "labels" / f"{name}.png" for name in "abd"))
+    cases, faults = find_cases(tmp_path)
+    assert [case.name for case in cases] == ["a"]
+    problems = {fault.name: fault.problem for fault in faults}
+    assert "there are 2 images (b.jpg, b.png); keep one" in problems["b"]
+    assert "c.png has no label" in problems["c"]
+    assert "d.png has no image" in problems["d"]
+
+
+def test_a_case_without_one_of_the_channels_is_named(tmp_path):
+    names = ["a_0000", "a_0001", "b_0000", "b_0001", "c_0000"]
+    touch(*(tmp_path / "imagesTr" / f"{name}.nii.gz" for name in names))
+    touch(*(tmp_path / "labelsTr" / f"{name}.nii.gz" for name in "abc"))
+    cases, (fault,) = find_cases(tmp_path)
+    assert [case.name for case in cases] == ["a", "b"]
+    assert fault.name == "c"
+    assert "channels 0000, and most cases 0000, 0001" in fault.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("table.csv", ["Name,T1,FLAIR,Label,Patient", "one,t1.nii,fl.nii,seg.nii,P1", ",t1.nii,no.nii,seg.nii,"]),
+        (
+            "table.tsv",
+            ["image1\timage2\tmask\tpatient\tname", "t1.nii\tfl.nii\tseg.nii\tP1\tone", "t1.nii\t\tseg.nii\t\t"],
+        ),
+    ],
+)
+def test_a_table_names_channels_label_and_patient(name, rows, tmp_path):
+    touch(*(tmp_path / f"{stem}.nii" for stem in ("t1", "fl", "seg")))
+    (tmp_path / name).write_text("\n".join(rows), encoding="utf-8")
+    (case,), (fault,) = find_cases(tmp_path / name)
+    assert case == Case("one", (tmp_path / "t1.nii", tmp_path / "fl.nii"), tmp_path / "seg.nii", "P1")
+    assert fault.name == "t1"
+    assert "row 3" in fault.problem
+
+
+def test_cases_of_a_table_with_equal_file_names_are_told_apart(tmp_path):
+    rows = [f"{folder}/image.nii,{folder}/label.nii" for folder in ("p1", "p2")]
+    touch(*(tmp_path / path for row in rows for path in row.split(",")))
+    (tmp_path / "table.csv").write_text("\n".join(["image,label", *rows]), encoding="utf-8")
+    cases, faults = find_cases(tmp_path / "table.csv")
+    assert not faults
+    assert len({case.name for case in cases}) == 2
+
+
+def test_the_patient_is_found_in_the_name(tmp_path):
+    touch(*(tmp_path / part / f"{name}.png" for part in ("images", "labels") for name in ("P1-IM-1", "P1-IM-2", "odd")))
+    cases, (fault,) = find_cases(tmp_path, "(.+)-IM-")
+    assert {case.patient for case in cases} == {"P1"}
+    assert fault.name == "odd"
+    assert [case.patient for case in find_cases(tmp_path)[0]] == ["P1-IM-1", "P1-IM-2", "odd"]
+    with pytest.raises(InvalidInput, match="no regular expression"):
+        find_cases(tmp_path, "(")
+
+
+def test_a_folder_of_another_layout_is_refused_with_those_that_are_known(tmp_path):
+    with pytest.raises(InvalidInput, match="does not exist"):
+        find_cases(tmp_path / "none")
+    with pytest.raises(InvalidInput, match="imagesTr and labelsTr"):
+        find_cases(tmp_path)
+    touch(tmp_path / "images" / "a.png")
+    with pytest.raises(InvalidInput, match="none of labels"):
+        find_cases(tmp_path)
+
+
+# --- checking --------------------------------------------------------------------------------------------------------
+
+
+def test_every_broken_pair_is_named_and_the_rest_is_kept(tmp_path, rng):
+    spoilt = ["nan", "constant", "cut", "fractions", "empty", "away", "colour", "slice", "odd"]
+    folder = write_volumes(tmp_path, ["good1", "good2", "good3", "good4", *spoilt], rng)
+    images, labels = folder / "images", folder / "labels"
+    scan = make_scan(rng)
+
+    def spoil(name: str, array: np.ndarray, geometry: Geometry = scan.geometry, part: Path = images) -> None:
+        write_image(Image(array, geometry), part / f"{name}.nii.gz", overwrite=True)
+
+    array = scan.array.copy()
+    array[0, 0, 0, 0] = np.nan
+    (images / "nan.nii.gz").unlink()
+    write_image(replace(scan, array=array), images / "nan.nrrd")  # ITK reads NaN in NIfTI as 0
+    spoil("constant", np.full_like(scan.array, 7))
+    (labels / "cut.nii.gz").write_bytes((labels / "cut.nii.gz").read_bytes()[:200])
+    spoil("fractions", scan.array / 7, part=labels)
+    spoil("empty", np.zeros(scan.geometry.shape, np.uint8), part=labels)
+    spoil("away", ball(scan.geometry).array, replace(scan.geometry, origin=(900.0, 0.0, 0.0)), labels)
+    spoil("colour", np.concatenate([scan.array] * 3))
+    plane = replace(scan.geometry, shape=(1, *scan.geometry.shape[1:]))
+    spoil("slice", scan.array[:, :1], plane)
+    spoil("slice", ball(plane).array, plane, labels)
+    strange = ball(scan.geometry).array.copy()
+    strange[0, 0, :3] = 99
+    spoil("odd", strange, part=labels)
+
+    data = checked(folder)
+    assert [case.name for case in data.cases] == ["good1", "good2", "good3", "good4"]
+    problems = {fault.name: fault.problem for fault in data.faults}
+    expected = {
+        "nan": "1 of 17280 voxels are NaN",
+        "constant": "channel 0 is constant",
+        "cut": "cut.nii.gz",
+        "fractions": "holds fractions",
+        "empty": "is empty",
+        "away": "lies to 0% on its image .* copy the image's header",
+        "colour": "has 3 channels, and most images 1",
+        "slice": "most images are volumes",
+        "odd": "holds the value 99 in 3 voxels, and no other label does",
+    }
+    assert set(problems) == set(expected) == set(spoilt)
+    for name, words in expected.items():
+        assert re.search(words, problems[name]), problems[name]
+    text = report(data)
+    assert "4 of 13 cases can be used" in text
+    assert all(problem in text for problem in problems.values())
+
+
+def test_two_good_cases_are_enough_and_one_is_not(tmp_path, rng):
+    folder = write_pictures(tmp_path, ["a", "b", "c"], rng)
+    (folder / "labels" / "a.png").write_bytes(b"")
+    assert len(checked(folder).cases) == 2
+    (folder / "labels" / "b.png").write_bytes(b"")
+    with pytest.raises(InvalidInput, match=r"(?s)1 pairs .* at least 2.*a: .*a.png is empty.*b: "):
+        checked(folder)
+
+
+def test_a_picture_and_a_label_of_another_size_are_refused(tmp_path, rng):
+    folder = write_pictures(tmp_path, ["a", "b", "c"], rng)
+    write_labels(ball(Geometry((1, 30, 24))), folder / "labels" / "b.png", overwrite=True)
+    (fault,) = checked(folder).faults
+    assert fault.name == "b"
+    assert "1 x 30 x 24 voxels and its image 1 x 60 x 48" in fault.problem
+
+
+def test_names_and_colours_of_segments_carry_over_whatever_their_values(tmp_path, rng):
+    """Slicer numbers segments in the order in which they were drawn."""
+    liver, spleen = Segment(1, "Liver", (221, 130, 101)), Segment(2, "Spleen", (157, 108, 162))
+    for name, swapped in (("a", False), ("b", False), ("c", True)):
+        scan = make_scan(rng)
+        write_image(scan, tmp_path / f"{name}.nrrd")
+        labels = ball(scan.geometry)
+        if swapped:
+            array = np.choose(labels.array, [0, 2, 1]).astype(np.uint8)
+            labels = replace(labels, array=array, segments=(replace(spleen, value=1), replace(liver, value=2)))
+        else:
+            labels = replace(labels, segments=(liver, spleen))
+        write_labels(labels, tmp_path / f"{name}.seg.nrrd")
+    data = checked(tmp_path)
+    assert not data.faults
+    made = plan(data.fingerprint)
+    assert [(label.value, label.name, label.color) for label in made.labels] == [
+        (1, "Liver", (221, 130, 101)),
+        (2, "Spleen", (157, 108, 162)),
+    ]
+    first, _, third = (case.label() for case in prepare(data.cases, made, tmp_path / "prepared"))
+    np.testing.assert_array_equal(first, third)
+
+
+def test_layers_that_do_not_overlap_become_one_and_others_are_refused(tmp_path, rng):
+    for name, overlap in (("a", False), ("b", False), ("c", True)):
+        scan = make_scan(rng)
+        write_image(scan, tmp_path / f"{name}.nrrd")
+        values = ball(scan.geometry).array
+        layers = np.stack([values == 1, (values > 0) if overlap else (values == 2)]).astype(np.uint8)
+        segments = (Segment(1, "Shell", (9, 9, 9), layer=0), Segment(1, "Core", (8, 8, 8), layer=1))
+        write_labels(Labels(layers, scan.geometry, segments), tmp_path / f"{name}.seg.nrrd")
+    data = checked(tmp_path)
+    assert [case.name for case in data.cases] == ["a", "b"]
+    (fault,) = data.faults
+    assert "the segments 'Shell' and 'Core' overlap in" in fault.problem
+    made = plan(data.fingerprint)
+    assert [label.name for label in made.labels] == ["Shell", "Core"]
+    assert set(np.unique(prepare(data.cases, made, tmp_path / "prepared")[0].label())) == {0, 1, 2}
+
+
+def test_a_segmentation_cropped_to_its_segments_lies_at_its_place(tmp_path, rng):
+    for name in "ab":
+        scan = make_scan(rng)
+        write_image(scan, tmp_path / f"{name}.nrrd")
+        labels = ball(scan.geometry)
+        box = tuple(slice(int(n.min()), int(n.max()) + 1) for n in np.nonzero(labels.array))
+        origin = (scan.geometry.affine @ [*(side.start for side in box), 1])[:3]
+        array = labels.array[box]
+        cropped = Labels(array, replace(scan.geometry, shape=array.shape, origin=tuple(origin)))
+        write_labels(cropped, tmp_path / f"{name}_seg.nrrd")
+    data = checked(tmp_path)
+    assert not data.faults
+    made = plan(data.fingerprint, Overrides(spacing=(None, None, None), orientation="SAR"))
+    np.testing.assert_array_equal(prepare(data.cases, made, tmp_path / "prepared")[0].label(), labels.array)
+
+
+# --- splitting -------------------------------------------------------------------------------------------------------
+
+
+def test_a_patient_is_never_on_both_sides_and_folds_cover_everything_once(rng):
+    cases = [Case(f"c{n:03}", (), Path(), f"p{n % 7 if n < 60 else n}") for n in range(80)]
+    validated = []
+    for fold in range(4):
+        training, validation = split(cases, folds=4, fold=fold, seed=3)
+        assert not {case.patient for case in training} & {case.patient for case in validation}
+        assert len(training) + len(validation) == len(cases)
+        assert 15 <= len(validation) <= 25
+        assert split(cases[::-1], folds=4, fold=fold, seed=3) == (training, validation)
+        validated += validation
+    assert sorted(case.name for case in validated) == [case.name for case in cases]
+    assert split(cases, seed=1) != split(cases, seed=2)
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(1, 0), (4, 0), (2, 2), (2, -1)])
+def test_folds_that_cannot_be_made_are_refused(folds, fold):
+    cases = [Case(f"c{n}", (), Path(), f"p{n % 3}") for n in range(9)]
+    with pytest.raises(InvalidInput, match="choose"):
+        split(cases, folds, fold)
+
+
+# --- planning --------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_fits_into_the_tile_is_worked_on_finer(tmp_path, rng):
+    made = plan(checked(write_volumes(tmp_path, "ab", rng, (36, 50, 35), (1, 1, 1))).fingerprint)
+    assert made.network.dims == 3
+    assert made.input.spacing == (0.5, 0.5, 0.5)
+    assert made.input.tile == (80, 112, 80)
+    assert made.network.encoder_depth == 3
+    assert [label.name for label in made.labels] == ["Label 1", "Label 2"]
+
+
+def test_an_image_larger_than_the_tile_keeps_its_spacing(tmp_path, rng):
+    made = plan(checked(write_pictures(tmp_path, "ab", rng, (500, 700))).fingerprint)
+    assert made.network.dims == 2
+    assert made.input.orientation is None
+    assert made.input.spacing == (None, 1.0, 1.0)
+    assert np.prod(made.input.tile) <= 400**2
+    assert all(size % 16 == 0 for size in made.input.tile)
+
+
+@pytest.mark.parametrize(("slices", "dims", "spacing"), [(8, 2, (None, 0.5, 0.5)), (20, 3, (6.0, 0.5, 0.5))])
+def test_thick_slices_are_never_refined_and_few_of_them_are_worked_on_one_by_one(slices, dims, spacing, tmp_path, rng):
+    made = plan(checked(write_volumes(tmp_path, "ab", rng, (slices, 40, 36), (6, 1, 1))).fingerprint)
+    assert made.network.dims == dims
+    assert made.input.spacing == spacing
+    assert made.planar
+
+
+def test_the_thickest_voxels_come_first_however_scans_are_stored(tmp_path, rng):
+    for name, order in (("a", (0, 1, 2)), ("b", (2, 1, 0)), ("c", (2, 1, 0))):
+        scan = physically_equal(make_scan(rng), order, (1,))
+        write_image(scan, tmp_path / f"{name}.nii.gz")
+        write_labels(ball(scan.geometry), tmp_path / f"{name}_seg.nii.gz")
+    made = plan(checked(tmp_path).fingerprint)
+    assert made.input.orientation == "SRA"
+
+
+def test_ct_gets_one_window_for_all_scans(tmp_path, rng):
+    for name in "abc":
+        scan = make_scan(rng)
+        write_image(replace(scan, array=scan.array * 3 - 1000), tmp_path / f"{name}.nii.gz")
+        write_labels(ball(scan.geometry), tmp_path / f"{name}_seg.nii.gz")
+    scaling = plan(checked(tmp_path).fingerprint).input.normalization
+    assert scaling.method == "window"
+    assert scaling.mean is not None
+
+
+def test_everything_can_be_chosen(tmp_path, rng):
+    fingerprint = checked(write_volumes(tmp_path, "ab", rng)).fingerprint
+    chosen = Overrides(
+        encoder="densenet121", depth=4, dims=2, spacing=(None, 2.0, 2.0), tile=(32, 48), batch_size=3,
+        normalization=Normalization("zscore"), orientation="ASR", names=("Shell", "Core"), channels=("T1",),
+    )  # fmt: skip
+    made = plan(fingerprint, chosen)
+    assert (made.network.encoder_name, made.network.encoder_depth, made.network.dims) == ("densenet121", 4, 2)
+    assert made.input.spacing == (None, 2.0, 2.0)
+    assert made.tile == (1, 32, 48)
+    assert made.batch_size == 3
+    assert made.input.normalization.method == "zscore"
+    assert made.input.orientation == "ASR"
+    assert [label.name for label in made.labels] == ["Shell", "Core"]
+    assert made.names == ("Label 1", "Label 2")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"dims": 4}, "dims"),
+        ({"tile": (30, 32, 32)}, "32x32x32"),
+        ({"tile": (32, 32)}, "needs 3 sizes"),
+        ({"names": ("one",)}, "2 classes"),
+        ({"channels": ("a", "b")}, "2 channels"),
+        ({"spacing": (1.0,)}, "spacing"),
+        ({"spacing": (1.0, 0.0, 1.0)}, "above 0"),
+        ({"orientation": "SAA"}, "orientation"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"encoder": "resnet1"}, "encoder_name"),
+        ({"depth": 6}, "depth"),
+    ],
+)
+def test_a_choice_that_does_not_fit_is_refused(wrong, words, tmp_path, rng):
+    fingerprint = checked(write_volumes(tmp_path, "ab", rng)).fingerprint
+    with pytest.raises(InvalidInput, match=words):
+        plan(fingerprint, Overrides(**{"dims": 3, **wrong}))
+
+
+# --- preparing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_prepared_case_is_what_the_segmenter_feeds_its_network(dims, tmp_path, rng, monkeypatch):
+    (case, *_), made = prepared(dims, tmp_path, rng)
+    bundle = Bundle("t", "t", made.network, made.input, made.labels, "none", "none")
+    segmenter = Segmenter(bundle, make_network(made.network), "cpu")
+    fed: list[torch.Tensor] = []
+    original = Segmenter._logits
+
+    def listen(self, passage, x):
+        fed.extend(x)
+        return original(self, passage, x)
+
+    monkeypatch.setattr(Segmenter, "_logits", listen)
+    path = next((tmp_path / "data" / "images").glob("a.*"))
+    segmenter.segment(read_image(path))
+    pair = Patches([case], made)[0]
+    assert len(Tiling(case.shape, made.tile, 0.25).corners) == len(fed) == 1
+    torch.testing.assert_close(pair[0], fed[0], atol=2e-3, rtol=0)
+
+
+def test_prepared_cases_are_made_once_and_again_when_something_changed(tmp_path, rng):
+    data = checked(write_pictures(tmp_path / "data", "ab", rng))
+    made, folder = plan(data.fingerprint), tmp_path / "prepared"
+
+    def stamps() -> list[int]:
+        prepare(data.cases, made, folder)
+        return [path.stat().st_ino for path in sorted(folder.glob("*.image.npy"))]
+
+    first = stamps()
+    assert stamps() == first
+    write_labels(ball(Geometry((1, 60, 48))), data.cases[1].label, overwrite=True)
+    second = stamps()
+    assert second[0] == first[0]
+    assert second[1] != first[1]
+    made = plan(data.fingerprint, Overrides(spacing=(2.0, 2.0)))
+    assert not set(stamps()) & set(second)
+    assert prepare(data.cases, made, folder)[0].spacing == (1.0, 2.0, 2.0)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+# --- patches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+def test_the_same_index_gives_the_same_pair(dims, augmentation, tmp_path, rng):
+    cases, made = prepared(dims, tmp_path, rng)
+    one, again = (Patches(cases, made, augmentation, seed=5) for _ in range(2))
+    _ = again[3]
+    for index in (0, 7, 10**6):
+        for a, b in zip(one[index], again[index], strict=True):
+            assert torch.equal(a, b)
+    image, target = one[0]
+    assert image.shape == (1, *made.input.tile)
+    assert image.dtype == torch.float32
+    assert target.shape == made.input.tile
+    assert target.dtype == torch.int64
+    other = Patches(cases, made, augmentation, seed=6)
+    assert any(not torch.equal(one[n][0], other[n][0]) for n in range(6))
+
+
+@pytest.mark.parametrize(("dims", "tile"), [(2, (32, 16)), (3, (16, 32, 16)), (2, (96, 96))])
+def test_a_patch_without_augmentation_is_a_crop(dims, tile, tmp_path, rng):
+    cases, made = prepared(dims, tmp_path, rng, tile=tile, depth=3)
+    patches = Patches(cases, made, seed=1)
+    lowest, highest = np.minimum(0, np.subtract(cases[0].shape, made.tile)), np.subtract(cases[0].shape, made.tile)
+    for index in range(6):
+        image, target = (part.numpy().reshape(made.tile) for part in patches[index])
+        case = cases[patches._turn(index)]
+        whole = np.pad(case.image()[0].astype(np.float32), [(n, n) for n in made.tile])
+        label = np.pad(case.label(), [(n, n) for n in made.tile])
+        found = []
+        for corner in np.ndindex(*(np.maximum(highest, 0) - lowest + 1)):
+            place = tuple(slice(a + b + n, a + b + 2 * n) for a, b, n in zip(corner, lowest, made.tile, strict=True))
+            if np.abs(whole[place][:2, :2, :2] - image[:2, :2, :2]).max() < 1e-3:
+                found.append(place)
+        assert any(
+            np.abs(whole[place] - image).max() < 1e-3 and np.array_equal(label[place], target) for place in found
+        )
+
+
+def test_every_case_has_a_patch_before_one_has_a_second(tmp_path, rng):
+    cases, made = prepared(2, tmp_path, rng)
+    patches = Patches(cases, made)
+    assert all({patches._turn(n) for n in range(start, start + 3)} == {0, 1, 2} for start in (0, 3, 300))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_image_and_label_stay_aligned_however_they_are_deformed(dims, tmp_path, rng):
+    """The image of these cases is their label."""
+    (tmp_path / "data").mkdir()
+    shape = (40, 44, 36) if dims == 3 else (1, 88, 80)
+    for name in "ab":
+        labels = ball(Geometry(shape))
+        write_image(Image(labels.array.astype(np.float32), labels.geometry), tmp_path / "data" / f"{name}.nrrd")
+        write_labels(labels, tmp_path / "data" / f"{name}_seg.nrrd")
+    data = checked(tmp_path / "data")
+    made = plan(data.fingerprint, Overrides(normalization=Normalization("none")))
+    strong = replace(STILL, pose_share=1, elastic_share=1, rotation=25, scale=0.2, elastic=0.04)
+    patches = Patches(prepare(data.cases, made, tmp_path / "prepared"), made, strong)
+    plain = Patches(patches.cases, made)
+    for index in range(6):
+        image, target = patches[index]
+        assert not torch.equal(target, plain[index][1])
+        inner = torch.nn.functional.pad(target, (1, 1) * dims)  # where no neighbour has another label
+        for axis in range(dims):
+            ends = (inner.narrow(axis, n, inner.shape[axis] - 2) for n in (0, 1, 2))
+            left, middle, right = ends
+            inner = torch.where((left == middle) & (right == middle), middle, -1)
+        sure = (inner >= 0) & (target > 0)
+        assert int(sure.sum()) > 100
+        assert float((image[0] - target)[sure].abs().max()) < 0.51
+        assert float((image[0] - target)[sure].abs().mean()) < 0.05
+
+
+def test_classes_are_seen_evenly_however_small_they_are(tmp_path, rng):
+    (tmp_path / "data").mkdir()
+    for name in "ab":
+        scan = make_scan(rng, (1, 300, 300))
+        array = np.zeros((1, 300, 300), np.uint8)
+        array[0, :150] = 1
+        array[0, 290:293, 290:293] = 2
+        write_image(scan, tmp_path / "data" / f"{name}.nrrd")
+        write_labels(Labels(array, scan.geometry), tmp_path / "data" / f"{name}_seg.nrrd")
+    data = checked(tmp_path / "data")
+    made = plan(data.fingerprint, Overrides(tile=(32, 32), depth=3))
+    patches = Patches(prepare(data.cases, made, tmp_path / "prepared"), made)
+    share = np.mean([bool((patches[n][1] == 2).any()) for n in range(150)])
+    assert 0.2 < share < 0.5
+
+
+def test_a_plane_stays_a_plane(rng):
+    pose = Deformation(rotation=20, scale=0.2, elastic=3, elastic_spacing=10, mirror_axes=(1, 2), planar=True)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        points = pose.points((1, 20, 24), (1, 1, 1), torch.tensor([4.0, 9, 9]), (1, 1, 1), generator=generator)
+        assert torch.equal(points[0], torch.full((1, 20, 24), 4.0))
+        assert float((points[1, 0, :, 0] - points[1, 0, :, -1]).abs().max()) > 0.1
+
+
+# --- voxel values ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 40, 44), (2, 20, 24, 28)])
+@pytest.mark.parametrize("what", ["brightness", "contrast", "gamma", "noise", "blur", "resolution"])
+def test_each_change_of_voxel_values_changes_some_and_keeps_the_image(what, shape):
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 2, *(max(1, n // 6) for n in shape[1:])), size=shape[1:])[0]
+    spec = replace(STILL, **{f"{what}_share": 1.0})
+    changed = augment_intensity(smooth, spec, torch.Generator().manual_seed(1), planar=shape[1] == 1)
+    assert changed.shape == smooth.shape
+    assert not torch.equal(changed, smooth)
+    assert float(torch.corrcoef(torch.stack([changed.flatten(), smooth.flatten()]))[0, 1]) > 0.8
+    assert torch.equal(augment_intensity(smooth, STILL), smooth)
+
+
+@pytest.mark.parametrize(
+    ("names", "axes"),
+    [(("Liver", "Spleen"), (0, 1, 2)), (("Left kidney", "Right kidney"), (0, 1)), (("Anterior", "Posterior"), (0, 2))],
+)
+def test_an_axis_that_names_tell_apart_is_not_turned_round(names, axes, tmp_path, rng):
+    fingerprint = checked(write_volumes(tmp_path, "ab", rng)).fingerprint
+    assert mirror_axes(plan(fingerprint, Overrides(dims=3, orientation="SAR", names=names))) == axes
