@@ -153,8 +153,7 @@ def lowest_dice(cases: Mapping[str, Mapping[str, Scores]], count: int, label: st
     """Up to `count` cases with the lowest Dice of `label`, or mean Dice over labels, lowest first; none that is 1."""
     found = {}
     for case, scores in cases.items():
-        wanted = [scores[label]] if label in scores else scores.values() if label is None else []
-        values = [score.dice for score in wanted if not math.isnan(score.dice)]
+        values = [score.dice for name, score in scores.items() if label in (None, name) and not math.isnan(score.dice)]
         if values and sum(values) < len(values):
             found[case] = sum(values) / len(values)
     return sorted(found, key=lambda case: found[case])[:count]

@@ -1,4 +1,4 @@
-"""Pictures: of a result, three planes with its labels over the scan; of a comparison, the slice with most disagreement."""
+"""Pictures: three planes of a result over the scan; where a segmentation and its reference disagree most."""
 
 from __future__ import annotations
 
@@ -96,15 +96,18 @@ class _Cut:
 
     def __init__(self, geometry: Geometry, masks: Sequence[tuple[NDArray, NDArray]], side: int) -> None:
         self.geometry = geometry
-        apart = np.logical_or.reduce([ours != theirs for ours, theirs in masks])
-        labelled = np.logical_or.reduce([mask for pair in masks for mask in pair])
+        apart: NDArray = np.zeros(geometry.shape, bool)
+        labelled: NDArray = np.zeros(geometry.shape, bool)
+        for ours, theirs in masks:
+            apart |= ours != theirs
+            labelled |= ours | theirs
         self.axis, self.index = _most(apart if apart.any() else labelled, geometry)
         rows, columns = (n for n in range(3) if n != self.axis)
         letters = axis_letters(geometry)
         self.turned = "IPL".find(_downwards(letters[rows])) > "IPL".find(_downwards(letters[columns]))
         if self.turned:
             rows, columns = columns, rows
-        self.flips = [n for n, axis in enumerate((rows, columns)) if letters[axis] not in "IPL"]
+        self.flips = tuple(n for n, axis in enumerate((rows, columns)) if letters[axis] not in "IPL")
         self.sides = [_downwards(letters[axis]) for axis in (rows, columns)]
         self.spacing = geometry.spacing[rows], geometry.spacing[columns]
         self.box = self._box(self._turn(labelled.take(self.index, self.axis)))
@@ -223,7 +226,8 @@ def _dice_legend(
     ]
     if len(names) > LEGEND_ROWS:
         rows.append((None, f"and {len(names) - LEGEND_ROWS} with a higher Dice"))
-    return [(None, "Dice"), *rows]
+    mean = sum(scores[name].dice for name in names) / max(1, len(names))
+    return [(None, f"Dice, mean {mean:.3f}"), *rows]
 
 
 def _compose_comparison(
@@ -244,11 +248,11 @@ def _compose_comparison(
     for n, (caption, colour) in enumerate(tiles):
         x = MARGIN + n * (columns + MARGIN)
         canvas.paste(Picture.fromarray(colour.clip(0, 255).astype(np.uint8)), (x, top))
-        text = f"{caption} — {cut.name}" if cut.name else caption
+        text = f"{caption}: {cut.name}" if cut.name else caption
         draw.text((x, top + rows + 4), text, fill=GREY, font=font)
         if cut.name:
             for letter, at in ((_upwards(cut.sides[1]), x + 6), (cut.sides[1], x + columns - 16)):
-                draw.text((at, top + rows // 2 - 8), letter, fill=WHITE, font=font)
+                draw.text((at, top + rows // 2 - 8), letter, WHITE, font, stroke_width=2, stroke_fill=BACKGROUND)
     for n, (color, text) in enumerate(legend):
         y = top + 24 * n
         if color is not None:

@@ -18,10 +18,11 @@ SourcePath = str | os.PathLike[str]
 
 LABEL_FILES = tuple(suffix for suffix in files.IMAGE_SUFFIXES if suffix not in (".jpg", ".jpeg"))
 ENDINGS = tuple(sorted({*files.LABEL_SUFFIXES, *files.IMAGE_SUFFIXES}, key=len, reverse=True))
-ROLE = re.compile(
-    r"([-_. ](seg|dseg|segmentations?|labels?|labelmap|masks?|pred|predictions?|results?|gt|truth|ref|references?|0000))+$",
-    re.IGNORECASE,
+PARTS = (
+    "seg segmentation segmentations dseg label labels labelmap mask masks "
+    "pred prediction predictions result results gt truth ref reference references 0000"
 )
+ROLE = re.compile(rf"([-_. ]({PARTS.replace(' ', '|')}))+$", re.IGNORECASE)
 """What names say of a file's part and not of the case; 0000 is the first channel in nnU-Net's folders."""
 
 
