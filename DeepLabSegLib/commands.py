@@ -107,6 +107,7 @@ def evaluate(options: argparse.Namespace) -> Report:
         with _tqdm(None, "pictures", options) as bar:
             pictures, undrawn = comparing.draw_worst(comparison, folder, options.worst, groups, lambda _: bar.update())
         data |= {"output": str(folder), "pictures": [str(path) for path in pictures], "undrawn": undrawn}
+        data["without_image"] = [pair.name for pair in pairing.pairs if options.images and pair.image is None]
         notes += [f"{case}: {message}" for case, message in undrawn.items()]
         if left := sorted(path.name for path in older - set(pictures)):
             notes.append(f"of an earlier comparison and left as they are: {', '.join(left)}")

@@ -15,7 +15,7 @@ from scipy import ndimage
 from DeepLabSegLib.evaluate import Group, Scores, mask_of
 from DeepLabSegLib.image import Geometry, Image, Labels, default_color
 from DeepLabSegLib.preprocess import LETTERS, axis_letters, model_grid
-from DeepLabSegLib.resampling import part, resample
+from DeepLabSegLib.resampling import Box, part, resample
 
 __all__ = ["render", "render_comparison"]
 
@@ -70,16 +70,16 @@ def render_comparison(
     the prediction's and the reference's labels beside each other, and a legend with each group's Dice, lowest first.
     `scores` are those of `evaluate.compare`. The longer side of a panel is `side` pixels; `image` may lie on any grid.
     """
-    masks = {
-        name: (mask_of(prediction, group.prediction), mask_of(reference, group.reference))
+    cut = _Cut(prediction, reference, groups, side)
+    grey = cut.grey(image)
+    ours, theirs = cut.labels(prediction), cut.labels(reference)
+    shown = {
+        name: (cut.mask(mask_of(ours, group.prediction)), cut.mask(mask_of(theirs, group.reference)))
         for name, group in groups.items()
     }
-    cut = _Cut(prediction.geometry, list(masks.values()), side)
-    grey = cut.grey(image)
-    shown = {name: (cut.mask(ours), cut.mask(theirs)) for name, (ours, theirs) in masks.items()}
     if len(groups) == 1:
-        ((name, (ours, theirs)),) = shown.items()
-        tiles = [("both outlines", _outlined(grey, ours, theirs))]
+        ((name, masks),) = shown.items()
+        tiles = [("both outlines", _outlined(grey, *masks))]
         if image is not None:
             tiles.insert(0, ("scan", grey))
         legend = [(PREDICTION_COLOR, "prediction"), (REFERENCE_COLOR, "reference"), *_figures(scores[name])]
@@ -92,13 +92,13 @@ def render_comparison(
 
 
 class _Cut:
-    """One slice of a grid, as a radiologist looks at it, cut to a box around the masks; for any mask or scan."""
+    """The slice with most disagreement, as a radiologist looks at it, cut to a box around what is labelled there."""
 
-    def __init__(self, geometry: Geometry, masks: Sequence[tuple[NDArray, NDArray]], side: int) -> None:
-        self.geometry = geometry
-        apart: NDArray = np.zeros(geometry.shape, bool)
-        labelled: NDArray = np.zeros(geometry.shape, bool)
-        for ours, theirs in masks:
+    def __init__(self, prediction: Labels, reference: Labels, groups: Mapping[str, Group], side: int) -> None:
+        self.geometry = geometry = prediction.geometry
+        apart, labelled = np.zeros(geometry.shape, bool), np.zeros(geometry.shape, bool)
+        for group in groups.values():
+            ours, theirs = mask_of(prediction, group.prediction), mask_of(reference, group.reference)
             apart |= ours != theirs
             labelled |= ours | theirs
         self.axis, self.index = _most(apart if apart.any() else labelled, geometry)
@@ -108,9 +108,12 @@ class _Cut:
         if self.turned:
             rows, columns = columns, rows
         self.flips = tuple(n for n, axis in enumerate((rows, columns)) if letters[axis] not in "IPL")
+        whole = [slice(0, n) for n in geometry.shape]
+        whole[self.axis] = slice(self.index, self.index + 1)
+        self.slice: Box = (whole[0], whole[1], whole[2])
         self.sides = [_downwards(letters[axis]) for axis in (rows, columns)]
         self.spacing = geometry.spacing[rows], geometry.spacing[columns]
-        self.box = self._box(self._turn(labelled.take(self.index, self.axis)))
+        self.box = self._box(self._plane(labelled[self.slice]))
         size = [(s.stop - s.start) * mm for s, mm in zip(self.box, self.spacing, strict=True)]
         self.pixels = [max(1, round(side * mm / max(size))) for mm in size]
 
@@ -125,9 +128,13 @@ class _Cut:
         at = float((self.geometry.affine @ [*centre, 1.0])[ras])
         return f"{('sagittal', 'coronal', 'axial')[ras]}, {('LR', 'PA', 'IS')[ras][at >= 0]} {abs(at):.1f} mm"
 
+    def labels(self, labels: Labels) -> Labels:
+        """The slice of labels on the grid."""
+        return Labels(labels.layers[(slice(None), *self.slice)], part(self.geometry, self.slice), labels.segments)
+
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The slice of a mask on the grid, `(rows, columns)` in pixels."""
-        plane = self._turn(mask.take(self.index, self.axis))[self.box]
+        """A mask on the slice, `(rows, columns)` in pixels."""
+        plane = self._plane(mask)[self.box]
         resized = Picture.fromarray(plane.astype(np.uint8)).resize(self.pixels[::-1], Picture.Resampling.NEAREST)
         return np.asarray(resized) > 0
 
@@ -135,17 +142,17 @@ class _Cut:
         """The slice of a scan on any grid, `(rows, columns, 3)` in pixels, 0 to 255; nearly black without one."""
         if image is None:
             return np.full((*self.pixels, 3), 40.0)
-        box = [slice(0, n) for n in self.geometry.shape]
-        box[self.axis] = slice(self.index, self.index + 1)
         values = torch.from_numpy(image.array.astype(np.float32).mean(axis=0, keepdims=True))
-        found = resample(values, image.geometry, part(self.geometry, (box[0], box[1], box[2])))[0].numpy()
-        plane = self._turn(found.take(0, self.axis))[self.box]
+        found = resample(values, image.geometry, part(self.geometry, self.slice))[0].numpy()
+        plane = np.nan_to_num(self._plane(found)[self.box])
         low, high = np.percentile(plane, [0.5, 99.5])
         scaled = Picture.fromarray(((plane - low) / max(high - low, 1e-6)).clip(0, 1).astype(np.float32) * 255)
         resized = np.asarray(scaled.resize(self.pixels[::-1], Picture.Resampling.BICUBIC), dtype=np.float64)
         return np.repeat(resized.clip(0, 255)[..., None], 3, axis=-1)
 
-    def _turn(self, plane: NDArray) -> NDArray:
+    def _plane(self, volume: NDArray) -> NDArray:
+        """`(k, j, i)` of the slice as rows, growing downwards in the picture, and columns, growing to the right."""
+        plane = np.squeeze(volume, self.axis)
         return np.flip(plane.T if self.turned else plane, self.flips)
 
     def _box(self, labelled: NDArray[np.bool_]) -> tuple[slice, slice]:
