@@ -107,9 +107,26 @@ def _parser() -> argparse.ArgumentParser:
     run_options(sub)
 
     sub = command(commands.evaluate)
-    sub.add_argument("prediction", nargs="+", help="segmentations")
-    sub.add_argument("--reference", nargs="+", required=True, help="one reference per segmentation, in the same order")
+    sub.add_argument("prediction", nargs="+", help="segmentations, or a folder of them")
+    sub.add_argument(
+        "--reference",
+        nargs="+",
+        required=True,
+        help="one reference per segmentation, in the same order; or a folder, then files are paired by name",
+    )
     sub.add_argument("--groups", help="JSON that says which values belong together on either side")
+    sub.add_argument(
+        "-o", "--output", metavar="FOLDER", help="also write cases.csv, summary.csv, summary.json, pictures"
+    )
+    sub.add_argument("--images", nargs="+", default=[], help="scans to show in the pictures, or a folder of them")
+    sub.add_argument(
+        "--worst",
+        type=int,
+        default=3,
+        metavar="N",
+        help="pictures of the N worst cases, per label and over all (default: %(default)s)",
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in the folder")
 
     command(commands.models)
     command(commands.encoders)

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import DeepLabSegLib
 from DeepLabSegLib.errors import InvalidInput, OutputError
@@ -19,6 +19,9 @@ from DeepLabSegLib.image import Image, Labels, Segment
 from DeepLabSegLib.outputs import check_output, replacing
 from DeepLabSegLib.schema import from_json, to_json
 from DeepLabSegLib.texts import parse_names
+
+if TYPE_CHECKING:
+    from DeepLabSegLib.comparison import Comparison
 
 Report = tuple[Any, str]
 """Data for programs, and the same as text."""
@@ -81,49 +84,36 @@ def demo(options: argparse.Namespace) -> Report:
 
 
 def evaluate(options: argparse.Namespace) -> Report:
-    """Compare segmentations with references."""
-    from DeepLabSegLib import evaluate as measures
-    from DeepLabSegLib import files
+    """Compare segmentations with references: a table per label, and with -o tables of all cases and pictures."""
+    from DeepLabSegLib import comparison as comparing
+    from DeepLabSegLib.evaluate import read_groups
+    from DeepLabSegLib.pairing import pair_files
 
-    if len(options.prediction) != len(options.reference):
-        raise InvalidInput(
-            f"{len(options.prediction)} predictions and {len(options.reference)} references are given; "
-            "give one reference per prediction, in the same order"
-        )
-    groups = measures.read_groups(options.groups) if options.groups else None
-    cases: dict[str, dict[str, measures.Scores]] = {}
-    pairs = list(zip(options.prediction, options.reference, strict=True))
-    for prediction_path, reference_path in _tqdm(pairs, "evaluate", options):
-        prediction, reference = files.read_labels(prediction_path), files.read_labels(reference_path)
-        wanted = groups or measures.groups_by_value(prediction, reference)
-        try:
-            cases[str(prediction_path)] = measures.compare(prediction, reference, wanted)
-        except InvalidInput as error:
-            raise InvalidInput(f"{prediction_path} and {reference_path}: {error}") from None
-    names = list(dict.fromkeys(name for scores in cases.values() for name in scores))
-    rows = {name: [scores[name] for scores in cases.values() if name in scores] for name in names}
-    summary = {
-        name: {
-            "cases": len(scores),
-            "dice": _mean([s.dice for s in scores]),
-            "dice_min": min((s.dice for s in scores if not math.isnan(s.dice)), default=None),
-            "hausdorff95_mm": _mean([s.hausdorff95 for s in scores]),
-            "volume_difference_percent": _mean([s.volume_difference for s in scores]),
-        }
-        for name, scores in rows.items()
-    }
-    table: list[tuple[str, ...]] = [("label", "cases", "Dice", "lowest", "HD95 mm", "volume %")]
-    for name, row in summary.items():
-        table.append((name, *(_number(row[key]) for key in row)))
-    per_case = {
-        case: {
-            name: {"dice": _finite(s.dice), "hausdorff95_mm": _finite(s.hausdorff95), "volume_ml": s.volume,
-                   "reference_volume_ml": s.reference_volume}
-            for name, s in scores.items()
-        }
-        for case, scores in cases.items()
-    }  # fmt: skip
-    return {"summary": summary, "cases": per_case}, _table(table)
+    if options.images and options.output is None:
+        raise InvalidInput("--images are shown in the pictures; say where to write them with -o FOLDER")
+    if options.worst < 0:
+        raise InvalidInput(f"--worst is {options.worst}; give a number of cases, 0 for no pictures")
+    pairing = pair_files(options.prediction, options.reference, options.images)
+    groups = read_groups(options.groups) if options.groups else None
+    folder = None if options.output is None else Path(options.output)
+    if folder is not None:
+        _make_folder(folder)
+        comparing.check_folder(folder, options.overwrite)
+    with _tqdm(None, "evaluate", options, total=len(pairing.pairs)) as bar:
+        comparison = comparing.compare_files(pairing, groups, lambda _: bar.update())
+    data, notes = comparison.report(), _comparison_notes(comparison, bool(options.images))
+    if folder is not None:
+        older = set(folder.glob("worst-*.png"))
+        comparing.write_tables(comparison, folder)
+        with _tqdm(None, "pictures", options) as bar:
+            pictures, undrawn = comparing.draw_worst(comparison, folder, options.worst, groups, lambda _: bar.update())
+        data |= {"output": str(folder), "pictures": [str(path) for path in pictures], "undrawn": undrawn}
+        data["without_image"] = [pair.name for pair in pairing.pairs if options.images and pair.image is None]
+        notes += [f"{case}: {message}" for case, message in undrawn.items()]
+        if left := sorted(path.name for path in older - set(pictures)):
+            notes.append(f"of an earlier comparison and left as they are: {', '.join(left)}")
+        notes.append(f"{folder}: {', '.join(comparing.TABLES)}, {len(pictures)} pictures")
+    return data, "\n".join([_comparison_table(comparison), *notes])
 
 
 def models(options: argparse.Namespace) -> Report:
@@ -432,19 +422,40 @@ def _volume_table(volumes: dict[str, float]) -> str:
     return _table([("structure", "ml"), *((name, f"{ml:.1f}") for name, ml in volumes.items())])
 
 
+def _comparison_table(comparison: Comparison) -> str:
+    rows: list[tuple[str, ...]] = [
+        ("label", "cases", "Dice", "95% interval", "median", "lowest", "worst case", "HD95 mm", "volume %")
+    ]
+    for label, measures in comparison.summary.items():
+        dice = measures["dice"]
+        interval = f"n={dice.n}" if dice.interval is None else "{:.3f} to {:.3f}".format(*dice.interval)
+        numbers = [_number(value) for value in (dice.mean, dice.median, dice.minimum)]
+        others = [_number(measures[name].mean) for name in ("hausdorff95_mm", "volume_difference_percent")]
+        rows.append((label, str(dice.n), numbers[0], interval, *numbers[1:], dice.worst or "-", *others))
+    return _table(rows)
+
+
+def _comparison_notes(comparison: Comparison, images: bool) -> list[str]:
+    """What a reader of the table must know: what the interval is, what is left out, what failed."""
+    from DeepLabSegLib.evaluate import INTERVAL_METHOD
+
+    found = [measures["dice"] for measures in comparison.summary.values()]
+    notes = [INTERVAL_METHOD] if any(dice.interval for dice in found) else []
+    absent = [f"{label} in {m['dice'].left_out}" for label, m in comparison.summary.items() if m["dice"].left_out]
+    if absent:
+        notes.append(f"on neither side, and left out of {len(comparison.cases)} cases: {', '.join(absent)}")
+    pairing = comparison.pairing
+    notes += [f"{path} has no reference" for path in pairing.without_reference]
+    notes += [f"{path} has no prediction" for path in pairing.without_prediction]
+    notes += [f"{pair.name} has no image" for pair in pairing.pairs if images and pair.image is None]
+    notes += [f"{case} failed: {message}" for case, message in comparison.failed.items()]
+    return [*notes, f"{len(comparison.cases)} compared, {len(comparison.failed)} failed"]
+
+
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))] if rows else []
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else None
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -1,21 +1,41 @@
-"""How well a segmentation agrees with a reference: Dice, surface distance, volume."""
+"""How well segmentations agree with references: Dice, surface distance, volume; per case, and over cases."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Labels
 from DeepLabSegLib.schema import from_json
 
-__all__ = ["Group", "Scores", "compare", "dice", "groups_by_value", "hausdorff95", "read_groups"]
+__all__ = [
+    "INTERVAL_METHOD",
+    "MEASURES",
+    "Group",
+    "Scores",
+    "Summary",
+    "compare",
+    "dice",
+    "groups_by_value",
+    "hausdorff95",
+    "lowest_dice",
+    "mask_of",
+    "mean_interval",
+    "read_groups",
+    "summarize",
+]
+
+RESAMPLES = 9999
+SEED = 0
+INTERVAL_METHOD = f"95% interval of the mean: BCa bootstrap over cases, {RESAMPLES} resamples, seed {SEED}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,39 @@ class Scores:
         return 100 * (self.volume - self.reference_volume) / self.reference_volume
 
 
+@dataclass(frozen=True)
+class Summary:
+    """One measure of one label over cases; NaN where no case has it.
+
+    `n` cases count; `left_out` are those where the measure isn't defined: for Dice, where neither side has the label.
+    `interval` is the 95% confidence interval of the mean, None for fewer than two cases. `worst` names a case.
+    """
+
+    n: int
+    left_out: int
+    mean: float
+    interval: tuple[float, float] | None
+    median: float
+    minimum: float
+    maximum: float
+    worst: str | None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a measure is taken from `Scores`, and how bad a value is."""
+
+    value: Callable[[Scores], float]
+    badness: Callable[[float], float]
+
+
+MEASURES = {
+    "dice": Measure(lambda scores: scores.dice, lambda value: -value),
+    "hausdorff95_mm": Measure(lambda scores: scores.hausdorff95, lambda value: value),
+    "volume_difference_percent": Measure(lambda scores: scores.volume_difference, abs),
+}
+
+
 def compare(prediction: Labels, reference: Labels, groups: Mapping[str, Group]) -> dict[str, Scores]:
     """Scores per group. Raises `InvalidInput` where the two lie on different grids."""
     if not prediction.geometry.is_close(reference.geometry):
@@ -53,7 +106,7 @@ def compare(prediction: Labels, reference: Labels, groups: Mapping[str, Group]) 
     ml = prediction.geometry.voxel_volume / 1000
     scores = {}
     for name, group in groups.items():
-        ours, theirs = _mask(prediction, group.prediction), _mask(reference, group.reference)
+        ours, theirs = mask_of(prediction, group.prediction), mask_of(reference, group.reference)
         scores[name] = Scores(
             dice(ours, theirs),
             hausdorff95(ours, theirs, prediction.geometry.spacing),
@@ -61,6 +114,55 @@ def compare(prediction: Labels, reference: Labels, groups: Mapping[str, Group]) 
             float(np.count_nonzero(theirs) * ml),
         )
     return scores
+
+
+def summarize(cases: Mapping[str, Mapping[str, Scores]]) -> dict[str, dict[str, Summary]]:
+    """A summary per label and measure of `MEASURES`, from the scores of named cases.
+
+    A case without a label has it on neither side, and is left out of that label's figures.
+    """
+    labels = dict.fromkeys(label for scores in cases.values() for label in scores)
+    return {
+        label: {
+            name: _summary(
+                {case: measure.value(scores[label]) for case, scores in cases.items() if label in scores},
+                len(cases),
+                measure.badness,
+            )
+            for name, measure in MEASURES.items()
+        }
+        for label in labels
+    }
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95% confidence interval of the mean by bootstrap over `values` (Efron, JASA 1987: bias-corrected, accelerated).
+
+    None for fewer than two values. The same values give the same interval.
+    """
+    if len(values) < 2:
+        return None
+    if np.ptp(values) < 1e-9:  # for equal values the correction divides zero by zero
+        return min(values), max(values)
+    generator = np.random.default_rng(SEED)
+    found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, batch=1000, random_state=generator)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def lowest_dice(cases: Mapping[str, Mapping[str, Scores]], count: int, label: str | None = None) -> list[str]:
+    """Up to `count` cases with the lowest Dice of `label`, or mean Dice over labels, lowest first; none that is 1."""
+    found = {}
+    for case, scores in cases.items():
+        values = [score.dice for name, score in scores.items() if label in (None, name) and not math.isnan(score.dice)]
+        if values and sum(values) < len(values):
+            found[case] = sum(values) / len(values)
+    return sorted(found, key=lambda case: found[case])[:count]
+
+
+def mask_of(labels: Labels, values: Sequence[int] | None) -> NDArray[np.bool_]:
+    """`(k, j, i)`, true where any layer holds one of `values`, or anything above 0 for None."""
+    found = labels.layers > 0 if values is None else np.isin(labels.layers, values)
+    return np.logical_or.reduce(found)
 
 
 def groups_by_value(prediction: Labels, reference: Labels) -> dict[str, Group]:
@@ -99,6 +201,19 @@ def hausdorff95(a: NDArray[np.bool_], b: NDArray[np.bool_], spacing: Sequence[fl
     return float(max(np.percentile(to_b[surfaces[0]], 95), np.percentile(to_a[surfaces[1]], 95)))
 
 
-def _mask(labels: Labels, values: tuple[int, ...] | None) -> NDArray[np.bool_]:
-    found = labels.layers > 0 if values is None else np.isin(labels.layers, values)
-    return np.logical_or.reduce(found)
+def _summary(values: Mapping[str, float], cases: int, badness: Callable[[float], float]) -> Summary:
+    known = {case: value for case, value in values.items() if not math.isnan(value)}
+    if not known:
+        nan = float("nan")
+        return Summary(0, cases, nan, None, nan, nan, nan, None)
+    numbers = list(known.values())
+    return Summary(
+        len(known),
+        cases - len(known),
+        float(np.mean(numbers)),
+        mean_interval(numbers),
+        float(np.median(numbers)),
+        min(numbers),
+        max(numbers),
+        max(known, key=lambda case: badness(known[case])),
+    )

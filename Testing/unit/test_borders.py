@@ -17,7 +17,7 @@ FLOORS = [
     {"weights", "bundle"},
     {"segmenter", "evaluate", "overlay", "export"},
     {"mrml", "files", "session", "surface"},
-    {"worker", "batch"},
+    {"worker", "batch", "pairing", "comparison"},
     {"training"},
     {"commands"},
     {"cli"},

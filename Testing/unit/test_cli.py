@@ -62,6 +62,10 @@ def test_json_is_for_programs(tmp_path, scan_path, bundle_folder, capsys):
         (("demo", "-o", "gone/demo"), "make its parent first"),
         (("info", "nothing"), "there is no model"),
         (("evaluate", "a", "b", "--reference", "c"), "2 predictions and 1 references"),
+        (("evaluate", "a.nii", "--reference", "b.nii"), "a.nii does not exist"),
+        (("evaluate", "a.nii", "--reference", "b.nii", "--images", "c.nii"), "with -o FOLDER"),
+        (("evaluate", "a.nii", "--reference", "b.nii", "--worst", "-1"), "--worst is -1"),
+        (("evaluate", "a.nii", "--reference", "b.nii", "-o", "gone/deep"), "make its parent first"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(
@@ -129,9 +133,11 @@ def test_evaluate_prints_a_row_per_label(tmp_path, scan_path, bundle_folder, cap
     capsys.readouterr()
     assert run("evaluate", *outputs, "--reference", *outputs, "--json") == 0
     summary = json.loads(capsys.readouterr().out)["summary"]
-    assert summary["Part 1"] == {
-        "cases": 2, "dice": 1.0, "dice_min": 1.0, "hausdorff95_mm": 0.0, "volume_difference_percent": 0.0
+    assert summary["Part 1"]["dice"] == {
+        "n": 2, "left_out": 0, "mean": 1.0, "interval": [1.0, 1.0], "median": 1.0, "minimum": 1.0, "maximum": 1.0,
+        "worst": "0"
     }  # fmt: skip
+    assert summary["Part 1"]["hausdorff95_mm"]["mean"] == 0
     assert run("evaluate", *outputs, "--reference", *outputs) == 0
     assert "HD95" in capsys.readouterr().out
 

@@ -1,11 +1,23 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.evaluate import Group, compare, dice, groups_by_value, hausdorff95, read_groups
+from DeepLabSegLib.evaluate import (
+    Group,
+    Scores,
+    compare,
+    dice,
+    groups_by_value,
+    hausdorff95,
+    lowest_dice,
+    mean_interval,
+    read_groups,
+    summarize,
+)
 from DeepLabSegLib.image import Geometry, Labels, Segment
 
 
@@ -70,3 +82,65 @@ def test_groups_are_read_strictly(tmp_path):
         path.write_text(text)
         with pytest.raises(InvalidInput, match=r"groups\.json"):
             read_groups(path)
+
+
+NAN = float("nan")
+
+
+def scores(**values: float) -> dict[str, Scores]:
+    return {label: Scores(value, 1.0, 2.0, 1.0) for label, value in values.items()}
+
+
+def test_a_summary_counts_what_it_leaves_out_and_names_the_worst():
+    cases = {"a": scores(x=0.5, y=NAN), "b": scores(x=0.9, y=0.7), "c": scores(x=0.7)}
+    found = summarize(cases)
+    x, y = found["x"]["dice"], found["y"]["dice"]
+    assert (x.n, x.left_out, x.median, x.minimum, x.maximum, x.worst) == (3, 0, 0.7, 0.5, 0.9, "a")
+    assert x.mean == pytest.approx(0.7)
+    assert x.interval[0] < x.mean < x.interval[1]
+    assert (y.n, y.left_out, y.mean, y.interval, y.worst) == (1, 2, 0.7, None, "b")
+    assert found["x"]["volume_difference_percent"].mean == 100
+
+
+def test_a_label_that_no_case_has_is_counted_and_nothing_else():
+    found = summarize({"a": scores(x=NAN), "b": scores(x=NAN)})["x"]["dice"]
+    assert (found.n, found.left_out, found.interval, found.worst) == (0, 2, None, None)
+    assert math.isnan(found.mean)
+
+
+def test_the_worst_volume_is_the_farthest_on_either_side():
+    cases = {name: {"x": Scores(0.9, 1.0, volume, 10.0)} for name, volume in [("more", 12.0), ("less", 5.0)]}
+    assert summarize(cases)["x"]["volume_difference_percent"].worst == "less"
+
+
+def test_the_interval_is_repeatable_and_holds_the_true_mean_about_as_often_as_it_says(rng):
+    samples = rng.beta(9, 2, (60, 20))
+    intervals = [mean_interval(sample) for sample in samples]
+    assert intervals[0] == mean_interval(samples[0])
+    assert 0.85 < np.mean([low < 9 / 11 < high for low, high in intervals]) <= 1
+
+
+@pytest.mark.parametrize(("values", "interval"), [([], None), ([0.8], None), ([0.8, 0.8, 0.8], (0.8, 0.8))])
+def test_few_or_equal_values_have_a_plain_interval(values, interval):
+    assert mean_interval(values) == interval
+
+
+def test_the_lowest_cases_come_first_and_perfect_ones_never():
+    cases = {"a": scores(x=0.9, y=0.1), "b": scores(x=0.6, y=NAN), "c": scores(x=0.2, y=0.95), "d": scores(x=1, y=1)}
+    assert lowest_dice(cases, 2, "x") == ["c", "b"]
+    assert lowest_dice(cases, 9, "y") == ["a", "c"]
+    assert lowest_dice(cases, 9) == ["a", "c", "b"]
+
+
+def test_the_groups_of_the_head_share_no_value_between_structures():
+    groups = read_groups(Path(__file__).parents[1] / "evaluation" / "head_mri_structures_dlmuse.json")
+    single = {name: group for name, group in groups.items() if group.prediction and len(group.prediction) == 1}
+    assert [group.prediction for group in single.values()] == [(value,) for value in range(1, 18)]
+    values = [value for group in single.values() for value in group.reference]
+    assert len(values) == len(set(values))
+    assert set(groups["Brain"].reference) - set(values) == {75, 76}, "the basal forebrain has no counterpart"
+    assert set(values) - set(groups["Brain"].reference) == set(single["Cerebrospinal fluid"].reference)
+    # White and grey matter are the sums of structures, but for the basal forebrain.
+    for name in ("White matter", "Grey matter"):
+        parts = [group for group in single.values() if group.prediction[0] in groups[name].prediction]
+        assert {v for part in parts for v in part.reference} == set(groups[name].reference) - {75, 76}

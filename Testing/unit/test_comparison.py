@@ -1,0 +1,126 @@
+"""`deeplabseg evaluate` on folders: tables, pictures, and what it says of files that don't fit."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from DeepLabSegLib.cli import main
+from DeepLabSegLib.files import write_image, write_labels
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+
+SEGMENTS = (Segment(1, "Cap / top", (255, 0, 0)), Segment(2, "Base", (0, 255, 0)))
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_labels(Labels(array.astype(np.uint8), Geometry(array.shape, (2.0, 1.0, 1.0)), SEGMENTS), path)
+
+
+@pytest.fixture(params=[2, 3], ids=["2D", "3D"])
+def folders(request, tmp_path) -> tuple[Path, Path, Path]:
+    """Predictions, references and scans; case n is shifted by n voxels, and in the last Base is on neither side."""
+    shape, ending = ((1, 30, 40), ".png") if request.param == 2 else ((12, 30, 40), ".seg.nrrd")
+    ours, theirs, scans = (tmp_path / name for name in ("ours", "theirs", "scans"))
+    for n in range(4):
+        array = np.zeros(shape)
+        array[..., 4:14, 5:25] = 1
+        array[..., 18:26, 5:25] = 2 * (n < 3)
+        write(theirs / f"case{n}_manual.{'png' if request.param == 2 else 'nii.gz'}", array)
+        write(ours / f"case{n}{ending}", np.roll(array, n, axis=-1))
+        scans.mkdir(exist_ok=True)
+        if request.param == 2:
+            Picture.fromarray((array[0] * 80).astype(np.uint8)).save(scans / f"case{n}.png")
+        else:
+            write_image(Image(array.astype(np.float32), Geometry(shape, (2.0, 1.0, 1.0))), scans / f"case{n}.nrrd")
+    return ours, theirs, scans
+
+
+def test_folders_give_tables_and_pictures(folders, tmp_path, capsys):
+    ours, theirs, scans = folders
+    output = tmp_path / "out"
+    assert run("evaluate", ours, "--reference", theirs, "--images", scans, "-o", output, "--worst", "2") == 0
+    printed = capsys.readouterr().out
+    assert "BCa bootstrap over cases" in printed
+    assert "4 compared, 0 failed" in printed
+    with (output / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows][::2] == ["case0", "case1", "case2", "case3"]
+    top = {row["case"]: row for row in rows if row["label"] in ("Cap / top", "Label 1")}
+    assert [row["dice"] for row in top.values()] == ["1.0000", "0.9500", "0.9000", "0.8500"]
+    assert {row["volume_difference_percent"] for row in top.values()} == {"0.0000"}
+    with (output / "summary.csv").open() as file:
+        summary = [row for row in csv.DictReader(file) if row["measure"] == "dice"]
+    assert [(row["n"], row["left_out"], row["mean"], row["worst"]) for row in summary] == [
+        ("4", "0", "0.9250", "case3"),
+        ("3", "1", "0.9500", "case2"),
+    ]
+    assert float(summary[0]["interval_low"]) < 0.925 < float(summary[0]["interval_high"])
+    content = json.loads((output / "summary.json").read_text())
+    assert content["summary"][summary[1]["label"]]["dice"]["left_out"] == 1
+    pictures = {path.name for path in output.glob("*.png")}
+    assert len(pictures) == 6
+    assert {"worst-overall-case3.png", "worst-overall-case2.png"} < pictures
+    assert {path.name for path in output.iterdir()} == pictures | {"cases.csv", "summary.csv", "summary.json"}
+
+
+def test_files_without_a_counterpart_and_cases_that_differ_are_named_and_stop_nothing(folders, tmp_path, capsys):
+    ours, theirs, _ = folders
+    (next(theirs.glob("case1*"))).unlink()
+    (next(ours.glob("case2*"))).unlink()
+    odd = next(ours.glob("case3*"))
+    odd.unlink()
+    write(odd, np.ones((1, 7, 7)))
+    assert run("evaluate", ours, "--reference", theirs, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["cases"]) == ["case0"]
+    assert "different grids" in report["failed"]["case3"]
+    assert [Path(path).name[:5] for path in report["without_reference"]] == ["case1"]
+    assert [Path(path).name[:5] for path in report["without_prediction"]] == ["case2"]
+    assert run("evaluate", ours, "--reference", theirs) == 0
+    printed = capsys.readouterr().out
+    for words in ("case3 failed", "has no reference", "has no prediction", "1 compared, 1 failed", "n=1"):
+        assert words in printed
+    assert "bootstrap" not in printed, "one case has no interval"
+
+
+def test_an_earlier_comparison_is_kept_unless_told_otherwise(folders, tmp_path, capsys):
+    ours, theirs, _ = folders
+    output = tmp_path / "out"
+    arguments = ("evaluate", ours, "--reference", theirs, "-o", output, "--worst", "1")
+    assert run(*arguments) == 0
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    assert run(*arguments) == 1
+    assert "is kept" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
+    (output / "worst-other.png").write_bytes(b"mine")
+    assert run(*arguments, "--overwrite") == 0
+    assert "left as they are: worst-other.png" in capsys.readouterr().out
+    assert (output / "worst-other.png").read_bytes() == b"mine"
+
+
+def test_a_scan_that_cannot_be_read_costs_its_pictures_only(folders, tmp_path, capsys):
+    ours, theirs, scans = folders
+    next(scans.glob("case3*")).write_bytes(b"broken")
+    next(scans.glob("case2*")).unlink()
+    output = tmp_path / "out"
+    assert run("evaluate", ours, "--reference", theirs, "--images", scans, "-o", output, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["undrawn"]) == ["case3"]
+    assert (output / "worst-overall-case2.png").exists()
+    assert str(output / "worst-overall-case2.png") in report["pictures"]
+    assert not [name for name in report["pictures"] if "case3" in name]
+
+
+def test_no_picture_is_made_of_perfect_cases_or_where_none_is_wanted(folders, tmp_path):
+    ours, theirs, _ = folders
+    assert run("evaluate", theirs, "--reference", theirs, "-o", tmp_path / "same") == 0
+    assert run("evaluate", ours, "--reference", theirs, "-o", tmp_path / "none", "--worst", "0") == 0
+    assert not [*tmp_path.glob("same/*.png"), *tmp_path.glob("none/*.png")]

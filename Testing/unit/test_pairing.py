@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.pairing import match, pair_files
+
+
+def paths(text: str) -> list[Path]:
+    return [Path(name) for name in text.split()]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "pairs"),
+    [
+        ("a.seg.nrrd b.nii.gz", "b.png a.nii", {"a.seg.nrrd": "a.nii", "b.nii.gz": "b.png"}),
+        ("a_seg.nii.gz", "a-label.nrrd", {"a_seg.nii.gz": "a-label.nrrd"}),
+        ("a.nii b.nii", "a_0000.nii b_0000.nii", {"a.nii": "a_0000.nii", "b.nii": "b_0000.nii"}),
+        ("a_T1.nii b.nii", "b_atlas.nii a_T1_atlas.nii", {"a_T1.nii": "a_T1_atlas.nii", "b.nii": "b_atlas.nii"}),
+        ("a_net.nii", "a.nii", {"a_net.nii": "a.nii"}),
+        ("a.v1.nii", "a.v1.seg.nrrd", {"a.v1.nii": "a.v1.seg.nrrd"}),
+    ],
+)  # fmt: skip
+def test_names_meet_whatever_their_ending_and_their_part(ours, theirs, pairs):
+    assert {a.name: b.name for a, b in match(paths(ours), paths(theirs)).items()} == pairs
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("case1.nii", "case10.nii"),
+        ("case.nii", "case_2.nii"),
+        ("case_1.nii", "case_2.nii"),
+        ("a_pre.nii", "a_post.nii"),
+    ],
+)
+def test_names_of_different_cases_never_meet(ours, theirs):
+    assert match(paths(ours), paths(theirs)) == {}
+
+
+def test_an_exact_name_goes_before_a_similar_one():
+    found = match(paths("a.nii a_seg.nii"), paths("a_seg.nii.gz a.nii.gz"))
+    assert {a.name: b.name for a, b in found.items()} == {"a.nii": "a.nii.gz", "a_seg.nii": "a_seg.nii.gz"}
+
+
+def test_a_name_that_fits_several_files_is_refused():
+    with pytest.raises(InvalidInput, match=r"open which.*x/a\.nii.*x/a\.nrrd"):
+        match(paths("a.nii"), paths("x/a.nii x/a.nrrd"))
+
+
+def test_files_are_paired_in_their_order_and_folders_by_name(tmp_path):
+    for name in ("ours/b.nii", "ours/a.nii", "ours/c.nii", "theirs/a_seg.nii", "theirs/b_seg.nii", "theirs/d_seg.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "ours" / "report.csv").touch()
+    (tmp_path / "ours" / ".hidden-a.nii").touch()
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    found = pair_files([ours], [theirs], [ours / "b.nii", ours / "a.nii"])
+    assert [(pair.name, pair.reference.name) for pair in found.pairs] == [("a", "a_seg.nii"), ("b", "b_seg.nii")]
+    assert [path.name for path in found.without_reference] == ["c.nii"]
+    assert [path.name for path in found.without_prediction] == ["d_seg.nii"]
+    in_order = pair_files([ours / "a.nii", ours / "b.nii"], [theirs / "b_seg.nii", theirs / "a_seg.nii"])
+    assert [(pair.name, pair.reference.name) for pair in in_order.pairs] == [("a", "b_seg.nii"), ("b", "a_seg.nii")]
+
+
+def test_scans_are_found_by_the_name_of_either_side(tmp_path):
+    for name in ("p1.nii", "p2.nii", "r1.nii", "r2.nii", "scans/p1.nii", "scans/r2.png", "scans/other.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    ours, theirs = ([tmp_path / f"{side}{n}.nii" for n in (1, 2)] for side in "pr")
+    found = pair_files(ours, theirs, [tmp_path / "scans"])
+    assert [pair.image.name for pair in found.pairs] == ["p1.nii", "r2.png"]
+
+
+def test_files_of_one_name_in_several_folders_are_told_apart():
+    found = pair_files(["x/a.nii", "y/a.nii", "y/z/a.nii", "z/a.nii"], ["1.nii", "2.nii", "3.nii", "4.nii"])
+    assert [pair.name for pair in found.pairs] == ["x-a", "y-a", "z-a", "z-a-2"]
+
+
+def test_folders_that_have_nothing_in_common_are_refused(tmp_path):
+    (tmp_path / "ours").mkdir()
+    with pytest.raises(InvalidInput, match="no file that can be read"):
+        pair_files([tmp_path / "ours"], [tmp_path / "ours"])
+    (tmp_path / "ours" / "a.nii").touch()
+    with pytest.raises(InvalidInput, match="no prediction has a reference of its name"):
+        pair_files([tmp_path / "ours"], ["b.nii"])
