@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of image and label pairs (imagesTr and labelsTr, images and labels, or scan.nrrd beside "
         "scan.seg.nrrd), or a .csv table with columns image and label",
     )
-    sub.add_argument("-o", "--output", help="bundle to write; its checkpoint and curves go to OUTPUT.training beside it")
+    sub.add_argument("-o", "--output", help="bundle to write; checkpoint and curves go to OUTPUT.training beside it")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     sub.add_argument("--check", action="store_true", help="only check the data and show what would be trained")
     sub.add_argument("--recipe", help="make a starter model again: head-mri, head-mri-fast or cardiac-lv")
@@ -187,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     loop.add_argument("--patience", type=int, help="validations without a gain after which training stops")
     loop.add_argument("--workers", type=int, help="processes that load and change images")
     loop.add_argument("--seed", type=int)
-    loop.add_argument("--folds", type=int, default=5, help="parts of the cases, of which one validates; 0 trains on all")
+    loop.add_argument("--folds", type=int, default=5, help="parts of the cases, one of which validates; 0: none")
     loop.add_argument("--fold", type=int, default=0, help="the part that validates, from 0")
     loop.add_argument("--patient", help="regular expression that finds the patient in a case's name")
     chosen = sub.add_argument_group("instead of what the data suggest")

@@ -258,8 +258,12 @@ def train(options: argparse.Namespace) -> Report:
             text = check_data(options.data, wanted, on_progress)
             return {"report": text.splitlines()}, text
         if options.output is None:
-            raise InvalidInput("no output is given; say with -o where to write the model, or --check to look at the data")
-        trained = train_model(options.data, options.output, wanted, overwrite=options.overwrite, on_progress=on_progress)
+            raise InvalidInput(
+                "no output is given; say with -o where to write the model, or look at the data with --check"
+            )
+        trained = train_model(
+            options.data, options.output, wanted, overwrite=options.overwrite, on_progress=on_progress
+        )
     scores = [(name, f"{score:.3f}") for name, score in trained.scores.items()]
     text = f"{options.output}: weights of step {trained.step}"
     data = {"output": options.output, "step": trained.step, "scores": trained.scores}

@@ -46,7 +46,7 @@ class Structure:
 FLUID, GREY, MIXED, WHITE = (0.05, 0.3), (0.4, 0.62), (0.5, 0.78), (0.66, 0.9)
 CSF = 24
 
-# Lesions, vessels and the optic chiasm count as the white matter that they lie in or beside; choroid plexus as ventricle.
+# Lesions, vessels and the optic chiasm count as the white matter beside them, choroid plexus as ventricle.
 STRUCTURES = (
     Structure("Cerebral white matter", ("SCT", "68523003", "Cerebral White Matter"), (245, 245, 245),
               (2, 25, 30, 41, 57, 62, 77, 80, 85), WHITE),
@@ -55,7 +55,8 @@ STRUCTURES = (
               (4, 5, 31, 43, 44, 63, 136, 137, 163, 164), FLUID),
     Structure("Third ventricle", ("SCT", "49841001", "Third ventricle"), (204, 182, 142), (14,), FLUID),
     Structure("Fourth ventricle", ("SCT", "35918002", "Fourth Ventricle"), (42, 204, 164), (15,), FLUID),
-    Structure("Cerebellar white matter", ("SCT", "33060004", "Cerebellar White Matter"), (220, 248, 164), (7, 46), WHITE),
+    Structure("Cerebellar white matter", ("SCT", "33060004", "Cerebellar White Matter"), (220, 248, 164),
+              (7, 46), WHITE),
     Structure("Cerebellar cortex", ("SCT", "25991003", "Cerebellar Cortex"), (230, 148, 34), (8, 47), GREY),
     Structure("Thalamus", ("SCT", "119406000", "Thalamus"), (0, 118, 14), (10, 49), MIXED),
     Structure("Caudate", ("SCT", "11000004", "Caudate Nucleus"), (122, 186, 220), (11, 50), GREY),
@@ -66,7 +67,8 @@ STRUCTURES = (
     Structure("Accumbens", ("SCT", "427667007", "Nucleus Accumbens"), (255, 165, 0), (26, 58), GREY),
     Structure("Ventral diencephalon", ("DCM", "110700", "Ventral Diencephalon"), (165, 42, 42), (28, 60), MIXED),
     Structure("Brain stem", ("SCT", "119238007", "Brain Stem"), (119, 159, 176), (16,), (0.6, 0.85)),
-    Structure("Cerebrospinal fluid", ("SCT", "65216001", "Cerebrospinal fluid"), (85, 188, 255), (CSF,), FLUID, SUBSTANCE),
+    Structure("Cerebrospinal fluid", ("SCT", "65216001", "Cerebrospinal fluid"), (85, 188, 255), (CSF,), FLUID,
+              SUBSTANCE),
 )  # fmt: skip
 """Class n + 1 is `STRUCTURES[n]`."""
 
@@ -126,10 +128,21 @@ def read_head_map(path: str | Path, orientation: str) -> LabelMap:
 
 
 class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs synthesised from head label maps; pair n is the same whenever it is asked for."""
+    """Pairs synthesised from head label maps; pair n is the same whenever it is asked for.
 
-    def __init__(self, maps: Sequence[LabelMap], size: Sequence[int], spacing: Sequence[float], seed: int) -> None:
+    `groups` has the class of each of `STRUCTURES`; None keeps them apart.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[LabelMap],
+        size: Sequence[int],
+        spacing: Sequence[float],
+        seed: int,
+        groups: Sequence[int] | None = None,
+    ) -> None:
         self.maps = maps
+        self.classes = torch.tensor((0, *(groups or range(1, len(STRUCTURES) + 1))))
         self.size = tuple(size)
         self.spacing = tuple(spacing)
         self.seed = seed
@@ -137,4 +150,5 @@ class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed((self.seed << 40) + index)
         label_map = self.maps[int(torch.randint(len(self.maps), (), generator=generator))]
-        return synthesize(label_map, self.size, self.spacing, SynthesisSpec(), T1_PRIOR, generator)
+        image, target = synthesize(label_map, self.size, self.spacing, SynthesisSpec(), T1_PRIOR, generator)
+        return image, self.classes[target]

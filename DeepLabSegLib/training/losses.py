@@ -23,8 +23,7 @@ def dice_cross_entropy(coarse: Tensor, target: Tensor, every: int = 1, start: Se
     """
     offsets = start or (0,) * (target.ndim - 1)
     for axis, offset in enumerate(offsets):
-        size = target.shape[1 + axis]
-        matrix = _enlarging(coarse.shape[2 + axis], size, coarse)[offset % every :: every]
+        matrix = _enlarging(coarse.shape[2 + axis], target.shape[1 + axis], coarse)[offset % every :: every]
         coarse = torch.tensordot(coarse, matrix, dims=([2 + axis], [1])).movedim(-1, 2 + axis)
         index = [slice(None)] * target.ndim
         index[1 + axis] = slice(offset % every, None, every)

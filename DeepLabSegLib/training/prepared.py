@@ -130,6 +130,7 @@ def on_model_grid(image: Image, labels: Labels, plan: TrainingPlan) -> tuple[NDA
 
 
 def class_indices(labels: Labels, grid: Geometry, plan: TrainingPlan) -> NDArray[np.uint8]:
+    """`labels` as the plan's class indices on `grid` `(k, j, i)`. Raises `InvalidInput` for a value of no class."""
     array = on_grid(labels, grid)
     named = {segment.value: segment for segment in labels.segments}
     table = np.zeros(int(array.max()) + 1, np.uint8)

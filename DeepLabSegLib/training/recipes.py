@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from DeepLabSegLib.bundle import Bundle, ModelInput
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Segment, Terminology
-from DeepLabSegLib.bundle import Bundle, ModelInput
 from DeepLabSegLib.models.deeplab import DeepLabSpec
 from DeepLabSegLib.preprocess import Normalization
-from DeepLabSegLib.training.head_mri import ANATOMY, SEGMENTS
+from DeepLabSegLib.training.head_mri import ANATOMY, SEGMENTS, STRUCTURES, SUBSTANCE
 from DeepLabSegLib.training.planning import Overrides
 from DeepLabSegLib.training.trainer import TrainingSpec
 
@@ -17,30 +17,38 @@ __all__ = ["RECIPES", "Recipe", "find_recipe"]
 
 
 @dataclass(frozen=True)
+class Heads:
+    """What is synthesised of head label maps: images of `size`; `groups` has a class for each of `STRUCTURES`."""
+
+    size: tuple[int, ...] = (96, 96, 96)
+    groups: tuple[int, ...] = tuple(range(1, len(STRUCTURES) + 1))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a starter model is made: what it will say of itself (`bundle`), and its training.
 
-    `synthesised` models learn from images made of whole-head label maps; the others from pairs, whose grid and tile are
+    Models with `heads` learn from images made of whole-head label maps; the others from pairs, whose grid and tile are
     planned with `overrides`, and the patient is found in a name by `patient`. `initial` is the model whose weights they
     begin with.
     """
 
     bundle: Bundle
     training: TrainingSpec
-    synthesised: bool = False
+    heads: Heads | None = None
     overrides: Overrides = field(default_factory=Overrides)
     patient: str | None = None
     initial: str | None = None
 
 
-def _network(dims: int, depth: int, classes: int) -> DeepLabSpec:
+def _network(dims: int, depth: int, classes: int, rates: tuple[int, ...] = (2, 4, 6)) -> DeepLabSpec:
     return DeepLabSpec(
         encoder_name="resnet18",
         input_shape=(*(None,) * dims, 1),
         encoder_depth=depth,
         num_classes=classes,
         decoder_channels=128,
-        decoder_dilation_rates=(2, 4, 6),
+        decoder_dilation_rates=rates,
         decoder_aspp_dropout=0.1,
         classifier_activation="softmax",
     )
@@ -49,7 +57,7 @@ def _network(dims: int, depth: int, classes: int) -> DeepLabSpec:
 def _head(spacing: float) -> ModelInput:
     return ModelInput(
         channels=("head scan",),
-        orientation="SAR",
+        orientation="ASR",
         spacing=(spacing,) * 3,
         normalization=Normalization("percentile", 0.5, 99.5),
         tile=(96, 96, 96),
@@ -57,19 +65,44 @@ def _head(spacing: float) -> ModelInput:
 
 
 LEFT_VENTRICLE = Terminology(ANATOMY, ("SCT", "87878005", "Left ventricle"))
-HEAD_DATA = (
-    "Images synthesised from 20 whole-head label maps (BBillot/SynthSeg, Apache-2.0); it never saw a real scan"
-)
+HEAD_DATA = "Images synthesised from 20 whole-head label maps (BBillot/SynthSeg, Apache-2.0); it never saw a real scan"
 HEAD_LIMITS = (
     "Adult heads without large lesions: tumours, resections, infants and whole-body scans were never shown. Left and "
     "right are one label. Not a medical device."
 )
 
+TISSUES = (
+    Segment(
+        1, "Cerebrospinal fluid", (85, 188, 255), Terminology(SUBSTANCE, ("SCT", "65216001", "Cerebrospinal fluid"))
+    ),
+    Segment(2, "Ventricles", (88, 106, 215), Terminology(ANATOMY, ("SCT", "35764002", "Brain ventricle"))),
+    Segment(3, "Grey matter", (200, 200, 215), Terminology(ANATOMY, ("SCT", "389080008", "Gray matter"))),
+    Segment(4, "White matter", (250, 250, 225), Terminology(ANATOMY, ("SCT", "389081007", "White matter"))),
+    Segment(5, "Brain stem", (125, 102, 154), Terminology(ANATOMY, ("SCT", "15926001", "Brainstem"))),
+)
+"""Colours follow Slicer's GenericAnatomyColors."""
+
+TISSUE_OF = (4, 3, 2, 2, 2, 4, 3, 3, 3, 3, 3, 3, 3, 3, 4, 5, 1)
+
 RECIPES = {
+    "head-mri-2d": Recipe(
+        Bundle(
+            name="head-mri-2d",
+            description="Whole-head MRI, slice by slice: CSF, ventricles, grey and white matter, brain stem",
+            network=_network(2, 4, len(TISSUES) + 1, (3, 6, 9)),
+            input=ModelInput(("head MRI",), "ASR", (None, 0.8, 0.8), Normalization("percentile", 0.5, 99.5)),
+            labels=TISSUES,
+            license="Apache-2.0",
+            training_data=HEAD_DATA,
+            limits=HEAD_LIMITS,
+        ),
+        TrainingSpec(steps=3600, batch_size=16),
+        heads=Heads((224, 224), TISSUE_OF),
+    ),
     "head-mri": Recipe(
         Bundle(
             name="head-mri",
-            description="Whole-head MRI of any contrast, no skull stripping needed: 16 structures of the brain, and fluid",
+            description="Whole-head MRI of any contrast, no skull stripping needed: 16 brain structures and fluid",
             network=_network(3, 3, len(SEGMENTS) + 1),
             input=_head(1.0),
             labels=SEGMENTS,
@@ -77,13 +110,14 @@ RECIPES = {
             training_data=HEAD_DATA,
             limits=HEAD_LIMITS,
         ),
-        TrainingSpec(steps=2800, batch_size=4, every=2),
-        synthesised=True,
+        TrainingSpec(steps=2400, batch_size=4, every=2),
+        heads=Heads(),
+        initial="head-mri-2d",
     ),
     "head-mri-fast": Recipe(
         Bundle(
             name="head-mri-fast",
-            description="The structures of head-mri on a coarser grid: several times faster, for laptops and many scans",
+            description="The structures of head-mri on a coarser grid: faster, for laptops and many scans",
             network=_network(3, 3, len(SEGMENTS) + 1),
             input=_head(1.5),
             labels=SEGMENTS,
@@ -92,7 +126,7 @@ RECIPES = {
             limits=f"{HEAD_LIMITS} Thin structures such as cortex come out coarser than with head-mri.",
         ),
         TrainingSpec(steps=600, batch_size=4, every=2, learning_rate=1e-3),
-        synthesised=True,
+        heads=Heads(),
         initial="head-mri",
     ),
     "cardiac-lv": Recipe(
@@ -104,8 +138,8 @@ RECIPES = {
             labels=(Segment(1, "Left ventricle", (152, 55, 13), LEFT_VENTRICLE),),
             license="Apache-2.0",
             training_data="526 short-axis slices of 30 patients of the Sunnybrook Cardiac Data (CC0 1.0)",
-            limits="Short-axis slices through the ventricle, as in the Sunnybrook data; long-axis views and slices beyond "
-            "the ventricle were not shown. Not a medical device.",
+            limits="Short-axis slices through the ventricle, as in the Sunnybrook data; long-axis views and slices "
+            "beyond the ventricle were not shown. Not a medical device.",
         ),
         TrainingSpec(steps=800, batch_size=12),
         overrides=Overrides(

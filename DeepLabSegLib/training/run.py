@@ -25,7 +25,7 @@ from DeepLabSegLib.training.patches import Patches
 from DeepLabSegLib.training.planning import Overrides, TrainingPlan, plan
 from DeepLabSegLib.training.prepared import prepare
 from DeepLabSegLib.training.processes import Processes, joined_processes
-from DeepLabSegLib.training.recipes import Recipe, find_recipe
+from DeepLabSegLib.training.recipes import Heads, Recipe, find_recipe
 from DeepLabSegLib.training.split import split
 from DeepLabSegLib.training.trainer import Trained, TrainingSpec, Validate, train
 from DeepLabSegLib.training.validation import dice_on
@@ -35,7 +35,7 @@ __all__ = ["OnTraining", "TrainOptions", "check_data", "train_model"]
 Pairs = Dataset[tuple[Tensor, Tensor]]
 
 OnTraining = Callable[[str, int, int, float | None], object]
-"""Told of each step of a stage ("check", "prepare" or "train"): its name, done, total, and the loss where there is one."""
+"""Told of each step of a stage ("check", "prepare" or "train"): its name, done, total, and the loss in training."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def train_model(
 ) -> Trained:
     """Train a network on `data` and write the best as a bundle to `output`.
 
-    Beside it, in `<output>.training`, lie the report of the data, the prepared cases, the curves and the checkpoint: the
-    same call takes up a training that was cut off. Under `torchrun` all its processes train one network.
+    Beside it, in `<output>.training`, lie the report of the data, the prepared cases, the curves and the checkpoint:
+    the same call takes up a training that was cut off. Under `torchrun` all its processes train one network.
 
     Raises
     ------
@@ -155,10 +155,11 @@ def _job(
     name = options.name or target.name.removesuffix(".safetensors")
     precision = choose_precision(options.precision, processes.device)
     recipe = find_recipe(options.recipe) if options.recipe else None
-    if recipe is not None and recipe.synthesised:
+    if recipe is not None and recipe.heads is not None:
         bundle = _recipe_bundle(recipe, name, options)
         training = _training(recipe.training, options, precision)
-        return _Job(bundle, training, _heads(data, bundle, training, on_progress), None, options.recipe)
+        heads = _synthetic(data, bundle, recipe.heads, training, on_progress)
+        return _Job(bundle, training, heads, None, options.recipe)
 
     cases, chosen, text = _planned(data, options, on_progress)
     if processes.first:
@@ -188,9 +189,9 @@ def _job(
             on_progress("prepare", done, total, None)
 
     prepared = prepare(learned, chosen, folder / "prepared", on_case=on_case)
-    pairs = Patches(prepared, chosen, Augmentation(), training.seed)
+    patches = Patches(prepared, chosen, Augmentation(), training.seed)
     validate = dice_on(held_out, chosen, bundle, str(processes.device)) if held_out else None
-    return _Job(bundle, training, pairs, validate, [case.name for case in learned])
+    return _Job(bundle, training, patches, validate, [case.name for case in learned])
 
 
 def _planned(
@@ -198,7 +199,7 @@ def _planned(
 ) -> tuple[Sequence[Case], TrainingPlan, str]:
     """The good cases, the plan, and both in words with every fault."""
     recipe = find_recipe(options.recipe) if options.recipe else None
-    if recipe is not None and recipe.synthesised:
+    if recipe is not None and recipe.heads is not None:
         raise InvalidInput(f"the recipe {options.recipe} learns from label maps alone; there are no pairs to check")
 
     def on_case(done: int, total: int) -> None:
@@ -211,7 +212,9 @@ def _planned(
     return checked.cases, chosen, "\n".join([report(checked), *chosen.lines()])
 
 
-def _heads(data: Path, bundle: Bundle, training: TrainingSpec, on_progress: OnTraining | None) -> Pairs:
+def _synthetic(
+    data: Path, bundle: Bundle, heads: Heads, training: TrainingSpec, on_progress: OnTraining | None
+) -> Pairs:
     paths = sorted(data.glob("*.nii.gz"))
     if not paths:
         raise InvalidInput(f"{data} holds no label maps (*.nii.gz); give the folder of whole-head label maps")
@@ -220,8 +223,8 @@ def _heads(data: Path, bundle: Bundle, training: TrainingSpec, on_progress: OnTr
         maps.append(read_head_map(path, str(bundle.input.orientation)))
         if on_progress:
             on_progress("prepare", len(maps), len(paths), None)
-    spacing = tuple(float(mm or 1) for mm in bundle.input.spacing)
-    return SyntheticHeads(maps, bundle.input.tile or (), spacing, training.seed)
+    spacing = [mm for mm in bundle.input.spacing if mm is not None]
+    return SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups)
 
 
 def _recipe_bundle(recipe: Recipe, name: str, options: TrainOptions) -> Bundle:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ def train(
     run.resume()
     loader = DataLoader(
         pairs,
-        batch_sampler=_Indices(spec, processes, run.step),  # type: ignore[arg-type]  # any iterable of lists will do
+        batch_sampler=_Indices(spec, processes, run.step),
         num_workers=spec.workers,
         pin_memory=processes.device.type == "cuda",
         prefetch_factor=4 if spec.workers else None,
@@ -198,7 +198,7 @@ class _Run:
             self._forward = DistributedDataParallel(coarse, [device] if device.type == "cuda" else None)
         self._optimizer, self._schedule = OPTIMIZERS[spec.optimizer](network, spec)
         self._average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(spec.average), use_buffers=True)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")  # type: ignore[attr-defined]
+        self._scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
 
     @property
     def stopped(self) -> bool:
@@ -246,7 +246,7 @@ class _Run:
         """Validate the averaged network; remember it if it is the best so far."""
         better = False
         if self.processes.first:
-            network = self._average.module.eval()
+            network = self._averaged()
             with torch.inference_mode():
                 scores = dict(validate(network))
             self._curves.add(self.step, **scores)
@@ -281,11 +281,14 @@ class _Run:
 
     def result(self) -> Trained:
         """The network that is kept."""
-        network: DeepLabV3Plus = self._average.module
+        network = self._averaged()
         if self.best is None:
-            return Trained(network.eval(), self.step)
+            return Trained(network, self.step)
         network.load_state_dict(self.best["state"])
-        return Trained(network.eval(), self.best["step"], self.best["scores"])
+        return Trained(network, self.best["step"], self.best["scores"])
+
+    def _averaged(self) -> DeepLabV3Plus:
+        return cast(DeepLabV3Plus, self._average.module).eval()
 
     def _parts(self) -> dict[str, Any]:
         return {

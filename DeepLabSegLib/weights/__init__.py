@@ -6,4 +6,14 @@ from DeepLabSegLib.weights.detect import Detection, detect
 from DeepLabSegLib.weights.inflate import inflate
 from DeepLabSegLib.weights.load import LoadReport, load_weights
 
-__all__ = ["Detection", "LoadReport", "WeightsError", "convert", "detect", "inflate", "load_weights", "parse_input", "parse_normalization"]
+__all__ = [
+    "Detection",
+    "LoadReport",
+    "WeightsError",
+    "convert",
+    "detect",
+    "inflate",
+    "load_weights",
+    "parse_input",
+    "parse_normalization",
+]

@@ -2,9 +2,9 @@
 
     python Testing/evaluation/contrasts.py MODEL SCANS LABELS -o table.csv
 
-Every T1 scan in SCANS (with its DLMUSE map of the same name in LABELS) is repainted: inside the intracranial volume each
-tissue gets the mean grey value that it has in the wanted contrast, and keeps its own texture; the rest of the head stays.
-It is then averaged over slices of 1, 2 and 4 mm from top to bottom. Reported is the Dice of the brain (DLMUSE's total
+Every T1 scan in SCANS (with the DLMUSE map of its subject in LABELS) is repainted: inside the intracranial volume
+each tissue gets the mean grey value that it has in the wanted contrast, and keeps its own texture; the rest of the head
+stays. It is then averaged over slices of 1, 2 and 4 mm from top to bottom. Reported is the Dice of the brain (DLMUSE's total
 brain, ventricles included, against all labels but fluid) on the grid of the slices.
 """
 

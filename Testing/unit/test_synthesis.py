@@ -15,7 +15,7 @@ from DeepLabSegLib.training.head_mri import (
 )
 from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, synthesize
 
-CALM = SynthesisSpec(rotation=0, scale=0, elastic=0, mirror_axis=None, bias=0, noise=0, gamma=0, thick_share=0,
+CALM = SynthesisSpec(rotation=0, scale=0, elastic=0, mirror_axes=(), bias=0, noise=0, gamma=0, thick_share=0,
                      resolution=(1.0, 1.0), thickness=(1.0, 1.0), prior_share=1.0, dark_share=1.0)  # fmt: skip
 WHITE, GREY = 1, 2
 
@@ -51,7 +51,8 @@ def test_a_synthesised_pair_shows_what_its_labels_say(size, label_map):
 @pytest.mark.parametrize("size", [(32, 32), (16, 32, 32)])
 def test_the_same_seed_draws_the_same_pair_and_another_seed_another(size, label_map):
     a, b, c = (
-        synthesize(label_map, size, (1.0,) * len(size), SynthesisSpec(), T1_PRIOR, generator(seed)) for seed in (5, 5, 6)
+        synthesize(label_map, size, (1.0,) * len(size), SynthesisSpec(), T1_PRIOR, generator(seed))
+        for seed in (5, 5, 6)
     )
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert not torch.equal(a[0], c[0])

@@ -13,6 +13,8 @@ from DeepLabSegLib.bundle import read_bundle
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.training import Overrides, TrainOptions, train_model
+from DeepLabSegLib.training.head_mri import STRUCTURES
+from DeepLabSegLib.training.recipes import RECIPES
 
 SHAPES = {2: (40, 48), 3: (24, 40, 48)}
 FAST = ("--workers", "0", "--folds", "3", "--seed", "1")
@@ -136,3 +138,35 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert len(one) == len(two) == 6
     np.testing.assert_allclose(two, one, rtol=0.1)
     assert read_bundle(tmp_path / "model2").labels == read_bundle(tmp_path / "model1").labels
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_makes_its_model_from_a_few_steps(name, tmp_path):
+    recipe = RECIPES[name]
+    if recipe.heads is None:
+        data = tmp_path / "data"
+        for part in ("images", "labels"):
+            (data / part).mkdir(parents=True)
+        for n in range(4):
+            label = np.zeros((40, 48), np.uint8)
+            label[10 + n : 24, 10:30] = 255
+            for part, array in (("images", label // 3 + 5 * n), ("labels", label)):
+                sitk.WriteImage(sitk.GetImageFromArray(array), data / part / f"P-{n}-IM-0001.png")
+    else:
+        data = tmp_path / "maps"
+        data.mkdir()
+        head = np.full((40, 40, 40), 515, np.int16)
+        head[8:32, 8:32, 8:32] = 24
+        values = [value for structure in STRUCTURES for value in structure.sources if value != 24]
+        head[12:28, 12:28, 12:28] = np.resize(values, (16, 16, 16))
+        sitk.WriteImage(sitk.GetImageFromArray(head), data / "head.nii.gz")
+    options = TrainOptions(
+        recipe=name, training={"steps": 1, "batch_size": 2, "workers": 0}, folds=2, reproduce=f"make {name}"
+    )
+    trained = train_model(data, tmp_path / name, options)
+    bundle = read_bundle(tmp_path / name)
+    assert bundle.name == name
+    assert bundle.labels == recipe.bundle.labels
+    assert bundle.limits == recipe.bundle.limits
+    assert bundle.reproduce == f"make {name}"
+    assert trained.network.spec == bundle.network

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 from helpers import make_spec
 from torch.nn import functional as F
@@ -157,7 +156,9 @@ def test_both_optimizers_lower_the_loss(optimizer, tmp_path):
 
 def test_processes_must_share_a_batch_evenly(tmp_path):
     with pytest.raises(InvalidInput, match="batch_size is 3, which 2 processes can't share evenly"):
-        train(network(2), BrightFromDark(2), replace(SPEC, batch_size=3), tmp_path, Processes(0, 2, torch.device("cpu")))
+        train(
+            network(2), BrightFromDark(2), replace(SPEC, batch_size=3), tmp_path, Processes(0, 2, torch.device("cpu"))
+        )
 
 
 @pytest.mark.parametrize(
