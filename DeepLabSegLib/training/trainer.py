@@ -43,7 +43,8 @@ class TrainingSpec:
     optimizer : "adamw" with one cycle of the learning rate (Smith and Topin, 2019), or "sgd" with Nesterov's momentum
         and a polynomial decay (Isensee et al., Nature Methods 2021).
     learning_rate : its highest value; None takes the optimizer's usual one.
-    average : share of the moving average of weights that stays at each step; the average is what is kept.
+    average : share of the moving average of weights that stays at each step, less at first; the average is what is
+        kept.
     every : the loss counts each `every`-th voxel along each axis.
     precision : "fp32", "bf16" or "fp16" for the network; weights and loss are always float32.
     validate_every, checkpoint_every : steps between validations and between checkpoints.
@@ -83,7 +84,7 @@ class TrainingSpec:
 Validate = Callable[[DeepLabV3Plus], Mapping[str, float]]
 """Scores by name of a network on held-out cases; the first is the one that decides, and higher is better."""
 
-OnStep = Callable[[int, float], None]
+OnStep = Callable[[int, float], object]
 """Told of each step and its loss."""
 
 
@@ -197,7 +198,7 @@ class _Run:
         if processes.count > 1:
             self._forward = DistributedDataParallel(coarse, [device] if device.type == "cuda" else None)
         self._optimizer, self._schedule = OPTIMIZERS[spec.optimizer](network, spec)
-        self._average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(spec.average), use_buffers=True)
+        self._average = AveragedModel(network, multi_avg_fn=_moving(spec.average), use_buffers=True)
         self._scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
 
     @property
@@ -330,6 +331,16 @@ def _seed(*numbers: int) -> int:
     for number in numbers:
         total = (total * 1_000_003 + number + 1) % 2**63
     return total
+
+
+def _moving(share: float) -> Callable[[Any, Any, Tensor], None]:
+    """A moving average over at most a tenth of the steps so far, so that short runs have one too."""
+
+    def update(averaged: Any, current: Any, count: Tensor) -> None:
+        kept = min(share, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(kept)(averaged, current, count)
+
+    return update
 
 
 def _adamw(network: nn.Module, spec: TrainingSpec) -> tuple[Any, Any]:

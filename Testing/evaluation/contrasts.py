@@ -4,8 +4,8 @@
 
 Every T1 scan in SCANS (with the DLMUSE map of its subject in LABELS) is repainted: inside the intracranial volume
 each tissue gets the mean grey value that it has in the wanted contrast, and keeps its own texture; the rest of the head
-stays. It is then averaged over slices of 1, 2 and 4 mm from top to bottom. Reported is the Dice of the brain (DLMUSE's total
-brain, ventricles included, against all labels but fluid) on the grid of the slices.
+stays. It is then averaged over slices of 1, 2 and 4 mm from top to bottom. Reported is the Dice of the brain (DLMUSE's
+total brain, ventricles included, against all labels but fluid) on the grid of the slices.
 """
 
 from __future__ import annotations

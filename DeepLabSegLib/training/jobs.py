@@ -1,0 +1,178 @@
+"""What is to be trained: data and options, made into a network's description, training pairs and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from DeepLabSegLib.bundle import Bundle
+from DeepLabSegLib.devices import choose_precision
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.training.augment import Augmentation
+from DeepLabSegLib.training.cases import Case, find_cases
+from DeepLabSegLib.training.check import check_cases, report
+from DeepLabSegLib.training.head_mri import SyntheticHeads, read_head_map
+from DeepLabSegLib.training.patches import Patches
+from DeepLabSegLib.training.planning import Overrides, TrainingPlan, plan
+from DeepLabSegLib.training.prepared import prepare
+from DeepLabSegLib.training.processes import Processes
+from DeepLabSegLib.training.recipes import Heads, Recipe, find_recipe
+from DeepLabSegLib.training.split import split
+from DeepLabSegLib.training.trainer import TrainingSpec, Validate
+from DeepLabSegLib.training.validation import dice_on
+
+__all__ = ["Job", "OnTraining", "TrainOptions", "make_job", "plan_of", "quiet"]
+
+OnTraining = Callable[[str, int, int, float | None], object]
+"""Told of each step of a stage ("check", "prepare" or "train"): its name, done, total, and the loss in training."""
+
+
+def quiet(stage: str, done: int, total: int, loss: float | None) -> None:
+    """An `OnTraining` that says nothing."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training may vary.
+
+    Attributes
+    ----------
+    recipe : a starter model's (`training.recipes`), which then decides everything but `training` fields given here.
+    overrides : what is chosen instead of the plan that the data suggest.
+    training : fields of `TrainingSpec` by name; those left out are the recipe's or the plan's.
+    initial : a model or weights file to begin with.
+    folds, fold : cases are split by patient into `folds`, and those of `fold` are held out to validate; 0 folds train
+        on all cases and validate on none.
+    patient : regular expression that finds the patient in a case's name, see `find_cases`.
+    name, license, training_data : what the model says of itself.
+    reproduce : the command that makes it.
+    """
+
+    recipe: str | None = None
+    overrides: Overrides = field(default_factory=Overrides)
+    training: dict[str, object] = field(default_factory=dict)
+    initial: str | None = None
+    folds: int = 5
+    fold: int = 0
+    patient: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    name: str | None = None
+    license: str = "unknown"
+    training_data: str | None = None
+    reproduce: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training: `bundle` is what the model will say of itself, `about` is what a checkpoint must share with it."""
+
+    bundle: Bundle
+    training: TrainingSpec
+    pairs: Dataset[tuple[Tensor, Tensor]]
+    validate: Validate | None
+    about: object
+
+
+def make_job(
+    data: Path, name: str, folder: Path, options: TrainOptions, processes: Processes, on_progress: OnTraining
+) -> Job:
+    """The job of training on `data` a model called `name`, with what it prepares in `folder`.
+
+    Raises `InvalidInput` for data that can't be trained on, or options that don't fit.
+    """
+    recipe = find_recipe(options.recipe) if options.recipe else None
+    if recipe is not None and recipe.heads is not None:
+        return _from_label_maps(data, name, recipe, recipe.heads, options, processes, on_progress)
+    return _from_pairs(data, name, folder, recipe, options, processes, on_progress)
+
+
+def plan_of(
+    data: Path, options: TrainOptions, on_progress: OnTraining = quiet
+) -> tuple[Sequence[Case], TrainingPlan, str]:
+    """The good cases in `data`, the plan for them, and both in words with every fault."""
+    recipe = find_recipe(options.recipe) if options.recipe else None
+    if recipe is not None and recipe.heads is not None:
+        raise InvalidInput(f"the recipe {options.recipe} learns from label maps alone; there are no pairs to check")
+    found, faults = find_cases(data, options.patient or (recipe.patient if recipe else None))
+    checked = check_cases(found, faults, on_case=lambda done, total: on_progress("check", done, total, None))
+    chosen = plan(checked.fingerprint, recipe.overrides if recipe else options.overrides)
+    return checked.cases, chosen, "\n".join([report(checked), *chosen.lines()])
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _from_label_maps(
+    data: Path,
+    name: str,
+    recipe: Recipe,
+    heads: Heads,
+    options: TrainOptions,
+    processes: Processes,
+    on_progress: OnTraining,
+) -> Job:
+    paths = sorted(data.glob("*.nii.gz"))
+    if not paths:
+        raise InvalidInput(f"{data} holds no label maps (*.nii.gz); give the folder of whole-head label maps")
+    maps = []
+    for path in paths:
+        maps.append(read_head_map(path, str(recipe.bundle.input.orientation)))
+        on_progress("prepare", len(maps), len(paths), None)
+    spacing = [mm for mm in recipe.bundle.input.spacing if mm is not None]
+    training = _training(recipe.training, options, processes)
+    pairs = SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups)
+    bundle = replace(recipe.bundle, name=name, reproduce=options.reproduce)
+    return Job(bundle, training, pairs, None, options.recipe)
+
+
+def _from_pairs(
+    data: Path,
+    name: str,
+    folder: Path,
+    recipe: Recipe | None,
+    options: TrainOptions,
+    processes: Processes,
+    on_progress: OnTraining,
+) -> Job:
+    cases, chosen, text = plan_of(data, options, on_progress)
+    with replacing(folder / "data.txt") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    if recipe is None:
+        start = TrainingSpec(batch_size=chosen.batch_size, every=1 + (chosen.network.dims == 3))
+        bundle = Bundle(
+            name=name,
+            description=f"{', '.join(label.name for label in chosen.labels)}; trained on {len(cases)} cases",
+            network=chosen.network,
+            input=chosen.input,
+            labels=chosen.labels,
+            license=options.license,
+            training_data=options.training_data or f"{len(cases)} cases of {data.resolve().name}",
+            reproduce=options.reproduce,
+        )
+    else:
+        start = recipe.training
+        bundle = replace(
+            recipe.bundle, name=name, network=chosen.network, input=chosen.input, reproduce=options.reproduce
+        )
+    training = _training(start, options, processes)
+    learned, held_out = split(cases, options.folds, options.fold, training.seed) if options.folds else (cases, ())
+    prepared = prepare(
+        learned, chosen, folder / "prepared", on_case=lambda done, total: on_progress("prepare", done, total, None)
+    )
+    pairs = Patches(prepared, chosen, Augmentation(), training.seed)
+    validate = dice_on(held_out, chosen, bundle, str(processes.device)) if held_out else None
+    return Job(bundle, training, pairs, validate, [case.name for case in learned])
+
+
+def _training(start: TrainingSpec, options: TrainOptions, processes: Processes) -> TrainingSpec:
+    precision = choose_precision(options.precision, processes.device)
+    spec = replace(start, precision=precision, **options.training)  # type: ignore[arg-type]
+    if "validate_every" not in options.training:
+        spec = replace(spec, validate_every=max(1, spec.steps // 12))
+    return spec
