@@ -26,7 +26,7 @@ class Curves:
             import matplotlib.figure  # noqa: F401 said before hours of training, not after
         except ImportError:
             raise InvalidInput(
-                "training draws its curves with matplotlib, which is missing; pip install matplotlib, or DeepLabSegLib[train]"
+                "training draws its curves with matplotlib, which is missing; pip install matplotlib"
             ) from None
         self._table = folder / "curves.csv"
         self._picture = folder / "curves.png"

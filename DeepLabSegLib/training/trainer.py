@@ -333,10 +333,10 @@ def _seed(*numbers: int) -> int:
     return total
 
 
-def _moving(share: float) -> Callable[[Any, Any, Tensor], None]:
+def _moving(share: float) -> Callable[[Any, Any, Any], None]:
     """A moving average over at most a tenth of the steps so far, so that short runs have one too."""
 
-    def update(averaged: Any, current: Any, count: Tensor) -> None:
+    def update(averaged: Any, current: Any, count: Any) -> None:
         kept = min(share, (1 + int(count)) / (10 + int(count)))
         get_ema_multi_avg_fn(kept)(averaged, current, count)
 
