@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from DeepLabSegLib.texts import parse_names
 
 if TYPE_CHECKING:
     from DeepLabSegLib.comparison import Comparison
+
+TRAINING_LINES = 50  # of a training without a terminal
 
 Report = tuple[Any, str]
 """Data for programs, and the same as text."""
@@ -253,16 +255,16 @@ def train(options: argparse.Namespace) -> Report:
         training_data=options.training_data,
         reproduce=_reproduce(options),
     )
-    with _TrainingBar(options) as on_progress:
+    with _ProgressBar(options) as bar:
         if options.check:
-            text = check_data(options.data, wanted, on_progress)
+            text = check_data(options.data, wanted, bar.of_training)
             return {"report": text.splitlines()}, text
         if options.output is None:
             raise InvalidInput(
                 "no output is given; say with -o where to write the model, or look at the data with --check"
             )
         trained = train_model(
-            options.data, options.output, wanted, overwrite=options.overwrite, on_progress=on_progress
+            options.data, options.output, wanted, overwrite=options.overwrite, on_progress=bar.of_training
         )
     scores = [(name, f"{score:.3f}") for name, score in trained.scores.items()]
     text = f"{options.output}: weights of step {trained.step}"
@@ -313,7 +315,7 @@ def _segment_file(
     settings = _settings(options)
     started = time.perf_counter()
     with _ProgressBar(options) as bar, kept_pages():
-        labels = segmenter.segment(image, settings, bar)
+        labels = segmenter.segment(image, settings, bar.of_run)
     seconds = time.perf_counter() - started
     DeepLabSegLib.write_labels(labels, output, overwrite=options.overwrite)
     report = {
@@ -349,32 +351,7 @@ def _settings(options: argparse.Namespace) -> DeepLabSegLib.SegmentOptions:
 
 
 class _ProgressBar:
-    """A bar per stage on a terminal, nothing in a pipe; it is called with `Progress`."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.stage = ""
-        self.bar: Any = None
-
-    def __enter__(self) -> Callable[[DeepLabSegLib.Progress], None]:
-        return self.step
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def step(self, progress: DeepLabSegLib.Progress) -> None:
-        if progress.stage != self.stage:
-            self.__exit__()
-            self.stage = progress.stage
-            self.bar = _tqdm(None, progress.stage, self.options, total=progress.total)
-        if progress.note is not None:
-            self.bar.write(f"deeplabseg: note: {progress.note}", file=sys.stderr)
-        self.bar.update(progress.done - self.bar.n)
-
-
-class _TrainingBar:
-    """A bar per stage of a training, with its loss; several processes show one."""
+    """A bar per stage on a terminal; elsewhere nothing but, of a training, a line now and then."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -382,22 +359,33 @@ class _TrainingBar:
         self.bar: Any = None
         self.loss = 0.0
 
-    def __enter__(self) -> Callable[[str, int, int, float | None], None]:
-        return self.step
+    def __enter__(self) -> _ProgressBar:
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    def step(self, stage: str, done: int, total: int, loss: float | None) -> None:
+    def show(self, stage: str, done: int, total: int, note: str | None = None) -> None:
         if stage != self.stage:
             self.__exit__()
             self.stage = stage
-            self.bar = _tqdm(None, stage, self.options, total=total, initial=done - 1, mininterval=1)
-        if loss is not None:
-            self.loss = 0.95 * self.loss + 0.05 * loss if self.loss else loss
-            self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
+            self.bar = _tqdm(None, stage, self.options, total=total, initial=max(0, done - 1), mininterval=1)
+        if note is not None:
+            self.bar.write(f"deeplabseg: note: {note}", file=sys.stderr)
         self.bar.update(done - self.bar.n)
+
+    def of_run(self, progress: DeepLabSegLib.Progress) -> None:
+        self.show(progress.stage, progress.done, progress.total, progress.note)
+
+    def of_training(self, stage: str, done: int, total: int, loss: float | None) -> None:
+        self.show(stage, done, total)
+        if loss is None:
+            return
+        self.loss = 0.95 * self.loss + 0.05 * loss if self.loss else loss
+        self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
+        if self.bar.disable and not self.options.json and done % max(1, total // TRAINING_LINES) == 0:
+            print(f"deeplabseg: step {done} of {total}, loss {self.loss:.3f}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _reproduce(options: argparse.Namespace) -> str:

@@ -141,9 +141,9 @@ RECIPES = {
             limits="Short-axis slices through the ventricle, as in the Sunnybrook data; long-axis views and slices "
             "beyond the ventricle were not shown. Not a medical device.",
         ),
-        TrainingSpec(steps=300, batch_size=12),
+        TrainingSpec(steps=300, batch_size=8),
         overrides=Overrides(
-            names=("Left ventricle",), channels=("cine MR",), spacing=(None, None, None), tile=(256, 256)
+            names=("Left ventricle",), channels=("cine MR",), spacing=(None, 1.25, 1.25), tile=(208, 208)
         ),
         patient="(.+)-IM-",
     ),
