@@ -15,6 +15,8 @@ from event_loop import EventLoopWatch, wait_until
 from helpers import make_scan, make_segmenter, save_model
 from mrml_scenes import add_volume, masks
 
+from DeepLabSegLib.catalog import DEFAULT_MODEL
+
 UI = Path(__file__).parents[2] / "DeepLabSeg" / "Resources" / "UI" / "DeepLabSeg.ui"
 SLOW = {"tile": "8x16x16", "overlap": 0.9}
 """Settings under which a run of a 3D model takes long enough to be disturbed."""
@@ -91,7 +93,7 @@ def worker_pid(widget) -> int:
 
 def test_with_nothing_in_the_scene_it_says_what_to_do(widget, screenshot):
     ui = widget.ui
-    assert ui.modelComboBox.currentText == "head-mri-2d", "the default model is chosen"
+    assert ui.modelComboBox.currentText == DEFAULT_MODEL, "the default model is chosen"
     assert ui.sampleButton.visible
     screenshot(widget.parent, "panel-empty")
     ui.segmentButton.click()
@@ -462,7 +464,7 @@ def test_the_choices_stay_with_the_scene(widget, volume):
     parameters = widget.logic.getParameterNode()
     assert (parameters.model, parameters.overlap, parameters.mirror) == ("tiny-3d", 0.5, True)
     slicer.mrmlScene.Clear()
-    assert widget.ui.modelComboBox.currentText == "head-mri-2d"
+    assert widget.ui.modelComboBox.currentText == DEFAULT_MODEL
     assert widget.ui.overlapSlider.value == 0.25
 
 

@@ -33,11 +33,17 @@ def test_files_named_in_the_guides_exist():
             assert (ROOT / name).exists(), f"{page} names {name}"
 
 
-def test_the_readmes_figures_are_those_of_the_model():
+def test_the_readmes_figures_are_those_of_the_models():
     from DeepLabSegLib.bundle import read_bundle
     from DeepLabSegLib.catalog import resource
 
-    figures = read_bundle(resource("Models") / "head-mri-2d").figures
-    assert figures
-    for name, value in figures.items():
-        assert f"| {name} | {value:.3f} |" in README
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line[:1] == "|"]
+    models = sorted((resource("Models")).iterdir())
+    assert models
+    for model in models:
+        bundle = read_bundle(model)
+        header = next(row for row in rows if f"`{bundle.name}`" in row)
+        assert bundle.figures
+        for name, value in bundle.figures.items():
+            row = next(row for row in rows if row[0] == name and len(row) == len(header))
+            assert row[header.index(f"`{bundle.name}`")] == f"{value:.3f}", (bundle.name, name)

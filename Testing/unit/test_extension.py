@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from DeepLabSegLib.catalog import DEFAULT_MODEL
+
 ROOT = Path(__file__).parents[2]
 UI = ROOT / "DeepLabSeg" / "Resources" / "UI" / "DeepLabSeg.ui"
 
@@ -84,7 +86,7 @@ def test_the_installed_extension_finds_its_library_and_models(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
     places = done.stdout.split()
-    assert places[1] == "head-mri-2d"
+    assert places[1] == DEFAULT_MODEL
     assert all(place.startswith(str(tmp_path / "modules")) for place in (places[0], places[2]))
     assert (tmp_path / "modules" / "DeepLabSegPanel" / "panel.py").is_file()
 
