@@ -172,7 +172,4 @@ def _from_pairs(
 
 def _training(start: TrainingSpec, options: TrainOptions, processes: Processes) -> TrainingSpec:
     precision = choose_precision(options.precision, processes.device)
-    spec = replace(start, precision=precision, **options.training)  # type: ignore[arg-type]
-    if "validate_every" not in options.training:
-        spec = replace(spec, validate_every=max(1, spec.steps // 12))
-    return spec
+    return replace(start, precision=precision, **options.training)  # type: ignore[arg-type]

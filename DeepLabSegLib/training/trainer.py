@@ -47,7 +47,7 @@ class TrainingSpec:
         kept.
     every : the loss counts each `every`-th voxel along each axis.
     precision : "fp32", "bf16" or "fp16" for the network; weights and loss are always float32.
-    validate_every, checkpoint_every : steps between validations and between checkpoints.
+    validate_every, checkpoint_every : steps between validations (None: a twelfth of all) and between checkpoints.
     patience : validations without a gain after which training stops; None goes on to the end.
     """
 
@@ -59,7 +59,7 @@ class TrainingSpec:
     average: float = 0.998
     every: int = 1
     precision: str = "fp32"
-    validate_every: int = 250
+    validate_every: int | None = None
     checkpoint_every: int = 100
     patience: int | None = None
     workers: int = 1
@@ -67,7 +67,7 @@ class TrainingSpec:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "every", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.workers < 0:
             raise InvalidInput(f"workers is {self.workers}; give the number of loading processes, 0 for none")
@@ -137,7 +137,7 @@ def train(
             if processes.first and on_step:
                 on_step(run.step, loss)
             last = run.step == spec.steps
-            if validate and (last or run.step % spec.validate_every == 0):
+            if validate and (last or run.step % (spec.validate_every or max(1, spec.steps // 12)) == 0):
                 run.judge(validate)
             if processes.first and (last or run.stopped or run.step % spec.checkpoint_every == 0):
                 run.save()
