@@ -222,13 +222,7 @@ def save_bundle(
     target = Path(path)
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists; choose another name or overwrite it")
-    state = {
-        name: (
-            tensor.detach().cpu().half() if half and tensor.is_floating_point() else tensor.detach().cpu()
-        ).contiguous()
-        for name, tensor in network.state_dict().items()
-        if not is_counter(name)
-    }
+    state = {name: _stored(tensor, half) for name, tensor in network.state_dict().items() if not is_counter(name)}
     bundle = replace(bundle, sha256=digest(state))
     text = dumps(to_json(bundle)) + "\n"
     try:
@@ -242,6 +236,14 @@ def save_bundle(
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{target} can't be written ({error})") from None
     return bundle
+
+
+def _stored(tensor: Tensor, half: bool) -> Tensor:
+    """`tensor` for the file, in half precision where it is wanted and can hold the values."""
+    tensor = tensor.detach().cpu().contiguous()
+    if half and tensor.is_floating_point() and tensor.half().isfinite().all():
+        return tensor.half()
+    return tensor
 
 
 def _save_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None) -> None:

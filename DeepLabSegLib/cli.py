@@ -24,11 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         data, text = options.run(options)
+        if os.environ.get("RANK", "0") != "0":  # of several processes that train one network, the first reports
+            return 0
         print(json.dumps(data, indent=2, ensure_ascii=False) if options.json else text)  # noqa: T201 its purpose
     except DeepLabSegError as error:
         return _fail(options, str(error), 1)
     except KeyboardInterrupt:
-        return _fail(options, "interrupted; nothing was written", INTERRUPTED)
+        left = (
+            "nothing was written"
+            if options.run is not commands.train
+            else "the same command goes on from the checkpoint"
+        )
+        return _fail(options, f"interrupted; {left}", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away: nothing to tell it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -175,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", help="bundle to write; checkpoint and curves go to OUTPUT.training beside it")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     sub.add_argument("--check", action="store_true", help="only check the data and show what would be trained")
-    sub.add_argument("--recipe", help="make a starter model again: head-mri, head-mri-fast or cardiac-lv")
+    sub.add_argument("--recipe", help="make a starter model again: head-mri, head-mri-fast, head-mri-2d or cardiac-lv")
     sub.add_argument("--weights", help="model or weights file to begin with, such as an encoder's from ImageNet")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     sub.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
@@ -190,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     loop.add_argument("--folds", type=int, default=5, help="parts of the cases, one of which validates; 0: none")
     loop.add_argument("--fold", type=int, default=0, help="the part that validates, from 0")
     loop.add_argument("--patient", help="regular expression that finds the patient in a case's name")
+    loop.add_argument("--allow-empty", action="store_true", help="take labels without a voxel, such as healthy scans'")
     chosen = sub.add_argument_group("instead of what the data suggest")
     chosen.add_argument("--encoder", help="a name from `deeplabseg encoders`")
     chosen.add_argument("--depth", type=int, choices=(3, 4, 5))

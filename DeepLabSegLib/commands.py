@@ -230,16 +230,16 @@ def train(options: argparse.Namespace) -> Report:
         dims=options.dims,
         spacing=options.spacing,
         tile=options.tile,
-        batch_size=options.batch,
+        batch_size=None if options.recipe else options.batch,
         normalization=options.normalization and weights.parse_normalization(options.normalization),
         orientation=options.orientation,
         names=options.labels and tuple(options.labels),
         channels=options.channels and tuple(options.channels),
     )
-    fields = ("steps", "batch", "optimizer", "learning_rate", "patience", "workers", "seed")
+    fields = ("steps", "optimizer", "learning_rate", "patience", "workers", "seed")
     training = {name: value for name in fields if (value := getattr(options, name)) is not None}
-    if "batch" in training:
-        training["batch_size"] = training.pop("batch")
+    if options.recipe and options.batch:
+        training["batch_size"] = options.batch
     wanted = TrainOptions(
         recipe=options.recipe,
         overrides=overrides,
@@ -248,6 +248,7 @@ def train(options: argparse.Namespace) -> Report:
         folds=options.folds,
         fold=options.fold,
         patient=options.patient,
+        allow_empty=options.allow_empty,
         device=options.device,
         precision=options.precision,
         name=options.name,
@@ -267,9 +268,11 @@ def train(options: argparse.Namespace) -> Report:
             options.data, options.output, wanted, overwrite=options.overwrite, on_progress=bar.of_training
         )
     scores = [(name, f"{score:.3f}") for name, score in trained.scores.items()]
-    text = f"{options.output}: weights of step {trained.step}"
-    data = {"output": options.output, "step": trained.step, "scores": trained.scores}
-    return data, _table([("held-out cases", "Dice"), *scores]) + f"\n{text}" if scores else text
+    lines = [_table([("held-out cases", "Dice"), *scores])] if scores else []
+    lines += [f"began with {trained.begun}"] if trained.begun else []
+    lines.append(f"{options.output}: weights of step {trained.step}")
+    data = {"output": options.output, "step": trained.step, "scores": trained.scores, "begun": trained.begun}
+    return data, "\n".join(lines)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
@@ -390,8 +393,9 @@ class _ProgressBar:
 
 def _reproduce(options: argparse.Namespace) -> str:
     """The command with the data's and the model's own names in place of where they lie."""
-    names = {options.data: "DATA", options.output: Path(options.output or "model").name}
-    return shlex.join(["deeplabseg", *(names.get(word, word) for word in options.words)])
+    names = {options.data: "DATA"} | {path: Path(path).name for path in (options.output, options.weights) if path}
+    words = [word for whole in options.words for word in (whole.split("=", 1) if whole.startswith("--") else [whole])]
+    return shlex.join(["deeplabseg", *(names.get(word, word) for word in words)])
 
 
 def _tqdm(items: Any, description: str, options: argparse.Namespace, **more: Any) -> Any:

@@ -19,7 +19,7 @@ from DeepLabSegLib.evaluate import (
     Scores,
     Summary,
     compare,
-    groups_by_value,
+    groups_of,
     lowest_dice,
     summarize,
 )
@@ -82,7 +82,7 @@ def compare_files(
     for pair in pairing.pairs:
         try:
             prediction, reference = files.read_labels(pair.prediction), files.read_labels(pair.reference)
-            cases[pair.name] = compare(prediction, reference, groups or groups_by_value(prediction, reference))
+            cases[pair.name] = compare(prediction, reference, groups or groups_of(prediction, reference))
         except (DeepLabSegError, OSError, MemoryError) as error:
             failed[pair.name] = f"{pair.prediction} and {pair.reference}: {str(error) or type(error).__name__}"
         if on_case is not None:
@@ -164,7 +164,7 @@ def _draw(
     """Write a picture per topic and name, and say so after each."""
     prediction, reference = files.read_labels(pair.prediction), files.read_labels(pair.reference)
     image = None if pair.image is None else files.read_image(pair.image)
-    known = groups or groups_by_value(prediction, reference)
+    known = groups or groups_of(prediction, reference)
     for topic, name in jobs:
         shown = {label: group for label, group in known.items() if topic in (None, label)}
         title = f"{'All labels' if topic is None else topic}, {pair.name}"

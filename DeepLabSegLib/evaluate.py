@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.image import Labels
+from DeepLabSegLib.image import Labels, Segment
 from DeepLabSegLib.schema import from_json
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "Summary",
     "compare",
     "dice",
-    "groups_by_value",
+    "groups_of",
     "hausdorff95",
     "lowest_dice",
     "mask_of",
@@ -40,10 +40,14 @@ INTERVAL_METHOD = f"95% interval of the mean: BCa bootstrap over cases, {RESAMPL
 
 @dataclass(frozen=True)
 class Group:
-    """A structure to compare: which label values stand for it on either side; None means any label above 0."""
+    """A structure to compare: which label values stand for it on either side; None means any label above 0.
+
+    With `named` it is the segments of that name instead, whatever their values and layers.
+    """
 
     prediction: tuple[int, ...] | None = None
     reference: tuple[int, ...] | None = None
+    named: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def compare(prediction: Labels, reference: Labels, groups: Mapping[str, Group]) 
     ml = prediction.geometry.voxel_volume / 1000
     scores = {}
     for name, group in groups.items():
-        ours, theirs = mask_of(prediction, group.prediction), mask_of(reference, group.reference)
+        ours, theirs = mask_of(prediction, group, group.prediction), mask_of(reference, group, group.reference)
         scores[name] = Scores(
             dice(ours, theirs),
             hausdorff95(ours, theirs, prediction.geometry.spacing),
@@ -159,16 +163,28 @@ def lowest_dice(cases: Mapping[str, Mapping[str, Scores]], count: int, label: st
     return sorted(found, key=lambda case: found[case])[:count]
 
 
-def mask_of(labels: Labels, values: Sequence[int] | None) -> NDArray[np.bool_]:
-    """`(k, j, i)`, true where any layer holds one of `values`, or anything above 0 for None."""
-    found = labels.layers > 0 if values is None else np.isin(labels.layers, values)
-    return np.logical_or.reduce(found)
+def mask_of(labels: Labels, group: Group, values: Sequence[int] | None) -> NDArray[np.bool_]:
+    """`(k, j, i)`, true where `labels` have the structure of `group`, whose `values` on this side are given."""
+    if group.named is not None:
+        named = [labels.mask(segment) for segment in labels.segments if _key(segment) == _key(group.named)]
+        return np.logical_or.reduce([np.zeros(labels.geometry.shape, bool), *named])
+    return np.logical_or.reduce(labels.layers > 0 if values is None else np.isin(labels.layers, values))
 
 
-def groups_by_value(prediction: Labels, reference: Labels) -> dict[str, Group]:
-    """A group per label value of either side, under the prediction's name where it has one."""
-    names = {segment.value: segment.name for labels in (reference, prediction) for segment in labels.segments}
+def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
+    """A group per segment name where both sides have names, and otherwise per label value of either side."""
+    segments = (*prediction.segments, *reference.segments)
+    plain = any(segment.name == f"Label {segment.value}" for segment in segments)
+    if prediction.segments and reference.segments and not plain:
+        names = {_key(segment): segment.name for segment in reversed(segments)}
+        return {name: Group(named=name) for name in reversed(names.values())}
+    names = {segment.value: segment.name for segment in (*reference.segments, *prediction.segments)}
     return {name: Group((value,), (value,)) for value, name in sorted(names.items())}
+
+
+def _key(segment: Segment | str) -> str:
+    """What two spellings of a segment's name have in common."""
+    return (segment if isinstance(segment, str) else segment.name).strip().casefold()
 
 
 def read_groups(path: str | Path) -> dict[str, Group]:

@@ -116,6 +116,7 @@ class _CudaGraph:
     """
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> None:
+        self.module = module  # its weights are read at every replay
         self.given = torch.zeros(shape, dtype=dtype, device=device)
         if dtype != torch.float32:  # tensor cores want a voxel's channels side by side
             self.given = self.given.contiguous(memory_format=channels_last(len(shape)))
@@ -126,8 +127,12 @@ class _CudaGraph:
                 module(self.given)
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.device(device), torch.cuda.graph(self.graph):
+        with torch.inference_mode(), torch.cuda.device(device), self._recording():
             self.result = module(self.given)
+
+    def _recording(self) -> torch.cuda.graph:
+        # Other threads, such as a data loader's, may go on using the GPU.
+        return torch.cuda.graph(self.graph, capture_error_mode="thread_local")
 
     def __call__(self, x: Tensor) -> Tensor:
         self.given.copy_(x)

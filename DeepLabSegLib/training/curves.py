@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Curves:
         self._picture = folder / "curves.png"
         self._rows: dict[int, dict[str, float]] = {}
 
-    def add(self, step: int, **values: float) -> None:
+    def add(self, step: int, values: Mapping[str, float]) -> None:
         """Note `values` of `step`."""
         self._rows.setdefault(step, {}).update(values)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.devices import choose_precision
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.schema import to_json
 from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.cases import Case, find_cases
 from DeepLabSegLib.training.check import check_cases, report
@@ -28,6 +29,8 @@ from DeepLabSegLib.training.validation import dice_on
 
 __all__ = ["Job", "OnTraining", "TrainOptions", "make_job", "plan_of", "quiet"]
 
+UNKNOWN = "unknown"
+
 OnTraining = Callable[[str, int, int, float | None], object]
 """Told of each step of a stage ("check", "prepare" or "train"): its name, done, total, and the loss in training."""
 
@@ -42,12 +45,14 @@ class TrainOptions:
 
     Attributes
     ----------
-    recipe : a starter model's (`training.recipes`), which then decides everything but `training` fields given here.
+    recipe : a starter model's (`training.recipes`), which then decides everything but `training` fields given here;
+        overrides and what the model says of itself are refused beside it.
     overrides : what is chosen instead of the plan that the data suggest.
     training : fields of `TrainingSpec` by name; those left out are the recipe's or the plan's.
     initial : a model or weights file to begin with.
-    folds, fold : cases are split by patient into `folds`, and those of `fold` are held out to validate; 0 folds train
-        on all cases and validate on none.
+    folds, fold : cases are split by patient into `folds` (or as many as there are patients), and those of `fold` are
+        held out to validate; 0 folds train on all cases and validate on none.
+    allow_empty : take labels that hold background alone, such as healthy scans'.
     patient : regular expression that finds the patient in a case's name, see `find_cases`.
     name, license, training_data : what the model says of itself.
     reproduce : the command that makes it.
@@ -60,10 +65,11 @@ class TrainOptions:
     folds: int = 5
     fold: int = 0
     patient: str | None = None
+    allow_empty: bool = False
     device: str = "auto"
     precision: str = "auto"
     name: str | None = None
-    license: str = "unknown"
+    license: str = UNKNOWN
     training_data: str | None = None
     reproduce: str | None = None
 
@@ -86,7 +92,7 @@ def make_job(
 
     Raises `InvalidInput` for data that can't be trained on, or options that don't fit.
     """
-    recipe = find_recipe(options.recipe) if options.recipe else None
+    recipe = _recipe(options)
     if recipe is not None and recipe.heads is not None:
         return _from_label_maps(data, name, recipe, recipe.heads, options, processes, on_progress)
     return _from_pairs(data, name, folder, recipe, options, processes, on_progress)
@@ -96,16 +102,34 @@ def plan_of(
     data: Path, options: TrainOptions, on_progress: OnTraining = quiet
 ) -> tuple[Sequence[Case], TrainingPlan, str]:
     """The good cases in `data`, the plan for them, and both in words with every fault."""
-    recipe = find_recipe(options.recipe) if options.recipe else None
+    recipe = _recipe(options)
     if recipe is not None and recipe.heads is not None:
         raise InvalidInput(f"the recipe {options.recipe} learns from label maps alone; there are no pairs to check")
     found, faults = find_cases(data, options.patient or (recipe.patient if recipe else None))
-    checked = check_cases(found, faults, on_case=lambda done, total: on_progress("check", done, total, None))
+    checked = check_cases(
+        found,
+        faults,
+        allow_empty=options.allow_empty,
+        on_case=lambda done, total: on_progress("check", done, total, None),
+    )
     chosen = plan(checked.fingerprint, recipe.overrides if recipe else options.overrides)
     return checked.cases, chosen, "\n".join([report(checked), *chosen.lines()])
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _recipe(options: TrainOptions) -> Recipe | None:
+    if options.recipe is None:
+        return None
+    others = {
+        "overrides": options.overrides != Overrides(),
+        "license": options.license != UNKNOWN,
+        "training_data": options.training_data is not None,
+    }
+    if given := [name for name, is_given in others.items() if is_given]:
+        raise InvalidInput(f"a recipe decides {', '.join(others)}; leave out {', '.join(given)}, or the recipe")
+    return find_recipe(options.recipe)
 
 
 def _from_label_maps(
@@ -128,7 +152,7 @@ def _from_label_maps(
     training = _training(recipe.training, options, processes)
     pairs = SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups)
     bundle = replace(recipe.bundle, name=name, reproduce=options.reproduce)
-    return Job(bundle, training, pairs, None, options.recipe)
+    return Job(bundle, training, pairs, None, [options.recipe, [(path.name, path.stat().st_size) for path in paths]])
 
 
 def _from_pairs(
@@ -141,35 +165,42 @@ def _from_pairs(
     on_progress: OnTraining,
 ) -> Job:
     cases, chosen, text = plan_of(data, options, on_progress)
-    with replacing(folder / "data.txt") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    folds = min(options.folds, len({case.patient for case in cases}))
+    # Processes share a batch evenly.
+    batch = -(-chosen.batch_size // processes.count) * processes.count
+    start = TrainingSpec(batch_size=batch, every=1 + (chosen.network.dims == 3))
+    training = _training(recipe.training if recipe else start, options, processes)
+    learned, held_out = split(cases, folds, options.fold, training.seed) if folds else (list(cases), [])
+    if processes.first:
+        with replacing(folder / "data.txt") as temporary:
+            temporary.write_text(f"{text}\n{len(held_out)} of the cases are held out\n", encoding="utf-8")
     if recipe is None:
-        start = TrainingSpec(batch_size=chosen.batch_size, every=1 + (chosen.network.dims == 3))
         bundle = Bundle(
             name=name,
-            description=f"{', '.join(label.name for label in chosen.labels)}; trained on {len(cases)} cases",
+            description=f"{', '.join(label.name for label in chosen.labels)}; trained on {len(learned)} cases",
             network=chosen.network,
             input=chosen.input,
             labels=chosen.labels,
             license=options.license,
-            training_data=options.training_data or f"{len(cases)} cases of {data.resolve().name}",
+            training_data=options.training_data or f"{len(learned)} cases of {data.resolve().name}",
             reproduce=options.reproduce,
         )
     else:
-        start = recipe.training
         bundle = replace(
             recipe.bundle, name=name, network=chosen.network, input=chosen.input, reproduce=options.reproduce
         )
-    training = _training(start, options, processes)
-    learned, held_out = split(cases, options.folds, options.fold, training.seed) if options.folds else (cases, ())
     prepared = prepare(
         learned, chosen, folder / "prepared", on_case=lambda done, total: on_progress("prepare", done, total, None)
     )
     pairs = Patches(prepared, chosen, Augmentation(), training.seed)
     validate = dice_on(held_out, chosen, bundle, str(processes.device)) if held_out else None
-    return Job(bundle, training, pairs, validate, [case.name for case in learned])
+    about = [to_json(chosen.input), to_json(chosen.labels), [case.key for case in prepared], [c.name for c in held_out]]
+    return Job(bundle, training, pairs, validate, about)
 
 
 def _training(start: TrainingSpec, options: TrainOptions, processes: Processes) -> TrainingSpec:
     precision = choose_precision(options.precision, processes.device)
+    unknown = sorted(set(options.training) - {f.name for f in fields(TrainingSpec)})
+    if unknown:
+        raise InvalidInput(f"training has unknown fields {', '.join(unknown)}; see TrainingSpec")
     return replace(start, precision=precision, **options.training)  # type: ignore[arg-type]

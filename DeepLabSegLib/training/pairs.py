@@ -134,7 +134,7 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
         )
     if not len(values):
         if not allow_empty:
-            problems.append(f"{case.label} is empty (0 in every voxel); draw the label, or allow empty labels")
+            problems.append(f"{case.label} is empty (0 in every voxel); draw it, or give --allow-empty")
         return problems
     if labels.geometry.is_close(image.geometry):
         return problems

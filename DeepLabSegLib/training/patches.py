@@ -37,7 +37,6 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     cases : at least one.
     plan : that which the cases were prepared with.
     augmentation : None takes windows as they are, for validation.
-    length : how many pairs there are, for samplers; any number can be asked for.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         plan: TrainingPlan,
         augmentation: Augmentation | None = None,
         seed: int = 0,
-        length: int | None = None,
     ) -> None:
         if not cases:
             raise InvalidInput("there are no cases to take patches of; give at least one")
@@ -54,10 +52,6 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         self.plan = plan
         self.augmentation = augmentation
         self.seed = seed
-        self.length = len(self.cases) if length is None else length
-
-    def __len__(self) -> int:
-        return self.length
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(_seed(self.seed, index))

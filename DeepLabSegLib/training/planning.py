@@ -276,6 +276,8 @@ def _labels(fingerprint: Fingerprint, names: Sequence[str] | None) -> tuple[Segm
     if names is not None and len(names) != len(classes):
         values = ", ".join(str(found.value) for found in classes)
         raise InvalidInput(f"{len(names)} names are given, and the labels have {len(classes)} classes ({values})")
+    if names is not None and len(set(names)) < len(names):
+        raise InvalidInput(f"the names {', '.join(names)} hold one twice; each class needs its own")
     labels = tuple(Segment(n, found.name, found.color) for n, found in enumerate(classes, 1))
     if names is None:
         return labels

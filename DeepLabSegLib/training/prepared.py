@@ -47,8 +47,9 @@ class PreparedCase:
     Attributes
     ----------
     name, patient : those of the `Case`.
-    folder, stem : where the files are and how they begin: `.image.npy` `(C, k, j, i)` float16, `.label.npy`
+    folder, stem : where the files are and how they begin: `.image.npy` `(C, k, j, i)` float16 or float32, `.label.npy`
         `(k, j, i)` uint8 class indices, `.positions.npy` `(n, 4)` int32 class and voxel `(k, j, i)`.
+    key : of the files and the plan that it was made from.
     shape : voxels along (k, j, i).
     spacing : mm per voxel along (k, j, i).
     """
@@ -57,10 +58,11 @@ class PreparedCase:
     patient: str
     folder: Path
     stem: str
+    key: str
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
 
-    def image(self) -> NDArray[np.float16]:
+    def image(self) -> NDArray[np.floating]:
         """`(C, k, j, i)`, normalised, mapped into memory."""
         return np.load(self.folder / f"{self.stem}.image.npy", mmap_mode="r")
 
@@ -144,9 +146,8 @@ def class_indices(labels: Labels, grid: Geometry, plan: TrainingPlan) -> NDArray
 
 
 def _prepare(case: Case, plan: TrainingPlan, folder: Path) -> PreparedCase:
-    stem = re.sub(r"[^\w.-]", "_", case.name)
-    if stem != case.name:  # two names may have become one
-        stem += "-" + hashlib.sha256(case.name.encode()).hexdigest()[:8]
+    # With a hash, since names may differ by signs that files can't have, or by capitals alone.
+    stem = re.sub(r"[^\w.-]", "_", case.name) + "-" + hashlib.sha256(case.name.encode()).hexdigest()[:8]
     key = _key(case, plan)
     record = _kept(folder / f"{stem}.json", key)
     if record is None:
@@ -155,12 +156,14 @@ def _prepare(case: Case, plan: TrainingPlan, folder: Path) -> PreparedCase:
         except InvalidInput as error:
             raise InvalidInput(f"{case.name}: {error}") from None
         record = _Record(key, grid.shape, grid.spacing)
-        _save(folder / f"{stem}.image.npy", x.clip(-6e4, 6e4).astype(np.float16))
+        # Values as they are may be too large for half precision.
+        kind = np.float32 if plan.input.normalization.method == "none" else np.float16
+        _save(folder / f"{stem}.image.npy", x.astype(kind))
         _save(folder / f"{stem}.label.npy", classes)
         _save(folder / f"{stem}.positions.npy", _positions(classes))
         with replacing(folder / f"{stem}.json") as temporary:  # last: only now are the others complete
             temporary.write_text(dumps(to_json(record)) + "\n", encoding="utf-8")
-    return PreparedCase(case.name, case.patient, folder, stem, record.shape, record.spacing)
+    return PreparedCase(case.name, case.patient, folder, stem, key, record.shape, record.spacing)
 
 
 def _key(case: Case, plan: TrainingPlan) -> str:

@@ -38,10 +38,10 @@ class Processes:
 
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over all processes."""
-        value = value.detach().double()
+        total = value.detach().float().clone()
         if self.count > 1:
-            distributed.all_reduce(value)
-        return float(value) / self.count
+            distributed.all_reduce(total)
+        return float(total) / self.count
 
     def agreed(self, value: bool) -> bool:
         """What the first process says."""
@@ -66,7 +66,6 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield Processes(distributed.get_rank(), count, chosen)
-    finally:
-        distributed.destroy_process_group()
+    yield Processes(distributed.get_rank(), count, chosen)
+    # Not after an error: the others may be waiting for this process, and torchrun ends them when it is gone.
+    distributed.destroy_process_group()

@@ -62,8 +62,7 @@ def train_model(
         torch.manual_seed(job.training.seed)
         network = DeepLabV3Plus.from_spec(job.bundle.network)
         initial = options.initial or (options.recipe and find_recipe(options.recipe).initial)
-        if initial:
-            begin_with(network, initial)
+        begun = begin_with(network, initial) if initial else ""
         trained = train(
             network,
             job.pairs,
@@ -78,11 +77,11 @@ def train_model(
             figures = {f"{name}, held-out cases": round(score, 4) for name, score in trained.scores.items()}
             save_bundle(target, replace(job.bundle, figures=figures), trained.network.cpu(), overwrite=overwrite)
         processes.wait()
-    return trained
+    return replace(trained, begun=begun)
 
 
 def _make(folder: Path) -> None:
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"the folder {folder} can't be made ({error.strerror}); make its parent first") from None
+        raise OutputError(f"the folder {folder} can't be made ({error.strerror}); choose another place") from None

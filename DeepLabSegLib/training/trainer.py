@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sized
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
 from DeepLabSegLib.devices import PRECISIONS
-from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.schema import to_json
@@ -31,6 +33,8 @@ __all__ = ["OnStep", "Trained", "TrainingSpec", "Validate", "train"]
 
 CHECKPOINT = "checkpoint.pt"
 MAX_GRADIENT = 5.0
+MAX_SEED = 2**23
+MAX_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -42,34 +46,38 @@ class TrainingSpec:
     steps, batch_size : updates of the weights, and pairs per update over all processes together.
     optimizer : "adamw" with one cycle of the learning rate (Smith and Topin, 2019), or "sgd" with Nesterov's momentum
         and a polynomial decay (Isensee et al., Nature Methods 2021).
-    learning_rate : its highest value; None takes the optimizer's usual one.
+    learning_rate, weight_decay : the former's highest value; None takes the optimizer's usual ones.
     average : share of the moving average of weights that stays at each step, less at first; the average is what is
         kept.
     every : the loss counts each `every`-th voxel along each axis.
     precision : "fp32", "bf16" or "fp16" for the network; weights and loss are always float32.
     validate_every, checkpoint_every : steps between validations (None: a twelfth of all) and between checkpoints.
     patience : validations without a gain after which training stops; None goes on to the end.
+    workers : processes that load and change images; None takes one beside a CPU, and what the machine has beside a GPU.
+    seed : of weights, split and images.
     """
 
     steps: int = 3000
     batch_size: int = 4
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float | None = None
-    weight_decay: float = 1e-2
+    weight_decay: float | None = None
     average: float = 0.998
     every: int = 1
     precision: str = "fp32"
     validate_every: int | None = None
     checkpoint_every: int = 100
     patience: int | None = None
-    workers: int = 1
+    workers: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "every", "validate_every", "checkpoint_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.workers < 0:
+        if not 0 <= self.seed < MAX_SEED:
+            raise InvalidInput(f"seed is {self.seed}; it must be at least 0 and below {MAX_SEED}")
+        if self.workers is not None and self.workers < 0:
             raise InvalidInput(f"workers is {self.workers}; give the number of loading processes, 0 for none")
         if self.patience is not None and self.patience < 1:
             raise InvalidInput(f"patience is {self.patience}; give at least 1 validation, or None to go on to the end")
@@ -90,11 +98,15 @@ OnStep = Callable[[int, float], object]
 
 @dataclass
 class Trained:
-    """What training gives: the network (averaged weights, the best if it was validated), and how it came out."""
+    """What training gives: the network (averaged weights, the best if it was validated), and how it came out.
+
+    `begun` says in words which weights it began with, where it did.
+    """
 
     network: DeepLabV3Plus
     step: int
     scores: dict[str, float] = field(default_factory=dict)
+    begun: str = ""
 
 
 def train(
@@ -122,14 +134,18 @@ def train(
             f"batch_size is {spec.batch_size}, which {processes.count} processes can't share evenly; "
             f"choose a multiple of {processes.count}"
         )
+    workers = spec.workers
+    if workers is None:
+        idle = (os.cpu_count() or 1) // processes.count
+        workers = 1 if processes.device.type == "cpu" else max(1, min(MAX_WORKERS, idle))
     run = _Run(network, spec, folder, processes, about)
     run.resume()
     loader = DataLoader(
         pairs,
         batch_sampler=_Indices(spec, processes, run.step),
-        num_workers=spec.workers,
+        num_workers=workers,
         pin_memory=processes.device.type == "cuda",
-        prefetch_factor=4 if spec.workers else None,
+        prefetch_factor=4 if workers else None,
     )
     if not run.stopped:
         for images, targets in loader:
@@ -228,8 +244,12 @@ class _Run:
         self._average.update_parameters(self._network)
         self.step += 1
         mean = self.processes.mean(loss)
+        if not isfinite(mean):
+            raise InvalidInput(
+                f"the loss is {mean} at step {self.step}; choose a lower learning rate than {rate:.2g}, or fp32"
+            )
         if self.processes.first:
-            self._curves.add(self.step, loss=mean, learning_rate=rate)
+            self._curves.add(self.step, {"loss": mean, "learning_rate": rate})
         return mean
 
     @contextmanager
@@ -250,7 +270,7 @@ class _Run:
             network = self._averaged()
             with torch.inference_mode():
                 scores = dict(validate(network))
-            self._curves.add(self.step, **scores)
+            self._curves.add(self.step, scores)
             better = self.best is None or _deciding(scores) > _deciding(self.best["scores"])
             if better:
                 state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
@@ -258,12 +278,18 @@ class _Run:
         self.stale = 0 if self.processes.agreed(better) else self.stale + 1
 
     def save(self) -> None:
-        """Write the checkpoint and the curves, each in one move."""
+        """Write the curves, then the checkpoint, each in one move; curves that are open elsewhere wait."""
+        with suppress(OSError):
+            self._curves.save()
         content = {"identity": self._identity, "step": self.step, "stale": self.stale, "best": self.best}
         content |= {name: part.state_dict() for name, part in self._parts().items()}
-        with replacing(self._file) as temporary:
-            torch.save(content, temporary)
-        self._curves.save()
+        try:
+            with replacing(self._file) as temporary:
+                torch.save(content, temporary)
+        except (OSError, RuntimeError) as error:  # torch's own, where the disk is full
+            raise OutputError(
+                f"{self._file} can't be written ({error}); make room, and the same command goes on"
+            ) from None
 
     def resume(self) -> None:
         """Take up the checkpoint, where there is one."""
@@ -345,15 +371,16 @@ def _moving(share: float) -> Callable[[Any, Any, Any], None]:
 
 def _adamw(network: nn.Module, spec: TrainingSpec) -> tuple[Any, Any]:
     rate = spec.learning_rate or 2e-3
-    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=spec.weight_decay)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, spec.steps, pct_start=0.1)
+    decay = 1e-2 if spec.weight_decay is None else spec.weight_decay
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
+    # Not 0.1: the rise of a run of ten steps would last none, which torch divides by.
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, spec.steps, pct_start=0.101)
 
 
 def _sgd(network: nn.Module, spec: TrainingSpec) -> tuple[Any, Any]:
     rate = spec.learning_rate or 1e-2
-    optimizer = torch.optim.SGD(
-        network.parameters(), rate, momentum=0.99, nesterov=True, weight_decay=spec.weight_decay * 3e-3
-    )
+    decay = 3e-5 if spec.weight_decay is None else spec.weight_decay
+    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.99, nesterov=True, weight_decay=decay)
     return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, spec.steps, power=0.9)
 
 

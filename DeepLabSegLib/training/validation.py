@@ -36,7 +36,9 @@ def dice_on(cases: Sequence[Case], plan: TrainingPlan, bundle: Bundle, device: s
         seen = ~np.isnan(table)
         means = np.where(seen, table, 0).sum(0) / np.maximum(seen.sum(0), 1)
         scores = {
-            label.name: float(mean) for label, mean, n in zip(bundle.labels, means, seen.sum(0), strict=True) if n
+            f"Dice of {label.name}": float(mean)
+            for label, mean, n in zip(bundle.labels, means, seen.sum(0), strict=True)
+            if n
         }
         return {MEAN: float(np.mean(list(scores.values()))), **scores}
 

@@ -3,9 +3,9 @@
     python Testing/evaluation/contrasts.py MODEL SCANS LABELS -o table.csv
 
 Every T1 scan in SCANS (with the DLMUSE map of its subject in LABELS) is repainted: inside the intracranial volume
-each tissue gets the mean grey value that it has in the wanted contrast, and keeps its own texture; the rest of the head
-stays. It is then averaged over slices of 1, 2 and 4 mm from top to bottom. Reported is the Dice of the brain (DLMUSE's
-total brain, ventricles included, against all labels but fluid) on the grid of the slices.
+each tissue gets the median grey value that it has in the wanted contrast, and keeps its own texture; the rest of the
+head stays. It is then averaged over slices of 1, 2 and 4 mm from top to bottom. Reported is the Dice of the brain
+(DLMUSE's total brain, ventricles included, against all labels but fluid) on the grid of the slices.
 """
 
 from __future__ import annotations
@@ -52,9 +52,8 @@ def repainted(image: NDArray, labels: NDArray, means: dict[str, float]) -> NDArr
     masks = tissues(labels)
     # Memberships are smoothed, so that voxels between two tissues lie between their values.
     share = {name: ndimage.gaussian_filter(mask.astype(np.float32), 0.5) for name, mask in masks.items()}
-    inside = sum(share.values())
     shift = sum(share[name] * (means[name] * bright - np.median(image[masks[name]])) for name in masks)
-    return np.clip(image + shift * np.minimum(inside, 1), 0, None).astype(np.float32)
+    return np.clip(image + shift, 0, None).astype(np.float32)
 
 
 def sliced(image: NDArray, geometry: Geometry, thickness: float) -> Image:

@@ -11,7 +11,7 @@ from DeepLabSegLib.evaluate import (
     Scores,
     compare,
     dice,
-    groups_by_value,
+    groups_of,
     hausdorff95,
     lowest_dice,
     mean_interval,
@@ -65,7 +65,19 @@ def test_groups_gather_values_on_either_side():
     assert scores["white"].dice == 1
     assert scores["all"].dice == pytest.approx(2 * 10 / 25)
     assert scores["all"].volume_difference == pytest.approx(-100 / 3)
-    assert list(groups_by_value(ours, ours)) == ["Label 1", "Label 2"]
+    assert list(groups_of(ours, ours)) == ["Label 1", "Label 2"]
+
+
+def test_segments_of_one_name_are_compared_whatever_their_values_and_layers():
+    a, b = box(slice(0, 8)), box(slice(8, 14))
+    names = ("Liver", "Spleen")
+    ours = Labels(np.stack([a, b]).astype(np.uint8), Geometry(a.shape),
+                  tuple(Segment(1, name, (0, 0, 0), layer=n) for n, name in enumerate(names)))  # fmt: skip
+    theirs = Labels((a * 2 + b * 1).astype(np.uint8), ours.geometry,
+                    (Segment(1, "spleen ", (0, 0, 0)), Segment(2, "Liver", (0, 0, 0))))  # fmt: skip
+    groups = groups_of(ours, theirs)
+    assert list(groups) == ["Liver", "Spleen"]
+    assert [scores.dice for scores in compare(ours, theirs, groups).values()] == [1, 1]
 
 
 def test_different_grids_are_not_compared():

@@ -1,17 +1,22 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from helpers import make_bundle, make_spec
 
 from DeepLabSegLib import load_model, read_image
-from DeepLabSegLib.bundle import read_bundle
+from DeepLabSegLib.bundle import read_bundle, read_network, save_bundle
+from DeepLabSegLib.catalog import find_model
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.training import Overrides, TrainOptions, train_model
 from DeepLabSegLib.training.head_mri import STRUCTURES
 from DeepLabSegLib.training.recipes import RECIPES
@@ -54,11 +59,11 @@ def test_a_trained_model_is_a_bundle_that_segments(data, tmp_path):
         overrides=small(dims), training={"steps": 40, "learning_rate": 5e-3, "average": 0.8, "workers": 0}, folds=3
     )
     trained = train_model(data, tmp_path / "boxes", options)
-    assert trained.scores["mean Dice"] == trained.scores["Box"] > 0.5
+    assert trained.scores["mean Dice"] == trained.scores["Dice of Box"] > 0.5
     bundle = read_bundle(tmp_path / "boxes")
     assert [label.name for label in bundle.labels] == ["Box"]
-    assert bundle.figures["Box, held-out cases"] == pytest.approx(trained.scores["Box"], abs=1e-4)
-    assert bundle.training_data == "6 cases of data"
+    assert bundle.figures["Dice of Box, held-out cases"] == pytest.approx(trained.scores["Dice of Box"], abs=1e-4)
+    assert bundle.training_data == "4 cases of data"
     image = read_image(next((data / "images").iterdir()))
     labels = load_model(tmp_path / "boxes").segment(image)
     assert labels.volumes_ml()["Box"] > 0
@@ -79,17 +84,20 @@ def test_a_broken_pair_is_named_and_the_rest_is_trained_on(data, tmp_path, capsy
     output = str(tmp_path / "boxes")
     assert main(["train", str(data), "-o", output, "--steps", "2", "--batch", "2", "--tile", dims, *FAST]) == 0
     assert "case3" in (tmp_path / "boxes.training/data.txt").read_text(encoding="utf-8")
-    assert read_bundle(output).training_data == "5 cases of data"
+    assert read_bundle(output).training_data == "3 cases of data"
 
 
 def test_the_command_says_how_to_make_the_model_again_without_naming_this_machine(tmp_path, capsys):
     data = write_data(tmp_path / "data", 2)
     output = str(tmp_path / "boxes")
-    arguments = ["train", str(data), "-o", output, "--steps", "2", "--tile", "32x32", "--labels", "Box", *FAST]
-    assert main([*arguments, "--json"]) == 0
+    weights = tmp_path / "begin"
+    shutil.copytree(find_model("head-mri-2d"), weights)
+    arguments = ["train", str(data), f"--output={output}", "--steps", "2", "--tile", "32x32", "--labels", "Box", *FAST]
+    assert main([*arguments, "--weights", str(weights), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] in (1, 2)
     command = read_bundle(output).reproduce
-    assert command.startswith("deeplabseg train DATA -o boxes --steps 2 --tile 32x32")
+    assert command.startswith("deeplabseg train DATA --output boxes --steps 2 --tile 32x32")
+    assert "--weights begin" in command
     assert str(tmp_path) not in command
     assert main(arguments) == 1
     assert "exists" in capsys.readouterr().err
@@ -98,7 +106,7 @@ def test_the_command_says_how_to_make_the_model_again_without_naming_this_machin
 def test_training_begins_with_a_models_weights(tmp_path):
     data = write_data(tmp_path / "data", 2)
     options = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, initial="head-mri-2d", folds=3)
-    train_model(data, tmp_path / "boxes", options)
+    assert "tensors from head-mri-2d" in train_model(data, tmp_path / "boxes", options).begun
     other = TrainOptions(
         overrides=Overrides(**{**vars(small(2)), "encoder": "densenet121"}),
         training={"steps": 2, "workers": 0},
@@ -116,7 +124,43 @@ def test_nothing_is_trained_where_something_is_in_the_way(tmp_path):
         train_model(data, tmp_path / "there")
     with pytest.raises(InvalidInput, match="no recipe 'liver'; choose head-mri"):
         train_model(data, tmp_path / "boxes", TrainOptions(recipe="liver"))
+    with pytest.raises(InvalidInput, match="a recipe decides overrides"):
+        train_model(data, tmp_path / "boxes", TrainOptions(recipe="cardiac-lv", overrides=small(2)))
+    with pytest.raises(InvalidInput, match="training has unknown fields speed"):
+        train_model(data, tmp_path / "boxes", TrainOptions(training={"speed": 2}))
     assert not (tmp_path / "boxes").exists()
+
+
+def test_a_checkpoint_of_other_data_or_another_grid_is_not_taken_up(tmp_path):
+    data = write_data(tmp_path / "data", 2)
+    first = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, folds=3)
+    train_model(data, tmp_path / "boxes", first)
+    finer = replace(first, overrides=replace(small(2), spacing=(None, 0.5, 0.5)))
+    with pytest.raises(InvalidInput, match="belongs to a training with other settings"):
+        train_model(data, tmp_path / "boxes", finer, overwrite=True)
+    label = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "labels/case0.png")))
+    sitk.WriteImage(sitk.GetImageFromArray(np.roll(label, 3, axis=1)), data / "labels/case0.png")
+    sitk.WriteImage(sitk.GetImageFromArray(np.roll(label, 5, axis=1)), data / "labels/case1.png")
+    with pytest.raises(InvalidInput, match="belongs to a training with other settings"):
+        train_model(data, tmp_path / "boxes", first, overwrite=True)
+
+
+def test_labels_without_a_voxel_are_faults_unless_they_are_allowed(tmp_path, capsys):
+    data = write_data(tmp_path / "data", 2)
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros(SHAPES[2], np.uint8)), data / "labels/case0.png")
+    assert main(["train", str(data), "--check"]) == 0
+    assert "5 of 6 cases" in capsys.readouterr().out
+    assert main(["train", str(data), "--check", "--allow-empty"]) == 0
+    assert "6 of 6 cases" in capsys.readouterr().out
+
+
+def test_weights_that_half_precision_cannot_hold_are_kept_in_full(tmp_path):
+    network = DeepLabV3Plus.from_spec(make_spec(2, 3))
+    name = next(name for name in network.state_dict() if name.endswith("running_var"))
+    network.state_dict()[name].fill_(1e6)
+    save_bundle(tmp_path / "large", make_bundle(2, 3), network)
+    again = read_network(tmp_path / "large", read_bundle(tmp_path / "large"))
+    assert float(again.state_dict()[name][0]) == 1e6
 
 
 def run_with_torchrun(processes, data, output):

@@ -27,6 +27,17 @@ class BrightFromDark(Dataset):
         return image, (image[0] > 0).long()
 
 
+class Exploding(BrightFromDark):
+    """Images that hold no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def __getitem__(self, index: int):
+        image, target = super().__getitem__(index)
+        return image * float("inf"), target
+
+
 SPEC = TrainingSpec(steps=12, batch_size=2, learning_rate=5e-3, average=0.5, validate_every=5, checkpoint_every=4)
 
 
@@ -154,6 +165,30 @@ def test_both_optimizers_lower_the_loss(optimizer, tmp_path):
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_a_run_of_any_length_ends(steps, tmp_path):
+    assert train(network(2), BrightFromDark(2), replace(SPEC, steps=steps, workers=0), tmp_path).step == steps
+
+
+def test_a_kill_between_curves_and_checkpoint_leaves_no_hole(tmp_path, monkeypatch):
+    def fail(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail)
+        with pytest.raises(Killed):
+            train(network(2), BrightFromDark(2), replace(SPEC, workers=0), tmp_path)
+    train(network(2), BrightFromDark(2), replace(SPEC, workers=0), tmp_path)
+    with (tmp_path / "curves.csv").open(encoding="utf-8", newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 13))
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
+    spec = replace(SPEC, workers=0)
+    with pytest.raises(InvalidInput, match="the loss is (nan|inf) at step"):
+        train(network(2), Exploding(), spec, tmp_path)
+
+
 def test_processes_must_share_a_batch_evenly(tmp_path):
     with pytest.raises(InvalidInput, match="batch_size is 3, which 2 processes can't share evenly"):
         train(
@@ -163,7 +198,15 @@ def test_processes_must_share_a_batch_evenly(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("average", 1.0), ("learning_rate", -1.0), ("patience", 0), ("optimizer", "adam"), ("workers", -1)],
+    [
+        ("steps", 0),
+        ("average", 1.0),
+        ("learning_rate", -1.0),
+        ("patience", 0),
+        ("optimizer", "adam"),
+        ("workers", -1),
+        ("seed", -1),
+    ],
 )
 def test_a_setting_out_of_range_is_named(name, value):
     with pytest.raises(InvalidInput, match=f"{name} is"):
