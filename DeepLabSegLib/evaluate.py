@@ -178,8 +178,8 @@ def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
     if prediction.segments and reference.segments and not plain:
         names = {_key(segment): segment.name for segment in reversed(segments)}
         return {name: Group(named=name) for name in reversed(names.values())}
-    names = {segment.value: segment.name for segment in (*reference.segments, *prediction.segments)}
-    return {name: Group((value,), (value,)) for value, name in sorted(names.items())}
+    values = {segment.value: segment.name for segment in (*reference.segments, *prediction.segments)}
+    return {name: Group((value,), (value,)) for value, name in sorted(values.items())}
 
 
 def _key(segment: Segment | str) -> str:

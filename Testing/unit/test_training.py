@@ -185,7 +185,7 @@ def test_a_kill_between_curves_and_checkpoint_leaves_no_hole(tmp_path, monkeypat
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
     spec = replace(SPEC, workers=0)
-    with pytest.raises(InvalidInput, match="the loss is (nan|inf) at step"):
+    with pytest.raises(InvalidInput, match=r"the loss is (nan|inf) at step"):
         train(network(2), Exploding(), spec, tmp_path)
 
 
