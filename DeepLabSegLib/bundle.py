@@ -73,7 +73,8 @@ class Bundle:
     """The content of `model.json`.
 
     `labels` has one entry per class: values 1, 2, ... in the order of the network's classes, class 0 of a softmax
-    being background. `figures` are measured results, by name, and `limits` says what the model is not for.
+    being background. `one_piece` says that they hang together, as a brain does: what isn't connected to the largest
+    part is left out of a result. `figures` are measured results, by name, and `limits` says what the model is not for.
     `reproduce` is the command that makes it. `sha256` is that of the tensors (see `digest`).
     """
 
@@ -85,6 +86,7 @@ class Bundle:
     license: str
     training_data: str
     figures: Mapping[str, float] = field(default_factory=dict)
+    one_piece: bool = False
     limits: str | None = None
     reproduce: str | None = None
     sha256: str = ""

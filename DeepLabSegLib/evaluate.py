@@ -176,8 +176,10 @@ def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
     segments = (*prediction.segments, *reference.segments)
     plain = any(segment.name == f"Label {segment.value}" for segment in segments)
     if prediction.segments and reference.segments and not plain:
-        names = {_key(segment): segment.name for segment in reversed(segments)}
-        return {name: Group(named=name) for name in reversed(names.values())}
+        names: dict[str, str] = {}
+        for segment in segments:
+            names.setdefault(_key(segment), segment.name)
+        return {name: Group(named=name) for name in names.values()}
     values = {segment.value: segment.name for segment in (*reference.segments, *prediction.segments)}
     return {name: Group((value,), (value,)) for value, name in sorted(values.items())}
 

@@ -137,6 +137,8 @@ class Segmenter:
         passage = self._passage(seen, grid, scaling, _flat(scaling(darkest)), options)
         report("prepare", 1, 1)
         array, uncertainty = self._run(passage, report)
+        if self.bundle.one_piece:
+            _keep_largest_piece(array)
         labels = Labels(
             array if self.bundle.overlapping else array[0], seen.geometry, self.bundle.segments, uncertainty
         )
@@ -328,6 +330,17 @@ def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], 
         uncertainty = np.zeros(whole.shape, np.float32)
         uncertainty[box] = labels.uncertainty
     return Labels(array, whole, labels.segments, uncertainty)
+
+
+def _keep_largest_piece(array: NDArray) -> None:
+    """Clear in `(layers, k, j, i)` what isn't connected, by faces of voxels, to the largest part of all labels."""
+    from scipy import ndimage  # for the models that need it
+
+    pieces, count = ndimage.label((array > 0).any(axis=0))
+    if count > 1:
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        array[:, pieces != sizes.argmax()] = 0
 
 
 def _flat(values: Tensor) -> tuple[float, ...]:

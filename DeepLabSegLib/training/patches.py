@@ -109,7 +109,7 @@ def _read(case: PreparedCase, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tensor(part: NDArray, kind: type) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(part, dtype=kind))
+    return torch.from_numpy(np.array(part, dtype=kind))
 
 
 def _seed(*numbers: int) -> int:

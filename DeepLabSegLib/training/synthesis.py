@@ -48,7 +48,8 @@ class SynthesisSpec:
 
     Angles are in degrees, lengths in mm, grey values relative to the range 0 to 1. `thick_share` of the images have
     slices of `thickness` along one axis, `prior_share` take the grey values of a common contrast, each of `mirror_axes`
-    is turned round in half of them, and `dark_share` have a dark surrounding.
+    is turned round in half of them, `dark_share` have a dark surrounding, and `anywhere_share` are centred anywhere in
+    the map, not only in its focus.
     """
 
     rotation: float = 12.0
@@ -64,6 +65,7 @@ class SynthesisSpec:
     noise: float = 0.04
     gamma: float = 0.25
     dark_share: float = 0.8
+    anywhere_share: float = 0.2
     prior_share: float = 0.5
 
 
@@ -92,6 +94,8 @@ def synthesize(
     pose = Deformation(spec.rotation, spec.scale, spec.elastic, spec.elastic_spacing, spec.mirror_axes)
     first, last = (torch.tensor(corner, dtype=torch.float32) for corner in label_map.focus)
     centre = first + (last - first) * (0.1 + 0.8 * torch.rand(3, generator=generator))
+    if draw.chance(spec.anywhere_share):
+        centre = torch.tensor(label_map.structures.shape) * torch.rand(3, generator=generator)
     points = pose.points(shape, step, centre, label_map.spacing, label_map.structures.device, generator)
     structures = sample_nearest(label_map.structures, points).long()
 
