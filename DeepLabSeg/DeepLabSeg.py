@@ -215,7 +215,7 @@ class DeepLabSegTest(ScriptedLoadableModuleTest):
         volume = load_sample()
         segmentation = DeepLabSegLogic().segment(volume, device="cpu", show3D=True)
         names = [segmentation.GetSegmentation().GetNthSegment(n).GetName() for n in range(5)]
-        self.assertIn("White matter", names)
+        self.assertIn("Cerebral white matter", names)
         bounds = [0.0] * 6
         segmentation.GetRASBounds(bounds)
         sizes = [high - low for low, high in zip(bounds[::2], bounds[1::2], strict=True)]

@@ -1,7 +1,7 @@
 """DeepLabV3+ segmentation of images and volumes, in 2D and 3D.
 
 >>> import DeepLabSegLib
->>> segmenter = DeepLabSegLib.load_model("head-mri-2d")         # doctest: +SKIP
+>>> segmenter = DeepLabSegLib.load_model("head-mri")            # doctest: +SKIP
 >>> labels = segmenter.segment(DeepLabSegLib.read_image(path))  # doctest: +SKIP
 """
 

@@ -37,7 +37,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-DEFAULT_MODEL = "head-mri-2d"
+DEFAULT_MODEL = "head-mri"
 JSON_NAME = "model.json"
 TENSORS_NAME = "model.safetensors"
 MAX_JSON_BYTES = 2**20

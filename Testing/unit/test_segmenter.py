@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from helpers import make_bundle, make_network, make_scan, make_segmenter, physically_equal
+from scipy import ndimage
 
 from DeepLabSegLib.devices import choose_device, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
@@ -197,3 +200,15 @@ def test_a_precision_that_is_not_for_the_device_is_refused(precision):
 
 def test_the_devices_that_are_listed_can_be_chosen():
     assert [choose_device(device.name).type for device in list_devices()][-1] == "cpu"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_model_of_one_piece_leaves_out_what_hangs_apart(dims, rng):
+    segmenter = make_segmenter(dims)
+    scan = make_scan(rng, (16, 60, 60))
+    everything = segmenter.segment(scan)
+    pieces, count = ndimage.label((everything.layers > 0).any(axis=0))
+    assert count > 1, "there are several pieces, or this test shows nothing"
+    largest = pieces == np.bincount(pieces[pieces > 0]).argmax()
+    whole = Segmenter(replace(segmenter.bundle, one_piece=True), segmenter.network, "cpu").segment(scan)
+    np.testing.assert_array_equal(whole.layers, everything.layers * largest)

@@ -15,8 +15,21 @@ from DeepLabSegLib.training.head_mri import (
 )
 from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, synthesize
 
-CALM = SynthesisSpec(rotation=0, scale=0, elastic=0, mirror_axes=(), anywhere_share=0, bias=0, noise=0, gamma=0, thick_share=0,
-                     resolution=(1.0, 1.0), thickness=(1.0, 1.0), prior_share=1.0, dark_share=1.0)  # fmt: skip
+CALM = SynthesisSpec(
+    rotation=0,
+    scale=0,
+    elastic=0,
+    mirror_axes=(),
+    anywhere_share=0,
+    bias=0,
+    noise=0,
+    gamma=0,
+    thick_share=0,
+    resolution=(1.0, 1.0),
+    thickness=(1.0, 1.0),
+    prior_share=1.0,
+    dark_share=1.0,
+)
 WHITE, GREY = 1, 2
 
 
