@@ -106,8 +106,8 @@ def test_the_self_test_segments_the_sample_head(load_module):
     volumes = {
         node.GetSegmentation().GetSegment(name).GetName(): mask.sum() / 1000 for name, mask in masks(node).items()
     }
-    assert 400 < volumes["White matter"] < 800
-    assert 500 < volumes["Grey matter"] < 1100
+    assert 400 < volumes["Cerebral white matter"] < 800
+    assert 500 < volumes["Cerebral cortex"] < 1100
 
 
 def test_the_sample_is_one_click_away(load_module, monkeypatch, tmp_path):
