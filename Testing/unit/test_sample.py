@@ -47,9 +47,9 @@ def test_the_demo_ends_with_a_segmentation_a_picture_and_volumes(tmp_path, capsy
     volumes = report["volumes_ml"]
     # Colin27 lies in MNI space, which is larger than life: about two litres inside the skull.
     assert 1700 < sum(volumes.values()) < 2300
-    assert 700 < volumes["Grey matter"] < 1200
-    assert 450 < volumes["White matter"] < 900
-    assert 5 < volumes["Ventricles"] < 60
+    assert 600 < volumes["Cerebral cortex"] < 1100
+    assert 400 < volumes["Cerebral white matter"] < 800
+    assert 5 < volumes["Lateral ventricles"] < 60
     assert 10 < volumes["Brain stem"] < 50
     assert read_labels(report["output"]).volumes_ml() == pytest.approx(volumes, abs=0.01)
     assert Path(report["picture"]).read_bytes()[:4] == b"\x89PNG"
