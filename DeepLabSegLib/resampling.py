@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import product
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -58,17 +59,20 @@ def permuted(geometry: Geometry, order: Sequence[int]) -> Geometry:
     )
 
 
-def reach(source: Geometry, target: Geometry) -> Box:
-    """The block of `source` that `resample` reads for `target`, at least one voxel along each axis."""
+def reach(source: Geometry, target: Geometry, box: Box | None = None) -> Box:
+    """The block of `source` that `resample` reads for `box` of `target`, at least one voxel along each axis.
+
+    All of `target` where no box is given.
+    """
     way = _Way.between(source, target)
+    ends = np.array([(0, size) for size in target.shape] if box is None else [(s.start, s.stop) for s in box]) - (0, 1)
     if way.from_axis is None:
-        corners = np.array([[k, j, i] for k in (0, 1) for j in (0, 1) for i in (0, 1)]) * (np.array(target.shape) - 1)
-        places = corners @ way.matrix.T + way.offset
+        places = np.array(list(product(*ends))) @ way.matrix.T + way.offset
         low, high = np.floor(places.min(axis=0)) - 1, np.ceil(places.max(axis=0)) + 1
     else:
         low, high = np.empty(3), np.empty(3)
         for axis, column in enumerate(way.from_axis):
-            coordinates, step = way.along(axis, target.shape[axis])
+            coordinates, step = way.along(axis, ends[axis])
             margin = 0.5 if _copies(coordinates, step) else max(1.0, abs(step)) + 1
             low[column], high[column] = coordinates.min() - margin, coordinates.max() + margin
         low, high = np.ceil(low), np.floor(high)
@@ -80,7 +84,9 @@ def reach(source: Geometry, target: Geometry) -> Box:
 def same_voxels(source: Geometry, target: Geometry) -> bool:
     """Whether every voxel of `target` is one of `source`, so that nothing is interpolated."""
     way = _Way.between(source, target)
-    return way.from_axis is not None and all(_copies(*way.along(axis, size)) for axis, size in enumerate(target.shape))
+    return way.from_axis is not None and all(
+        _copies(*way.along(axis, np.array([0, size - 1]))) for axis, size in enumerate(target.shape)
+    )
 
 
 def resample(
@@ -123,7 +129,7 @@ def _resample(array: Tensor, source: Geometry, target: Geometry, mode: Mode, fil
     # First what shrinks most: there is less to do then along the other axes.
     shrinkage = np.array(target.shape) / np.array(source.shape)[way.from_axis]
     for axis in np.argsort(shrinkage).tolist():
-        coordinates, step = way.along(axis, target.shape[axis])
+        coordinates, step = way.along(axis, np.arange(target.shape[axis]))
         size = result.shape[1 + axis]
         if mode == "nearest" or _copies(coordinates, step):
             index = np.clip(np.rint(coordinates), 0, size - 1).astype(np.int64)
@@ -154,6 +160,7 @@ class _Way:
     from_axis: NDArray[np.int64] | None
 
     @classmethod
+    @lru_cache(maxsize=64)
     def between(cls, source: Geometry, target: Geometry) -> _Way:
         index = np.linalg.inv(source.affine) @ target.affine
         matrix, offset = index[:3, :3], index[:3, 3]
@@ -162,12 +169,12 @@ class _Way:
         single = all((np.count_nonzero(matrix, axis=axis) == 1).all() for axis in (0, 1))
         return cls(matrix, offset, np.abs(matrix).argmax(axis=0) if single else None)
 
-    def along(self, axis: int, size: int) -> tuple[NDArray[np.float64], float]:
-        """Where the target's `size` voxels along `axis` lie on the source's axis, in voxels; and their distance."""
+    def along(self, axis: int, index: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
+        """Where the target's voxels `index` along `axis` lie on the source's axis, in voxels; and their distance."""
         assert self.from_axis is not None
         column = self.from_axis[axis]
         step = float(self.matrix[column, axis])
-        return self.offset[column] + step * np.arange(size), step
+        return self.offset[column] + step * index, step
 
 
 def _copies(coordinates: NDArray[np.float64], step: float) -> bool:

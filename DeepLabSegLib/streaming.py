@@ -7,7 +7,7 @@ been seen. Neither the scan on the model's grid nor a class's scores ever exist 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +20,15 @@ from DeepLabSegLib.image import Geometry, Image
 from DeepLabSegLib.preprocess import Scaling
 from DeepLabSegLib.region import crop
 from DeepLabSegLib.resampling import Box, part, permuted, reach, resample, same_voxels
-from DeepLabSegLib.tiling import Activation, Blender, Blending, Tiling
+from DeepLabSegLib.tiling import UNDECIDED, Activation, Blender, Blending, Tiling, Verdict
 
 __all__ = ["Decision", "Passage", "entropy", "largest", "run"]
 
-SLAB_NUMBERS = 2**22
-"""Class scores that are held at once, unless a single plane has more."""
+SIDE = 32
+"""Sides of the boxes in which labels are written, in voxels of the finer grid."""
 
-CHUNK_NUMBERS = 2**19
-"""Class scores that are interpolated and decided upon at once."""
+NUMBERS = 2**20
+"""Class scores that are blended and decided upon at once: they stay in a processor's cache meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def run(
     order = _order(passage)
     flow = permuted(passage.grid, order)
     tiling = Tiling(flow.shape, _three(passage.tile[n] for n in order), passage.overlap)
-    blender = Blender(tiling, passage.blending, passage.activation, passage.device, passage.keep_on)
+    verdict = _verdict(passage)
+    blender = Blender(tiling, passage.blending, passage.activation, passage.device, passage.keep_on, verdict)
     writer = _Writer(passage, flow, blender)
     corners = tiling.corners
     for first in range(0, len(corners), passage.at_once):
@@ -145,6 +146,31 @@ def _read(
     return x[:, 0] if passage.dims == 2 else x
 
 
+def _verdict(passage: Passage) -> Verdict | None:
+    """What logits settle by themselves: averages of scores that favour one class, or no class, do so too."""
+    decision, name = passage.decision, passage.activation.name
+    if decision.uncertainty or name not in ("softmax", "sigmoid", "linear"):
+        return None
+    if decision.exclusive:
+
+        def favoured(logits: Tensor) -> Tensor:
+            labels = largest(logits.float().movedim(1, 0).clone())
+            return labels[0].where((labels == labels[0]).all(0), UNDECIDED).to(torch.int16)
+
+        return favoured
+    limit = _logit(decision.threshold) if name == "sigmoid" else decision.threshold
+
+    def nothing(logits: Tensor) -> Tensor:
+        reached = ~(logits < limit).flatten(0, 1).all(0)
+        return (reached * UNDECIDED).to(torch.int16)
+
+    return nothing
+
+
+def _logit(score: float) -> float:
+    return math.log(score / (1 - score))
+
+
 class _Writer:
     """Labels on the source's own grid, written in slabs as the planes that they come from are finished."""
 
@@ -154,52 +180,77 @@ class _Writer:
         self.flow = flow
         self.blender = blender
         kind = np.uint8 if decision.classes <= 256 - (not decision.exclusive) else np.uint16
-        self.labels = np.zeros((decision.layers, *target.shape), kind)
-        self.uncertainty = np.zeros(target.shape, np.float32) if decision.uncertainty else None
+        labels = np.zeros((decision.layers, *target.shape), kind)
+        uncertainty = np.zeros(target.shape, np.float32) if decision.uncertainty else None
+        self.labels, self.uncertainty = labels, uncertainty
         # The target with that axis in front which runs along the flow's first.
         along = np.array(target.direction) @ np.array(flow.direction[0])
         front = int(np.argmax(np.abs(along)))
-        self.order = [front, *(n for n in range(3) if n != front)]
-        self.target = permuted(target, self.order)
+        order = [front, *(n for n in range(3) if n != front)]
+        self.target = permuted(target, order)
+        self._labels = np.moveaxis(labels, [1 + n for n in order], [1, 2, 3])
+        self._uncertainty = None if uncertainty is None else uncertainty.transpose(order)
         # Activations that keep the order of logits needn't be computed where nothing is blended or interpolated.
         decided = not decision.uncertainty and passage.activation.name in ("softmax", "sigmoid")
         self.raw = decided and blender.alone and not passage.mirror and same_voxels(flow, self.target)
-        planes = max(1, SLAB_NUMBERS * self.target.shape[0] // (decision.classes * math.prod(flow.shape)))
-        starts = range(0, self.target.shape[0], planes)
-        slabs = [slice(n, min(n + planes, self.target.shape[0])) for n in starts]
-        self.written = 0
-        self.slabs = slabs if along[front] < 0 else slabs[::-1]  # the next one last
+        finer = max(1.0, math.prod(flow.shape) / math.prod(target.shape))
+        self.side = max(1, round(SIDE / finer ** (1 / 3)))
+        self.depth = max(1, min(self.side, int(NUMBERS / (decision.classes * finer * self.side**2))))
+        depth, height, width = self.target.shape
+        area = slice(0, height), slice(0, width)
+        self.needed = [self._reach((slice(n, n + 1), *area))[0] for n in range(depth)]  # the flow's planes
+        self.waiting = range(depth)[::-1] if along[front] < 0 else range(depth)
 
     def write(self, finished: int, on_planes: Callable[[int, int], None]) -> None:
-        """Write every slab for which the flow's planes before `finished` are enough."""
-        while self.slabs:
-            _, rows, columns = (slice(0, size) for size in self.target.shape)
-            slab = part(self.target, (self.slabs[-1], rows, columns))
-            needed = reach(self.flow, slab)[0]
-            if needed.stop > finished:
-                self.blender.forget(needed.start)
+        """Write every plane for which the flow's planes before `finished` are enough."""
+        while self.waiting:
+            ready = [n for n in self.waiting[: self.depth] if self.needed[n].stop <= finished]
+            if not ready:
                 return
-            planes = self.slabs.pop()
-            self._write_slab(planes, slab, needed)
-            self.written += planes.stop - planes.start
-            on_planes(self.written, self.target.shape[0])
+            self._write_slab(slice(min(ready), max(ready) + 1))
+            self.waiting = self.waiting[len(ready) :]
+            if self.waiting:
+                self.blender.forget(self.needed[self.waiting[0]].start)
+            on_planes(self.target.shape[0] - len(self.waiting), self.target.shape[0])
 
-    def _write_slab(self, planes: slice, slab: Geometry, needed: slice) -> None:
-        scores = self.blender.take(needed.start, needed.stop, self.decision.classes, self.raw)
-        block = part(self.flow, (needed, *(slice(0, size) for size in self.flow.shape[1:])))  # type: ignore[arg-type]
-        labels = np.moveaxis(self.labels, [1 + n for n in self.order], [1, 2, 3])
-        uncertainty = None if self.uncertainty is None else self.uncertainty.transpose(self.order)
-        depth, height, width = slab.shape
-        rows = max(1, CHUNK_NUMBERS // (self.decision.classes * width))
-        deep = max(1, rows // height)
-        for k in range(0, depth, deep):
-            for j in range(0, height, rows):
-                box = (slice(k, min(k + deep, depth)), slice(j, min(j + rows, height)), slice(0, width))
-                place = (slice(planes.start + box[0].start, planes.start + box[0].stop), *box[1:])
-                values = resample(scores, block, part(slab, box))
-                if uncertainty is not None:
-                    uncertainty[place] = entropy(values, self.decision.exclusive).cpu().numpy()
-                labels[(slice(None), *place)] = self._decide(values).cpu().numpy()
+    def _reach(self, box: Box) -> Box:
+        """The flow's voxels that the target's in `box` are made of."""
+        return reach(self.flow, self.target, box)
+
+    def _write_slab(self, planes: slice) -> None:
+        _, height, width = self.target.shape
+        for j in range(0, height, self.side):
+            rows = slice(j, min(j + self.side, height))
+            for columns in self._undecided(planes, rows, width):
+                self._write_box((planes, rows, columns))
+
+    def _undecided(self, planes: slice, rows: slice, width: int) -> Iterator[slice]:
+        """Write the labels that need no scores, and give the columns of the others, as many at once as may be."""
+        most = NUMBERS // self.decision.classes
+        left = slice(0, 0)
+        for i in range(0, width, self.side):
+            columns = slice(i, min(i + self.side, width))
+            label = self.blender.agreed(self._reach((planes, rows, columns)))
+            if label is not None:
+                self._labels[:, planes, rows, columns] = label
+                continue
+            joined = slice(left.start, columns.stop)
+            if left.stop == i and _voxels(self._reach((planes, rows, joined))) <= most:
+                left = joined
+                continue
+            if left.stop > left.start:
+                yield left
+            left = columns
+        if left.stop > left.start:
+            yield left
+
+    def _write_box(self, box: Box) -> None:
+        needed = self._reach(box)
+        scores = self.blender.scores(needed, self.decision.classes, self.raw)
+        values = resample(scores, part(self.flow, needed), part(self.target, box))
+        if self._uncertainty is not None:
+            self._uncertainty[box] = entropy(values, self.decision.exclusive).cpu().numpy()
+        self._labels[(slice(None), *box)] = self._decide(values).cpu().numpy()
 
     def _decide(self, scores: Tensor) -> Tensor:
         """`(classes, ...)` scores, which may be written over, to `(layers, ...)` labels."""
@@ -207,9 +258,13 @@ class _Writer:
             return largest(scores)[None]
         threshold = self.decision.threshold
         if self.raw:
-            threshold = math.log(threshold / (1 - threshold))
+            threshold = _logit(threshold)
         values = torch.arange(1, len(scores) + 1, device=scores.device).view(-1, *[1] * (scores.ndim - 1))
         return (scores >= threshold) * values
+
+
+def _voxels(box: Box) -> int:
+    return math.prod(side.stop - side.start for side in box)
 
 
 def largest(scores: Tensor) -> Tensor:

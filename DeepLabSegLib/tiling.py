@@ -1,9 +1,10 @@
-"""A network over a volume larger than its window: evenly spread windows, blended plane by plane.
+"""A network over a volume larger than its window: evenly spread windows, blended box by box.
 
 What a network says of a window is kept as it comes out of its head, before enlargement, and only while a plane that it
-covers is unfinished. A block of planes is blended when the last window that covers it has been seen: each window's
-logits are enlarged, activated, weighed and added. So a volume of any length is segmented in the memory of a slab, and
-the result is that of blending whole class scores.
+covers is unfinished. A box is blended when the last window that covers it has been seen: each window's logits are
+enlarged, activated, weighed and added. So a volume of any length is segmented in the memory of a slab, and the result
+is that of blending whole class scores. Where all windows say the same of all of a box, which is most of a scan,
+nothing needs to be blended.
 
 Grids here have three axes, and windows follow each other along the first. A 2D network's window is one plane thick.
 """
@@ -14,24 +15,41 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations, product
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Activation", "Blender", "Blending", "Tiling", "mirrorings", "tile_importance", "tile_starts"]
+__all__ = [
+    "UNDECIDED",
+    "Activation",
+    "Blender",
+    "Blending",
+    "Tiling",
+    "Verdict",
+    "mirrorings",
+    "tile_importance",
+    "tile_starts",
+]
 
 Blending = Literal["gaussian", "constant"]
 
-CHUNK = 2**20
-"""Numbers that are worked on at once: they stay in a processor's cache from one operation to the next."""
+Verdict = Callable[[Tensor], Tensor]
+"""Logits `(mirrorings, classes, *low sizes)` to the label `(*low sizes)` that each of them stands for, or `UNDECIDED`.
+
+It must be such that blending and interpolating scores of one label gives that label.
+"""
 
 BANK = 16
 """Windows whose logits get room at once."""
+
+UNDECIDED = -1
+"""What a `Verdict` says where logits alone don't settle the label."""
 
 SAFE_RANGE = 80.0
 """Logits less than this apart have exponentials, and sums of these, that float32 holds without loss."""
@@ -104,43 +122,57 @@ class Activation:
 class _Window:
     """What a network says of one window: `logits` are `(mirrorings, classes, *low sizes)`; None is pure background.
 
-    `close` says that the logits differ by less than `SAFE_RANGE`, their largest being 0.
+    `close` says that the logits differ by less than `SAFE_RANGE`, their largest being 0; `verdict` is what they settle.
     """
 
     corner: tuple[int, int, int]
     logits: Tensor | None
     close: bool = False
+    verdict: Tensor | None = None
+
+    @cached_property
+    def settled(self) -> NDArray:
+        """`verdict`, fetched from where it was computed when it is first asked for."""
+        assert self.verdict is not None
+        return self.verdict.cpu().numpy()
 
 
 class Blender:
-    """Class scores of a volume, block by block of planes, from its windows' logits.
+    """Class scores of a volume, box by box, from its windows' logits.
 
-    Windows are given in the order of `tiling.corners`; `take` gives the finished planes from `start` to `stop`. Planes
-    before the last `start` are forgotten. The scores are the average of the windows' scores, weighed by
-    `tile_importance`. `device` is where they are computed, `keep_on` where logits wait until then.
+    Windows are given in the order of `tiling.corners`; `scores` gives any box of finished planes, until `forget` lets
+    them go. The scores are the average of the windows' scores, weighed by `tile_importance`. `device` is where they are
+    computed, `keep_on` where logits wait until then. With a `verdict`, `agreed` says where scores aren't needed.
     """
 
     def __init__(
-        self, tiling: Tiling, blending: Blending, activation: Activation, device: torch.device, keep_on: torch.device
+        self,
+        tiling: Tiling,
+        blending: Blending,
+        activation: Activation,
+        device: torch.device,
+        keep_on: torch.device,
+        verdict: Verdict | None = None,
     ) -> None:
         self.tiling = tiling
         self.activation = activation
         self.device = device
         self.keep_on = keep_on
+        self.verdict = verdict
         self.alone = len(tiling.corners) == len({corner[0] for corner in tiling.corners}) and (
             tiling.tile[0] == 1 or len(tiling.corners) == 1
         )
         self.importance = tile_importance(tiling.tile, blending).to(device)
         self.open: deque[_Window] = deque()
         self._free: list[Tensor] = []  # room for logits, used again: fresh memory costs time
-        self._scores: Tensor | None = None  # the planes from _start to _stop, at the front of a buffer
-        self._start = self._stop = 0
+        self._room = torch.empty(0, device=device)  # for scores, likewise
 
     def add(self, corner: tuple[int, int, int], logits: Tensor | None) -> None:
         """Take the logits `(mirrorings, classes, *low sizes)` of the window at `corner`; None for background."""
         if logits is None:
             self.open.append(_Window(corner, None))
             return
+        verdict = self.verdict(logits) if self.verdict else None
         close = False
         if self.activation.name == "softmax" and logits.device.type == "cpu":
             # Softmax knows differences only; from the largest, the exponentials of near logits need no more care.
@@ -151,22 +183,7 @@ class Blender:
         if not self._free:
             # Many at a time: small pieces among large ones that come and go would keep memory from being used again.
             self._free.extend(torch.empty((BANK, *logits.shape), dtype=logits.dtype, device=self.keep_on).unbind())
-        self.open.append(_Window(corner, self._free.pop().copy_(logits), close))
-
-    def take(self, start: int, stop: int, classes: int, raw: bool = False) -> Tensor:
-        """Scores `(classes, stop - start, *shape[1:])` of finished planes; good until the next call.
-
-        `raw` leaves out an activation that keeps order, where no other window has a say (see `alone`).
-        """
-        self.forget(start)
-        known = max(0, self._stop - start)
-        buffer = self._buffer(classes, stop - start)
-        if self._scores is not None and known:
-            buffer[:, :known] = self._scores[:, start - self._start : self._stop - self._start].clone()
-        fresh = buffer[:, known : stop - start]
-        self._blend(fresh, start + known, raw)
-        self._scores, self._start, self._stop = buffer, start, stop
-        return buffer[:, : stop - start]
+        self.open.append(_Window(corner, self._free.pop().copy_(logits), close, verdict))
 
     def forget(self, before: int) -> None:
         """Let go of the windows that have no plane from `before` on."""
@@ -175,47 +192,61 @@ class Blender:
             if logits is not None:
                 self._free.append(logits)
 
-    def _buffer(self, classes: int, planes: int) -> Tensor:
-        """Room for scores; the same as before where it is large enough, as fresh memory costs time."""
-        held = self._scores
-        if held is not None and held.shape[1] >= planes:
-            return held
-        return torch.empty((classes, planes, *self.tiling.shape[1:]), device=self.device)
+    def agreed(self, box: Sequence[slice]) -> int | None:
+        """The label of every voxel in `box`, where all that any window says of it is that; else None."""
+        if self.verdict is None:
+            return None
+        label = None
+        for window in self.open:
+            sides = self._shared(window, box)
+            if sides is None:
+                continue
+            found = 0
+            if window.logits is not None:
+                cells = window.settled[tuple(cells for _, cells in self._bands(window, window.logits, sides))]
+                found = int(cells[0, 0, 0])
+                if found == UNDECIDED or (cells != found).any():
+                    return None
+            if label not in (None, found):
+                return None
+            label = found
+        return label
 
-    def _blend(self, scores: Tensor, start: int, raw: bool) -> None:
-        """Write the scores of the planes from `start` on into `scores`."""
-        stop = start + scores.shape[1]
-        if stop == start:
-            return
+    def scores(self, box: Sequence[slice], classes: int, raw: bool = False) -> Tensor:
+        """Scores `(classes, *sizes of box)` in finished planes; good until the next call.
+
+        `raw` leaves out an activation that keeps order, where no other window has a say (see `alone`).
+        """
+        sizes = [side.stop - side.start for side in box]
+        numbers = classes * math.prod(sizes)
+        if self._room.numel() < numbers:
+            self._room = torch.empty(numbers, device=self.device)
+        scores = self._room[:numbers].view(classes, *sizes)
         total = None
         if not self.alone:
             scores.zero_()
-            total = scores.new_zeros(scores.shape[1:])
-        area = max(1, math.prod(side.stop - side.start for side in self.tiling.inside((0, 0, 0))[1:]))
-        planes = max(1, CHUNK // (len(scores) * area))
-        # Plane by plane, and there window by window: what is added to stays in the cache.
-        for at in range(start, stop, planes):
-            block = slice(at, min(at + planes, stop))
-            place = slice(at - start, block.stop - start)
-            self._blend_block(block, scores[:, place], None if total is None else total[place], raw)
-        if total is not None:
-            scores /= total
-
-    def _blend_block(self, block: slice, scores: Tensor, total: Tensor | None, raw: bool) -> None:
-        """Add every window's weighed scores of the planes in `block` to `scores`, and their weights to `total`."""
+            total = scores.new_zeros(sizes)
         for window in self.open:
-            first = max(block.start, window.corner[0])
-            last = min(block.stop, window.corner[0] + self.tiling.tile[0])
-            if first >= last:
+            sides = self._shared(window, box)
+            if sides is None:
                 continue
-            sides = (slice(first, last), *self.tiling.inside(window.corner)[1:])
-            place = (slice(first - block.start, last - block.start), *sides[1:])
+            place = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(sides, box, strict=True))
             weight = None
             if total is not None:
-                taken = tuple(slice(s.start - c, s.stop - c) for s, c in zip(sides, window.corner, strict=True))
-                weight = self.importance[taken]
+                weight = self.importance[_moved(sides, window.corner)]
                 total[place] += weight
             self._score(window, sides, weight, scores[(slice(None), *place)], raw)
+        if total is not None:
+            scores /= total
+        return scores
+
+    def _shared(self, window: _Window, box: Sequence[slice]) -> tuple[slice, ...] | None:
+        """The part of `box` that `window` covers."""
+        sides = tuple(
+            slice(max(side.start, c), min(side.stop, c + t))
+            for side, c, t in zip(box, window.corner, self.tiling.tile, strict=True)
+        )
+        return sides if all(side.start < side.stop for side in sides) else None
 
     def _score(self, window: _Window, sides: Sequence[slice], weight: Tensor | None, place: Tensor, raw: bool) -> None:
         """Add a window's weighed scores at `sides` of the grid to `place`, or write them where `weight` is None."""
@@ -225,9 +256,10 @@ class Blender:
             if self.activation.name != "sigmoid":
                 place[0] += 1 if weight is None else weight
             return
+        bands = self._bands(window, window.logits, sides)
         count = len(window.logits)
         for turn, logits in enumerate(window.logits):
-            enlarged = self._enlarge(window, logits, sides, place.device)
+            enlarged = _enlarge(logits, bands, place.device)
             if raw:
                 place.copy_(enlarged)
                 return
@@ -242,19 +274,36 @@ class Blender:
             else:
                 torch.mul(values, share, out=place)
 
-    def _enlarge(self, window: _Window, logits: Tensor, sides: Sequence[slice], device: torch.device) -> Tensor:
-        """`(classes, *low) -> (classes, planes, rows, columns)`: linear interpolation, an axis at a time."""
-        planes, rows, columns = (
-            _matrix(low, size, device)[side.start - c : side.stop - c]
-            for low, size, side, c in zip(logits.shape[1:], self.tiling.tile, sides, window.corner, strict=True)
-        )
-        classes, l0, l1, l2 = logits.shape
-        result = planes @ logits.to(device, torch.float32).view(classes, l0, l1 * l2)
-        result = (result.view(-1, l2) @ columns.T).view(-1, l1, len(columns))
-        return (rows @ result).view(classes, len(planes), len(rows), len(columns))
+    def _bands(self, window: _Window, logits: Tensor, sides: Sequence[slice]) -> list[tuple[Tensor, slice]]:
+        """How `sides` of the grid come of `logits`, for each axis: `_band`."""
+        return [
+            _band(low, size, side.start, side.stop, self.device)
+            for low, size, side in zip(logits.shape[2:], self.tiling.tile, _moved(sides, window.corner), strict=True)
+        ]
 
 
-@lru_cache(maxsize=64)
-def _matrix(low: int, size: int, device: torch.device) -> Tensor:
-    """`(size, low)`: linear interpolation with half-pixel centres, as `interpolate(align_corners=False)` does it."""
-    return F.interpolate(torch.eye(low)[None], size=size, mode="linear")[0].T.contiguous().to(device)
+def _moved(sides: Sequence[slice], corner: Sequence[int]) -> tuple[slice, ...]:
+    """`sides` of a grid, counted from `corner`."""
+    return tuple(slice(side.start - c, side.stop - c) for side, c in zip(sides, corner, strict=True))
+
+
+def _enlarge(logits: Tensor, bands: Sequence[tuple[Tensor, slice]], device: torch.device) -> Tensor:
+    """`(classes, *low) -> (classes, planes, rows, columns)`: linear interpolation, an axis at a time."""
+    (planes, a), (rows, b), (columns, c) = bands
+    given = logits[:, a, b, c].to(device, torch.float32)
+    classes, l0, l1, l2 = given.shape
+    result = planes @ given.reshape(classes, l0, l1 * l2)
+    result = (result.view(-1, l2) @ columns.T).view(-1, l1, len(columns))
+    return (rows @ result).view(classes, len(planes), len(rows), len(columns))
+
+
+@lru_cache(maxsize=1024)
+def _band(low: int, size: int, start: int, stop: int, device: torch.device) -> tuple[Tensor, slice]:
+    """How voxels from `start` to `stop`, of `size`, come of `low` cells: weights `(voxels, cells)`, and which cells.
+
+    Linear interpolation with half-pixel centres, as `interpolate(align_corners=False)` does it.
+    """
+    weights = F.interpolate(torch.eye(low)[None], size=size, mode="linear")[0].T[start:stop]
+    read = weights.any(0).nonzero().flatten().tolist()
+    cells = slice(read[0], read[-1] + 1)
+    return weights[:, cells].contiguous().to(device), cells

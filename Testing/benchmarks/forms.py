@@ -88,7 +88,7 @@ def fast(encoder: str, size: list[int], precision: str) -> Run:
         logits = form(x)
         blender = Blender(tiling, "gaussian", Activation("softmax", network.classifier), cpu, cpu)
         blender.add((0, 0, 0), logits if len(size) == 3 else logits[:, :, None])
-        return blender.take(0, tile[0], logits.shape[1])
+        return blender.scores([slice(0, side) for side in tile], logits.shape[1])
 
     pages = kept_pages()  # for as long as the process lives
     pages.__enter__()

@@ -4,6 +4,8 @@ The reference here holds everything at once: the scan on the model's grid, each 
 resampled back, then decided. Voxels whose two best scores differ by rounding only may fall to either side.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,11 @@ from torch.nn import functional as F
 import DeepLabSegLib.streaming as streaming
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry
+from DeepLabSegLib.preprocess import Scaling
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
-from DeepLabSegLib.streaming import entropy
-from DeepLabSegLib.tiling import mirrorings, tile_importance, tile_starts
+from DeepLabSegLib.streaming import Decision, Passage, entropy, run
+from DeepLabSegLib.tiling import Activation, Blender, mirrorings, tile_importance, tile_starts
 
 ROUNDING = 1e-4
 
@@ -68,10 +71,10 @@ def check(segmenter, scan, options):
 
 
 @pytest.fixture(autouse=True)
-def small_slabs(monkeypatch):
-    """Slabs and chunks so small that every scan here is cut into many."""
-    monkeypatch.setattr(streaming, "SLAB_NUMBERS", 40_000)
-    monkeypatch.setattr(streaming, "CHUNK_NUMBERS", 5_000)
+def small_boxes(monkeypatch):
+    """Boxes so small that every scan here is cut into many."""
+    monkeypatch.setattr(streaming, "SIDE", 12)
+    monkeypatch.setattr(streaming, "NUMBERS", 20_000)
 
 
 def make(dims, classes=3, activation="softmax", **more):
@@ -138,6 +141,42 @@ def test_windows_of_nothing_but_background_are_not_looked_at(dims, tile, classes
     assert sum(seen) == (16 if dims == 2 else 1) * 3, "the first column of three"
     np.testing.assert_array_equal(labels.array[..., :16], without.array[..., :16])
     assert not labels.array[..., 16:].any()
+
+
+def bright_or_dark(dims, activation, source):
+    """A run over `source` of a network whose logits are how bright it is, in windows of 16."""
+    grid = replace(source.geometry, spacing=(source.geometry.spacing[0], 1.1, 1.1), shape=(12, 54, 39))
+    exclusive = activation != "sigmoid"
+    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+    return Passage(
+        source=source, scaling=Scaling((0.0,), (1.0,), False, (0.0,), (1.0,)), outside=(0.0,), grid=grid,
+        tile=(1, 16, 16) if dims == 2 else (12, 16, 16), dims=dims, overlap=0.5, blending="gaussian",
+        activation=Activation(activation, {"softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid}[activation]),
+        decision=Decision(2, exclusive, 1 if exclusive else 2, 0.4, False),
+        background=None, mirror=False, at_once=4, device=torch.device("cpu"), keep_on=torch.device("cpu"),
+    ), lambda x: torch.cat([(-1 if exclusive else 1) * pool(x, 2) - 15, pool(x, 2) - 9], 1)[None]  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_where_all_windows_agree_nothing_is_blended_and_labels_are_the_same(dims, activation, scan, monkeypatch):
+    scan.array[:] = np.where(np.arange(36) < 8, 30, -20)
+    passage, logits_of = bright_or_dark(dims, activation, scan)
+    labels, blended = [], []
+    for verdict in (streaming._verdict, lambda passage: None):
+        blended.append(0)
+
+        def counted(blender, box, *more, scores=Blender.scores):
+            blended[-1] += np.prod([side.stop - side.start for side in box])
+            return scores(blender, box, *more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(streaming, "_verdict", verdict)
+            patch.setattr(Blender, "scores", counted)
+            labels.append(run(passage, logits_of, lambda *_: None, lambda *_: None)[0])
+    np.testing.assert_array_equal(*labels)
+    assert labels[0].any()
+    assert blended[0] < 0.7 * blended[1]
 
 
 def test_a_threshold_of_background_needs_probabilities():

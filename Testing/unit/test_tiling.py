@@ -9,6 +9,10 @@ CPU = torch.device("cpu")
 LINEAR = Activation("linear", lambda x: x)
 
 
+def planes_of(x, start, stop):
+    return slice(start, stop), *(slice(0, size) for size in x.shape[2:])
+
+
 def blended(x, tile, overlap, blending, planes=3):
     """`x` `(C, *S)` cut into windows and put together again, `planes` at a time."""
     tiling = Tiling(tuple(x.shape[1:]), tile, overlap)
@@ -24,7 +28,7 @@ def blended(x, tile, overlap, blending, planes=3):
         finished = corners[n + 1][0] if n + 1 < len(corners) else x.shape[1]
         while done < finished:
             stop = min(done + planes, finished)
-            parts.append(blender.take(done, stop, len(x)).clone())
+            parts.append(blender.scores(planes_of(x, done, stop), len(x)).clone())
             done = stop
     return torch.cat(parts, 1)
 
@@ -40,22 +44,40 @@ def test_blending_a_network_that_copies_gives_the_image_back(shape, tile, overla
     torch.testing.assert_close(blended(x, tile, overlap, blending), x, atol=1e-5, rtol=1e-5)
 
 
-def test_planes_may_be_asked_for_again_as_long_as_the_first_moves_on():
-    x = torch.randn(2, 20, 8, 8)
-    tiling = Tiling((20, 8, 8), (8, 8, 8), 0.5)
+def test_any_box_may_be_asked_for_and_asked_for_again():
+    x = torch.randn(2, 20, 18, 8)
+    tiling = Tiling((20, 18, 8), (8, 8, 8), 0.5)
     blender = Blender(tiling, "gaussian", LINEAR, CPU, CPU)
-    for corner in tiling.corners:
-        blender.add(corner, x[None, :, corner[0] : corner[0] + 8].clone())
-    for start, stop in [(0, 3), (1, 9), (7, 9), (8, 20)]:
-        torch.testing.assert_close(blender.take(start, stop, 2), x[:, start:stop], atol=1e-5, rtol=1e-5)
+    for k, j, i in tiling.corners:
+        blender.add((k, j, i), x[None, :, k : k + 8, j : j + 8, i : i + 8].clone())
+    again = ((1, 9), (5, 6), (2, 7))
+    for sides in [((0, 3), (0, 18), (0, 8)), again, again, ((7, 20), (3, 18), (0, 1))]:
+        box = tuple(slice(*side) for side in sides)
+        torch.testing.assert_close(blender.scores(box, 2), x[(slice(None), *box)], atol=1e-5, rtol=1e-5)
+
+
+def test_windows_agree_on_a_box_where_every_cell_that_it_is_made_of_has_one_label():
+    tiling = Tiling((8, 8, 12), (8, 8, 8), 0.5)
+    blender = Blender(tiling, "gaussian", LINEAR, CPU, CPU, verdict=lambda logits: logits.argmax(1)[0])
+    left, right = torch.zeros(2, 1, 2, 2, 2, 2)
+    left[:, 1, :, :, 0] = 1  # class 1 in the first of its two columns of cells, class 0 in the other
+    blender.add((0, 0, 0), left)
+    blender.add((0, 0, 4), right)
+    rows = slice(0, 8), slice(0, 8)
+    assert blender.agreed((*rows, slice(0, 2))) == 1
+    assert blender.agreed((*rows, slice(0, 3))) is None, "between two cells"
+    assert blender.agreed((*rows, slice(6, 12))) == 0
+    blender.add((0, 0, 4), None)
+    assert blender.agreed((*rows, slice(6, 12))) == 0, "a window of background says 0"
+    assert blender.agreed((*rows, slice(3, 8))) is None
 
 
 def test_windows_are_forgotten_when_their_last_plane_is_done():
     tiling = Tiling((64, 8, 8), (8, 8, 8), 0.5)
     blender, most = Blender(tiling, "gaussian", LINEAR, CPU, CPU), 0
-    for corner, following in pairwise([*tiling.corners, (64, 0, 0)]):
+    for corner in tiling.corners:
         blender.add(corner, torch.zeros(1, 2, 2, 2, 2))
-        blender.take(corner[0], following[0], 2)
+        blender.forget(corner[0])
         most = max(most, len(blender.open))
     assert most == 2
 
@@ -67,7 +89,7 @@ def test_softmax_is_torchs_however_far_apart_the_logits_are(spread):
     blender = Blender(tiling, "gaussian", Activation("softmax", lambda x: x.softmax(1)), CPU, CPU)
     blender.add((0, 0, 0), logits)
     expected = torch.nn.functional.interpolate(logits, size=(8, 8, 8), mode="trilinear").softmax(1)[0]
-    torch.testing.assert_close(blender.take(0, 8, 5), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(blender.scores((slice(0, 8),) * 3, 5), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 17, 31, 32, 33, 100])
