@@ -135,8 +135,13 @@ def _volume(shape: list[int]) -> Any:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def stitch_ours(shape: list[int], classes: int, overlap: float = 0.5) -> Run:
-    """Low-resolution logits kept, enlarged when a block of planes is complete."""
+def stitch_ours(
+    shape: list[int], classes: int, overlap: float = 0.5, precision: str = "float32", background: float = 0.0
+) -> Run:
+    """Low-resolution logits kept, in `precision`, and enlarged when a block of planes is complete.
+
+    `background` is the share of each window's depth that is clearly of the first class; the rest is random.
+    """
     import torch
 
     from DeepLabSegLib.image import Geometry, Image
@@ -163,6 +168,8 @@ def stitch_ours(shape: list[int], classes: int, overlap: float = 0.5) -> Run:
         keep_on=cpu,
     )
     logits = torch.randn(1, 1, classes, *(WINDOW // 4,) * 3)
+    logits[:, :, 0, : round(background * WINDOW // 4)] += 100
+    logits = logits.to(getattr(torch, precision))
     return lambda: run(passage, lambda x: logits, lambda *_: None, lambda *_: None)
 
 
