@@ -237,19 +237,25 @@ SAID = (
 )
 """Parameters by which a person says what bare weights don't tell."""
 
+DICE = ", Dice"
+"""What a model card's figures end with that stand beside their segment."""
+
 
 def card_html(card: ModelCard) -> str:
     """What the model says of itself, for reading."""
-    labels = " &nbsp; ".join(
-        f"<span style='color:rgb{segment.color}'>&#9632;</span>&nbsp;{html.escape(segment.name).replace(' ', '&nbsp;')}"
-        for segment in card.labels
-    )
-    figures = "; ".join(f"{name} {value:.3g}" for name, value in card.figures.items())
+    figures = dict(card.figures)
+    legend = []
+    for segment in card.labels:
+        measured = figures.pop(f"{segment.name}{DICE}", None)
+        text = segment.name if measured is None else f"{segment.name} ({measured:.2f})"
+        color = f"<span style='color:rgb{segment.color}'>&#9632;</span>"
+        legend.append(f"{color}&nbsp;{html.escape(text).replace(' ', '&nbsp;')}")
+    others = "; ".join(f"{name} {value:.3g}" for name, value in figures.items())
     rows = [
-        (_("Segments"), labels),
+        (_("Segments") if len(figures) == len(card.figures) else _("Segments (Dice)"), " &nbsp; ".join(legend)),
         (_("Trained on"), html.escape(card.training_data)),
         (_("Licence"), html.escape(card.license)),
-        *([(_("Measured"), html.escape(figures))] if figures else []),
+        *([(_("Measured"), html.escape(others))] if others else []),
         *([(_("Limits"), html.escape(card.limits))] if card.limits else []),
     ]
     table = "".join(f"<tr><td><b>{name}:</b>&nbsp;</td><td>{value}</td></tr>" for name, value in rows)

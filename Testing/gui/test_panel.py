@@ -137,6 +137,14 @@ def test_choosing_a_model_fills_and_locks_what_it_tells(widget):
     assert not ui.weightsPathLineEdit.visible
 
 
+def test_a_figure_stands_beside_the_segment_that_it_is_of(widget):
+    select(widget.ui.modelComboBox, DEFAULT_MODEL)
+    text = widget.ui.modelInfoLabel.text
+    assert re.search(r"Thalamus&nbsp;\(0\.\d\d\)", text)
+    assert "Thalamus, Dice" not in text
+    assert "Intracranial volume, Dice 0." in text, "it is of no single segment"
+
+
 def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget, tmp_path, screenshot):
     import torch
 
