@@ -11,7 +11,15 @@ import torch
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["PRECISIONS", "Device", "choose_device", "choose_precision", "kept_pages", "list_devices"]
+__all__ = [
+    "PRECISIONS",
+    "Device",
+    "choose_device",
+    "choose_precision",
+    "cpu_has_bf16",
+    "kept_pages",
+    "list_devices",
+]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -63,7 +71,20 @@ def choose_precision(name: str, device: torch.device) -> str:
         raise InvalidInput(f"precision is {name!r}; choose auto, {', '.join(PRECISIONS)}")
     if name == "fp16" and device.type == "cpu":
         raise InvalidInput("precision fp16 is for GPUs; on the CPU choose fp32, or bf16 where the processor has it")
+    if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        raise InvalidInput(
+            "precision bf16 on the CPU needs a processor with AVX-512 or Arm's bf16, which this one lacks: it would "
+            "take a hundred times longer than fp32; choose auto or fp32"
+        )
     return name
+
+
+def cpu_has_bf16() -> bool:
+    """Whether torch computes convolutions in bf16 on this processor by oneDNN, and not number by number."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a torch without oneDNN
+        return False
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch
 from helpers import make_bundle, make_network, make_scan, make_segmenter, physically_equal
 from scipy import ndimage
 
-from DeepLabSegLib.devices import choose_device, list_devices
+from DeepLabSegLib.devices import choose_device, choose_precision, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
@@ -184,7 +184,8 @@ def test_uncertainty_needs_probabilities(scan):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_bf16_gives_nearly_the_labels_of_fp32(dims, scan):
+def test_bf16_gives_nearly_the_labels_of_fp32(dims, scan, monkeypatch):
+    monkeypatch.setattr("DeepLabSegLib.devices.cpu_has_bf16", lambda: True)  # others are slow, but not wrong
     segmenter = make_segmenter(dims)
     half = Segmenter(segmenter.bundle, segmenter.network, "cpu", "bf16")
     assert (half.precision, segmenter.precision) == ("bf16", "fp32")
@@ -196,6 +197,13 @@ def test_a_precision_that_is_not_for_the_device_is_refused(precision):
     bundle = make_bundle(2)
     with pytest.raises(InvalidInput, match=f"precision.*{precision}.*fp32"):
         Segmenter(bundle, make_network(bundle.network), "cpu", precision)
+
+
+def test_bf16_is_refused_on_a_processor_without_it(monkeypatch):
+    monkeypatch.setattr("DeepLabSegLib.devices.cpu_has_bf16", lambda: False)
+    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+    with pytest.raises(InvalidInput, match=r"AVX-512.*choose auto or fp32"):
+        choose_precision("bf16", torch.device("cpu"))
 
 
 def test_the_devices_that_are_listed_can_be_chosen():
