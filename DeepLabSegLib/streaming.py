@@ -217,6 +217,10 @@ class _Writer:
         """The flow's voxels that the target's in `box` are made of."""
         return reach(self.flow, self.target, box)
 
+    def _numbers(self, box: Box) -> int:
+        """Class scores that are blended, or interpolated, for `box`: whichever are more."""
+        return self.decision.classes * max(_voxels(box), _voxels(self._reach(box)))
+
     def _write_slab(self, planes: slice) -> None:
         _, height, width = self.target.shape
         for j in range(0, height, self.side):
@@ -226,7 +230,6 @@ class _Writer:
 
     def _undecided(self, planes: slice, rows: slice, width: int) -> Iterator[slice]:
         """Write the labels that need no scores, and give the columns of the others, as many at once as may be."""
-        most = NUMBERS // self.decision.classes
         left = slice(0, 0)
         for i in range(0, width, self.side):
             columns = slice(i, min(i + self.side, width))
@@ -235,7 +238,7 @@ class _Writer:
                 self._labels[:, planes, rows, columns] = label
                 continue
             joined = slice(left.start, columns.stop)
-            if left.stop == i and _voxels(self._reach((planes, rows, joined))) <= most:
+            if left.stop == i and self._numbers((planes, rows, joined)) <= NUMBERS:
                 left = joined
                 continue
             if left.stop > left.start:

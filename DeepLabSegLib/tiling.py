@@ -15,13 +15,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -122,19 +121,14 @@ class Activation:
 class _Window:
     """What a network says of one window: `logits` are `(mirrorings, classes, *low sizes)`; None is pure background.
 
-    `close` says that the logits differ by less than `SAFE_RANGE`, their largest being 0; `verdict` is what they settle.
+    `close` says that the logits differ by less than `SAFE_RANGE`, their largest being 0; `labels` `(*low sizes)` is
+    what a `Verdict` says of them.
     """
 
     corner: tuple[int, int, int]
     logits: Tensor | None
+    labels: Tensor | None = None
     close: bool = False
-    verdict: Tensor | None = None
-
-    @cached_property
-    def settled(self) -> NDArray:
-        """`verdict`, fetched from where it was computed when it is first asked for."""
-        assert self.verdict is not None
-        return self.verdict.cpu().numpy()
 
 
 class Blender:
@@ -164,7 +158,7 @@ class Blender:
         )
         self.importance = tile_importance(tiling.tile, blending).to(device)
         self.open: deque[_Window] = deque()
-        self._free: list[Tensor] = []  # room for logits, used again: fresh memory costs time
+        self._free: list[tuple[Tensor, Tensor]] = []  # room for logits and labels, used again: fresh memory costs time
         self._room = torch.empty(0, device=device)  # for scores, likewise
 
     def add(self, corner: tuple[int, int, int], logits: Tensor | None) -> None:
@@ -172,7 +166,6 @@ class Blender:
         if logits is None:
             self.open.append(_Window(corner, None))
             return
-        verdict = self.verdict(logits) if self.verdict else None
         close = False
         if self.activation.name == "softmax" and logits.device.type == "cpu":
             # Softmax knows differences only; from the largest, the exponentials of near logits need no more care.
@@ -182,15 +175,20 @@ class Blender:
             logits = near.to(logits.dtype)
         if not self._free:
             # Many at a time: small pieces among large ones that come and go would keep memory from being used again.
-            self._free.extend(torch.empty((BANK, *logits.shape), dtype=logits.dtype, device=self.keep_on).unbind())
-        self.open.append(_Window(corner, self._free.pop().copy_(logits), close, verdict))
+            rooms = torch.empty((BANK, *logits.shape), dtype=logits.dtype, device=self.keep_on)
+            for_labels = torch.empty((BANK, *logits.shape[2:]), dtype=torch.int16)
+            self._free.extend(zip(rooms.unbind(), for_labels.unbind(), strict=True))
+        room, for_labels = self._free.pop()
+        if self.verdict is not None:
+            for_labels.copy_(self.verdict(logits))
+        self.open.append(_Window(corner, room.copy_(logits), for_labels, close))
 
     def forget(self, before: int) -> None:
         """Let go of the windows that have no plane from `before` on."""
         while self.open and self.open[0].corner[0] + self.tiling.tile[0] <= before:
-            logits = self.open.popleft().logits
-            if logits is not None:
-                self._free.append(logits)
+            window = self.open.popleft()
+            if window.logits is not None and window.labels is not None:
+                self._free.append((window.logits, window.labels))
 
     def agreed(self, box: Sequence[slice]) -> int | None:
         """The label of every voxel in `box`, where all that any window says of it is that; else None."""
@@ -202,8 +200,8 @@ class Blender:
             if sides is None:
                 continue
             found = 0
-            if window.logits is not None:
-                cells = window.settled[tuple(cells for _, cells in self._bands(window, window.logits, sides))]
+            if window.labels is not None:
+                cells = window.labels.numpy()[tuple(self._cells(window.labels.shape, _moved(sides, window.corner)))]
                 found = int(cells[0, 0, 0])
                 if found == UNDECIDED or (cells != found).any():
                     return None
@@ -220,7 +218,7 @@ class Blender:
         sizes = [side.stop - side.start for side in box]
         numbers = classes * math.prod(sizes)
         if self._room.numel() < numbers:
-            self._room = torch.empty(numbers, device=self.device)
+            self._room = torch.empty(2 ** math.ceil(math.log2(numbers)), device=self.device)
         scores = self._room[:numbers].view(classes, *sizes)
         total = None
         if not self.alone:
@@ -256,10 +254,10 @@ class Blender:
             if self.activation.name != "sigmoid":
                 place[0] += 1 if weight is None else weight
             return
-        bands = self._bands(window, window.logits, sides)
+        sides = _moved(sides, window.corner)
         count = len(window.logits)
         for turn, logits in enumerate(window.logits):
-            enlarged = _enlarge(logits, bands, place.device)
+            enlarged = self._enlarge(logits, sides)
             if raw:
                 place.copy_(enlarged)
                 return
@@ -274,11 +272,24 @@ class Blender:
             else:
                 torch.mul(values, share, out=place)
 
-    def _bands(self, window: _Window, logits: Tensor, sides: Sequence[slice]) -> list[tuple[Tensor, slice]]:
-        """How `sides` of the grid come of `logits`, for each axis: `_band`."""
+    def _enlarge(self, logits: Tensor, sides: Sequence[slice]) -> Tensor:
+        """`(classes, *low) -> (classes, planes, rows, columns)` at `sides` of the window: linear, an axis at a time."""
+        cells = self._cells(logits.shape[1:], sides)
+        given = logits[(slice(None), *cells)].to(self.device, torch.float32)
+        planes, rows, columns = (
+            _matrix(low, size, self.device)[side, read]
+            for low, size, side, read in zip(logits.shape[1:], self.tiling.tile, sides, cells, strict=True)
+        )
+        classes, l0, l1, l2 = given.shape
+        result = planes @ given.reshape(classes, l0, l1 * l2)
+        result = (result.view(-1, l2) @ columns.T).view(-1, l1, len(columns))
+        return (rows @ result).view(classes, len(planes), len(rows), len(columns))
+
+    def _cells(self, low: Sequence[int], sides: Sequence[slice]) -> list[slice]:
+        """What is read, of `low` cells along each axis, to enlarge them at `sides` of a window."""
         return [
-            _band(low, size, side.start, side.stop, self.device)
-            for low, size, side in zip(logits.shape[2:], self.tiling.tile, _moved(sides, window.corner), strict=True)
+            _read(cells, size, side.start, side.stop)
+            for cells, size, side in zip(low, self.tiling.tile, sides, strict=True)
         ]
 
 
@@ -287,23 +298,14 @@ def _moved(sides: Sequence[slice], corner: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(side.start - c, side.stop - c) for side, c in zip(sides, corner, strict=True))
 
 
-def _enlarge(logits: Tensor, bands: Sequence[tuple[Tensor, slice]], device: torch.device) -> Tensor:
-    """`(classes, *low) -> (classes, planes, rows, columns)`: linear interpolation, an axis at a time."""
-    (planes, a), (rows, b), (columns, c) = bands
-    given = logits[:, a, b, c].to(device, torch.float32)
-    classes, l0, l1, l2 = given.shape
-    result = planes @ given.reshape(classes, l0, l1 * l2)
-    result = (result.view(-1, l2) @ columns.T).view(-1, l1, len(columns))
-    return (rows @ result).view(classes, len(planes), len(rows), len(columns))
+@lru_cache(maxsize=64)
+def _matrix(low: int, size: int, device: torch.device) -> Tensor:
+    """`(size, low)`: linear interpolation with half-pixel centres, as `interpolate(align_corners=False)` does it."""
+    return F.interpolate(torch.eye(low)[None], size=size, mode="linear")[0].T.contiguous().to(device)
 
 
-@lru_cache(maxsize=1024)
-def _band(low: int, size: int, start: int, stop: int, device: torch.device) -> tuple[Tensor, slice]:
-    """How voxels from `start` to `stop`, of `size`, come of `low` cells: weights `(voxels, cells)`, and which cells.
-
-    Linear interpolation with half-pixel centres, as `interpolate(align_corners=False)` does it.
-    """
-    weights = F.interpolate(torch.eye(low)[None], size=size, mode="linear")[0].T[start:stop]
-    read = weights.any(0).nonzero().flatten().tolist()
-    cells = slice(read[0], read[-1] + 1)
-    return weights[:, cells].contiguous().to(device), cells
+@lru_cache(maxsize=4096)
+def _read(low: int, size: int, start: int, stop: int) -> slice:
+    """The columns of `_matrix` that hold numbers in its rows from `start` to `stop`."""
+    columns = _matrix(low, size, torch.device("cpu"))[start:stop].any(0).nonzero().flatten().tolist()
+    return slice(columns[0], columns[-1] + 1)

@@ -21,7 +21,7 @@ def test_one_window(size, monkeypatch):
 
 def test_stitching(monkeypatch):
     monkeypatch.setattr(forms, "WINDOW", 16)
-    labels, uncertainty = forms.stitch_ours([20, 24, 30], 3)()
+    labels, uncertainty = forms.stitch_ours([20, 24, 30], classes=3)()
     assert labels.shape == (1, 20, 24, 30)
     assert uncertainty is None
 
