@@ -147,7 +147,10 @@ def _read(
 
 
 def _verdict(passage: Passage) -> Verdict | None:
-    """What logits settle by themselves: averages of scores that favour one class, or no class, do so too."""
+    """What logits settle by themselves: averages of scores that favour one class, or reach no threshold, do so too.
+
+    None where scores are wanted for themselves, or an activation may make different logits equal.
+    """
     decision, name = passage.decision, passage.activation.name
     if decision.uncertainty or name not in ("softmax", "sigmoid", "linear"):
         return None
@@ -158,7 +161,7 @@ def _verdict(passage: Passage) -> Verdict | None:
             return labels[0].where((labels == labels[0]).all(0), UNDECIDED).to(torch.int16)
 
         return favoured
-    limit = _logit(decision.threshold) if name == "sigmoid" else decision.threshold
+    limit = _logit(decision.threshold)
 
     def nothing(logits: Tensor) -> Tensor:
         reached = ~(logits < limit).flatten(0, 1).all(0)
