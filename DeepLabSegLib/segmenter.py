@@ -16,7 +16,7 @@ from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, ModelInput, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
-from DeepLabSegLib.devices import choose_device, choose_precision, list_devices
+from DeepLabSegLib.devices import PRECISIONS, choose_device, choose_precision, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
 from DeepLabSegLib.ladder import next_step, out_of_memory, release
@@ -269,6 +269,7 @@ class Segmenter:
             at_once=AT_ONCE[self.device.type == "cpu", spec.dims],
             device=self.device,
             keep_on=self.device,
+            keep_as=PRECISIONS[self.precision],
         )
 
     def _logits(self, passage: Passage, x: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class Passage:
     at_once: int
     device: torch.device
     keep_on: torch.device
+    keep_as: torch.dtype
 
 
 @torch.inference_mode()
@@ -88,7 +89,9 @@ def run(
     flow = permuted(passage.grid, order)
     tiling = Tiling(flow.shape, _three(passage.tile[n] for n in order), passage.overlap)
     verdict = _verdict(passage)
-    blender = Blender(tiling, passage.blending, passage.activation, passage.device, passage.keep_on, verdict)
+    blender = Blender(
+        tiling, passage.blending, passage.activation, passage.device, passage.keep_on, passage.keep_as, verdict
+    )
     writer = _Writer(passage, flow, blender)
     corners = tiling.corners
     for first in range(0, len(corners), passage.at_once):

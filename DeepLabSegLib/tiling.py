@@ -136,7 +136,8 @@ class Blender:
 
     Windows are given in the order of `tiling.corners`; `scores` gives any box of finished planes, until `forget` lets
     them go. The scores are the average of the windows' scores, weighed by `tile_importance`. `device` is where they are
-    computed, `keep_on` where logits wait until then. With a `verdict`, `agreed` says where scores aren't needed.
+    computed, `keep_on` where logits wait until then, as numbers of type `keep_as`. With a `verdict`, `agreed` says
+    where scores aren't needed.
     """
 
     def __init__(
@@ -146,12 +147,14 @@ class Blender:
         activation: Activation,
         device: torch.device,
         keep_on: torch.device,
+        keep_as: torch.dtype = torch.float32,
         verdict: Verdict | None = None,
     ) -> None:
         self.tiling = tiling
         self.activation = activation
         self.device = device
         self.keep_on = keep_on
+        self.keep_as = keep_as
         self.verdict = verdict
         self.alone = len(tiling.corners) == len({corner[0] for corner in tiling.corners}) and (
             tiling.tile[0] == 1 or len(tiling.corners) == 1
@@ -172,16 +175,17 @@ class Blender:
             near = logits.float()
             near = near - near.amax()
             close = float(near.amin()) > -SAFE_RANGE
-            logits = near.to(logits.dtype)
+            logits = near
         if not self._free:
             # Many at a time: small pieces among large ones that come and go would keep memory from being used again.
-            rooms = torch.empty((BANK, *logits.shape), dtype=logits.dtype, device=self.keep_on)
+            rooms = torch.empty((BANK, *logits.shape), dtype=self.keep_as, device=self.keep_on)
             for_labels = torch.empty((BANK, *logits.shape[2:]), dtype=torch.int16)
             self._free.extend(zip(rooms.unbind(), for_labels.unbind(), strict=True))
         room, for_labels = self._free.pop()
         if self.verdict is not None:
             for_labels.copy_(self.verdict(logits))
-        self.open.append(_Window(corner, room.copy_(logits), for_labels, close))
+        most = torch.finfo(self.keep_as).max  # infinite numbers would spoil their neighbours' enlargement
+        self.open.append(_Window(corner, room.copy_(logits.clamp(-most, most)), for_labels, close))
 
     def forget(self, before: int) -> None:
         """Let go of the windows that have no plane from `before` on."""

@@ -179,10 +179,10 @@ def stitch_ours(
         at_once=1,
         device=cpu,
         keep_on=cpu,
+        keep_as=getattr(torch, precision),
     )
     logits = torch.randn(1, 1, classes, *(WINDOW // 4,) * 3)
     logits[:, :, 0, : round(background * WINDOW // 4)] += 100
-    logits = logits.to(getattr(torch, precision))
     return lambda: run(passage, lambda x: logits, lambda *_: None, lambda *_: None)
 
 

@@ -168,7 +168,7 @@ def stitching(bench: Bench, shape: list[int]) -> list[str]:
         given = {"shape": shape, "classes": classes}
         forms = {
             "ours": ("stitch_ours", given),
-            "ours, logits in bf16": ("stitch_ours", {**given, "precision": "bfloat16"}),
+            "ours, logits in fp16": ("stitch_ours", {**given, "precision": "float16"}),
             "ours, windows agree on half of it": ("stitch_ours", {**given, "background": 0.75}),
         }
         if classes < 104:  # more than 18 GB otherwise
@@ -178,7 +178,7 @@ def stitching(bench: Bench, shape: list[int]) -> list[str]:
             lines.append(
                 f"| {classes} | {form} | {result.cpu:.1f} | {result.peak / 1e6:.0f} | {result.peak / voxels:.1f} |"
             )
-        for form, share in (("ours", 0.15), ("ours, logits in bf16", 0.09)):
+        for form, share in (("ours", 0.15), ("ours, logits in fp16", 0.09)):
             title, seen = f"{form}: bytes per voxel, {classes} classes", found[form].peak / voxels
             bars.append(_bar(title, seen, 2 + share * classes, "bytes", most=True))
         if classes == 104:

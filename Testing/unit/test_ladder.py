@@ -114,6 +114,20 @@ def test_where_logits_wait_makes_no_difference(scan):
     np.testing.assert_array_equal(run(segmenter, scan, options)[0], expected)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_on_the_cpu_logits_wait_in_half_precision_and_few_labels_change(monkeypatch, dims, activation, scan):
+    segmenter = make_segmenter(dims, activation=activation)
+    options = SegmentOptions(tile=(16, 16, 16)[-dims:])
+    expected, _ = run(segmenter, scan, options)
+    with torch.no_grad():
+        segmenter.network.head.bias += 1e5 * (activation == "softmax")  # beyond what half precision holds
+    failing(monkeypatch, segmenter, lambda passage: passage.keep_as == torch.float16)
+    found, notes = run(segmenter, scan, options)
+    assert notes[-1].startswith("Not enough memory on CPU: intermediate results are kept in half precision")
+    assert (found == expected).mean() > 0.99
+
+
 def test_at_the_foot_of_the_ladder_the_error_says_what_helps(monkeypatch, scan):
     segmenter = make_segmenter(3)
     failing(monkeypatch, segmenter, lambda passage: False)
@@ -158,4 +172,5 @@ def test_every_step_takes_less_and_the_last_is_the_cpu(monkeypatch, scan):
         passages.append(found[0])
     assert [p.at_once for p in passages[:4]] == [8, 4, 2, 1]
     assert passages[4].keep_on == CPU
-    assert [(p.device.type, max(p.tile)) for p in passages[4:]] == [("cuda", 96), ("cpu", 96)]
+    assert [(p.device.type, max(p.tile)) for p in passages[4:]] == [("cuda", 96), ("cpu", 96), ("cpu", 96)]
+    assert [p.keep_as for p in passages[4:]] == [torch.float32, torch.float32, torch.float16]
