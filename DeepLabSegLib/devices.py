@@ -6,8 +6,11 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from DeepLabSegLib.errors import InvalidInput
 
@@ -16,6 +19,7 @@ __all__ = [
     "Device",
     "choose_device",
     "choose_precision",
+    "computes_right",
     "cpu_has_bf16",
     "kept_pages",
     "list_devices",
@@ -25,6 +29,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision -> torch's type. "auto" besides these takes what the device is fit for."""
+
+CHANNELS = 16
+"""Of the convolutions that are tried: a multiple of what the hardware's matrix units take."""
+
+ROUNDING = 0.02
+"""Relative error that half precision may have: several times what rounding gives, far below what faults do."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +74,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; "auto" is bf16 on a CUDA GPU that has it, else fp32. Raises `InvalidInput`."""
+    """The precision of that name; "auto" is bf16 on a CUDA GPU that has it and computes right in it, else fp32.
+
+    Raises `InvalidInput` where the device isn't fit for it.
+    """
     if name == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        fit = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if fit and computes_right(device, "bf16") else "fp32"
     if name not in PRECISIONS:
         raise InvalidInput(f"precision is {name!r}; choose auto, {', '.join(PRECISIONS)}")
     if name == "fp16" and device.type == "cpu":
@@ -76,7 +90,34 @@ def choose_precision(name: str, device: torch.device) -> str:
             "precision bf16 on the CPU needs a processor with AVX-512 or Arm's bf16, which this one lacks: it would "
             "take a hundred times longer than fp32; choose auto or fp32"
         )
+    if name != "fp32" and device.type != "cpu" and not computes_right(device, name):
+        raise InvalidInput(
+            f"this torch ({torch.__version__}) computes convolutions in {name} wrongly on {device}; choose fp32, or "
+            "install another torch or driver"
+        )
     return name
+
+
+@cache
+def computes_right(device: torch.device, precision: str) -> bool:
+    """Whether convolutions in `precision` on `device` agree with the CPU's in float32, as far as rounding allows.
+
+    Releases of cuDNN and oneDNN have computed some in half precision wrongly and said nothing (pytorch#163539, #163347,
+    #40275). Tried are the kinds that the networks are made of: strided, dilated, depthwise, of one tap.
+    """
+    generator = torch.Generator().manual_seed(0)
+    functions: dict[int, Any] = {2: F.conv2d, 3: F.conv3d}
+    for dims, function in functions.items():
+        for taps, stride, dilation, groups in ((3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 2, CHANNELS), (1, 1, 1, 1)):
+            x = torch.randn(2, CHANNELS, *(9, 8, 7)[:dims], generator=generator)
+            weight = torch.randn(CHANNELS, CHANNELS // groups, *[taps] * dims, generator=generator)
+            shape = {"stride": stride, "padding": dilation * (taps // 2), "dilation": dilation, "groups": groups}
+            wanted = function(x, weight, **shape)
+            kind = PRECISIONS[precision]
+            found = function(x.to(device, kind), weight.to(device, kind), **shape).float().cpu()
+            if not (found - wanted).norm() < ROUNDING * wanted.norm():  # also where it isn't a number
+                return False
+    return True
 
 
 def cpu_has_bf16() -> bool:

@@ -6,7 +6,7 @@ import torch
 from helpers import make_bundle, make_network, make_scan, make_segmenter, physically_equal
 from scipy import ndimage
 
-from DeepLabSegLib.devices import choose_device, choose_precision, list_devices
+from DeepLabSegLib.devices import choose_device, choose_precision, computes_right, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
@@ -204,6 +204,24 @@ def test_bf16_is_refused_on_a_processor_without_it(monkeypatch):
     assert choose_precision("auto", torch.device("cpu")) == "fp32"
     with pytest.raises(InvalidInput, match=r"AVX-512.*choose auto or fp32"):
         choose_precision("bf16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_convolutions_in_every_precision_are_compared_with_float32(precision):
+    assert computes_right(torch.device("cpu"), precision)
+
+
+@pytest.mark.parametrize("fault", [lambda x: x * 1.1, lambda x: x.roll(1, -1), lambda x: x * float("nan")])
+def test_a_fault_in_one_kind_of_convolution_is_found(fault, monkeypatch):
+    conv3d = torch.nn.functional.conv3d
+
+    def faulty(x, *more, groups, **others):
+        found = conv3d(x, *more, groups=groups, **others)
+        return fault(found) if x.dtype == torch.bfloat16 and groups > 1 else found
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", faulty)
+    assert not computes_right.__wrapped__(torch.device("cpu"), "bf16")
+    assert computes_right.__wrapped__(torch.device("cpu"), "fp32")
 
 
 def test_the_devices_that_are_listed_can_be_chosen():
