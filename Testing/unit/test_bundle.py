@@ -22,7 +22,8 @@ def test_a_bundle_comes_back_as_it_was_saved(tmp_path, dims, name):
     assert read_bundle(tmp_path / name) == saved
     again = read_network(tmp_path / name, saved)
     x = torch.randn(1, 1, *(20,) * dims)
-    torch.testing.assert_close(again(x), network(x), atol=0, rtol=0)
+    torch.testing.assert_close(again.state_dict(), network.state_dict(), atol=0, rtol=0)
+    torch.testing.assert_close(again(x), network(x))  # where tensors lie in memory decides how sums are rounded
 
 
 def test_half_precision_halves_the_file_and_works_in_single(tmp_path, rng):
