@@ -534,8 +534,8 @@ def test_the_watch_sees_a_blocked_event_loop(slicer_window):
         end = time.monotonic() + 0.1
         wait_until(lambda: time.monotonic() > end)
     with EventLoopWatch() as blocked:
-        time.sleep(0.2)
-    assert calm.longest_gap_s < 0.1 < blocked.longest_gap_s
+        time.sleep(1.0)  # long enough for a machine that is busy otherwise
+    assert calm.longest_gap_s < 0.9 < blocked.longest_gap_s
 
 
 def test_waiting_in_vain_is_an_error(slicer_window):
