@@ -23,7 +23,8 @@ def test_a_bundle_comes_back_as_it_was_saved(tmp_path, dims, name):
     again = read_network(tmp_path / name, saved)
     x = torch.randn(1, 1, *(20,) * dims)
     torch.testing.assert_close(again.state_dict(), network.state_dict(), atol=0, rtol=0)
-    torch.testing.assert_close(again(x), network(x))  # where tensors lie in memory decides how sums are rounded
+    # Where tensors lie in memory decides how sums are rounded.
+    torch.testing.assert_close(again(x), network(x), atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_halves_the_file_and_works_in_single(tmp_path, rng):

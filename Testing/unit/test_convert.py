@@ -41,7 +41,9 @@ def test_bare_weights_become_a_bundle_that_segments_as_the_network_does(tmp_path
     assert bundle.network.encoder_name == "resnet18"
     segmenter = load_model(output, "cpu")
     x = torch.randn(1, 1, *(24,) * bundle.network.dims)
-    torch.testing.assert_close(segmenter.network(x), network(x))
+    torch.testing.assert_close(segmenter.network.state_dict(), network.state_dict(), atol=0, rtol=0)
+    # Where tensors lie in memory decides how sums are rounded.
+    torch.testing.assert_close(segmenter.network(x), network(x), atol=1e-4, rtol=1e-4)
     assert segmenter.segment(scan).array.any()
 
 
