@@ -280,8 +280,8 @@ class Blender:
         """`(classes, *low) -> (classes, planes, rows, columns)` at `sides` of the window: linear, an axis at a time."""
         cells = self._cells(logits.shape[1:], sides)
         given = logits[(slice(None), *cells)].to(self.device, torch.float32)
-        planes, rows, columns = (
-            _matrix(low, size, self.device)[side, read]
+        planes, rows, columns = (  # a product of many matrices would copy a part of one again and again
+            _matrix(low, size, self.device)[side, read].contiguous()
             for low, size, side, read in zip(logits.shape[1:], self.tiling.tile, sides, cells, strict=True)
         )
         classes, l0, l1, l2 = given.shape
