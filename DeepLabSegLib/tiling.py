@@ -104,9 +104,13 @@ class Tiling:
         ]
         return list(product(*starts))  # type: ignore[arg-type]  # three of them
 
-    def inside(self, corner: Sequence[int]) -> list[slice]:
-        """The part of the grid that the window at `corner` covers."""
-        return [slice(max(0, c), min(c + t, s)) for c, t, s in zip(corner, self.tile, self.shape, strict=True)]
+    def inside(self, corner: Sequence[int], box: Sequence[slice] | None = None) -> list[slice]:
+        """The part of the grid, or of a `box` of it, that the window at `corner` covers."""
+        sides = [slice(0, size) for size in self.shape] if box is None else box
+        return [
+            slice(max(side.start, c), min(side.stop, c + t))
+            for side, c, t in zip(sides, corner, self.tile, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,7 @@ class Blender:
             sides = self._shared(window, box)
             if sides is None:
                 continue
-            place = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(sides, box, strict=True))
+            place = _moved(sides, [side.start for side in box])
             weight = None
             if total is not None:
                 weight = self.importance[_moved(sides, window.corner)]
@@ -242,12 +246,9 @@ class Blender:
             scores /= total
         return scores
 
-    def _shared(self, window: _Window, box: Sequence[slice]) -> tuple[slice, ...] | None:
-        """The part of `box` that `window` covers."""
-        sides = tuple(
-            slice(max(side.start, c), min(side.stop, c + t))
-            for side, c, t in zip(box, window.corner, self.tiling.tile, strict=True)
-        )
+    def _shared(self, window: _Window, box: Sequence[slice]) -> list[slice] | None:
+        """The part of `box` that `window` covers; None where it covers nothing of it."""
+        sides = self.tiling.inside(window.corner, box)
         return sides if all(side.start < side.stop for side in sides) else None
 
     def _score(self, window: _Window, sides: Sequence[slice], weight: Tensor | None, place: Tensor, raw: bool) -> None:
