@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "check_orientation",
     "check_voxels",
     "model_grid",
+    "numbers",
     "stack_channels",
 ]
 
@@ -181,8 +183,14 @@ class Scaling:
         return x
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return like.new_tensor(values).view(-1, *[1] * (like.ndim - 1))
+@lru_cache(maxsize=64)
+def numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`values` in float32 on `device`, sent once: a GPU would have to wait for them each time."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return numbers(values, like.device).view(-1, *[1] * (like.ndim - 1))
 
 
 def _chunks(channel: NDArray) -> Iterator[NDArray]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from DeepLabSegLib.image import Geometry, Image
-from DeepLabSegLib.preprocess import Scaling
+from DeepLabSegLib.preprocess import Scaling, numbers
 from DeepLabSegLib.region import crop
 from DeepLabSegLib.resampling import Box, part, permuted, reach, resample, same_voxels
 from DeepLabSegLib.tiling import UNDECIDED, Activation, Blender, Blending, Tiling, Verdict
@@ -25,10 +25,13 @@ from DeepLabSegLib.tiling import UNDECIDED, Activation, Blender, Blending, Tilin
 __all__ = ["Decision", "Passage", "entropy", "largest", "run"]
 
 SIDE = 32
-"""Sides of the boxes in which labels are written, in voxels of the finer grid."""
+"""Sides of the boxes in which a CPU writes labels, in voxels of the finer grid; a GPU takes whole planes."""
 
 NUMBERS = 2**20
-"""Class scores that are blended and decided upon at once: they stay in a processor's cache meanwhile."""
+"""Class scores that a CPU blends and decides upon at once: they stay in its cache meanwhile."""
+
+GPU_NUMBERS, BYTES_PER_NUMBER = 2**28, 64
+"""The most that a GPU takes at once, and how much of its free memory it must have for each."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,12 @@ def run(
     blender = Blender(
         tiling, passage.blending, passage.activation, passage.device, passage.keep_on, passage.keep_as, verdict
     )
+    scan = _Scan(passage, flow, order)
     writer = _Writer(passage, flow, blender)
     corners = tiling.corners
     for first in range(0, len(corners), passage.at_once):
         group = corners[first : first + passage.at_once]
-        seen = {corner: x for corner in group if (x := _read(passage, flow, tiling, corner, order)) is not None}
+        seen = {corner: x for corner in group if (x := scan.window(tiling, corner)) is not None}
         found: dict[tuple[int, int, int], Tensor] = {}
         if seen:
             logits = logits_of(torch.stack(list(seen.values())))
@@ -127,26 +131,53 @@ def _order(passage: Passage) -> tuple[int, int, int]:
     return _three([front, *(n for n in range(3) if n != front)])
 
 
-def _read(
-    passage: Passage, flow: Geometry, tiling: Tiling, corner: tuple[int, int, int], order: Sequence[int]
-) -> Tensor | None:
-    """The network's input `(C, *S)` at a corner of `flow`, zeros outside the grid; None where it is all background."""
-    inside: Box = tuple(tiling.inside(corner))  # type: ignore[assignment]
-    target = part(flow, inside)
-    given = crop(passage.source, reach(passage.source.geometry, target))
-    values = torch.from_numpy(np.ascontiguousarray(given.array, dtype=np.float32)).to(passage.device)
-    x = resample(passage.scaling(values), given.geometry, target, fill=values.new_tensor(passage.outside))
-    if passage.background is not None:
-        limits = x.new_tensor(passage.background).view(-1, 1, 1, 1)
-        if bool((x <= limits).all()):
-            return None
-    sides = []
-    for side, first, size in zip(inside, corner, tiling.tile, strict=True):
-        sides.append((side.start - first, first + size - side.stop))
-    if any(map(any, sides)):
-        x = F.pad(x, [n for pair in reversed(sides) for n in pair])
-    x = x.permute(0, *(1 + int(n) for n in np.argsort(order)))
-    return x[:, 0] if passage.dims == 2 else x
+class _Scan:
+    """What the network sees of the source, window by window."""
+
+    def __init__(self, passage: Passage, flow: Geometry, order: Sequence[int]) -> None:
+        self.passage = passage
+        self.flow = flow
+        self.order = order
+        self._front: int | None = None
+        self._slab = torch.empty(0), passage.source.geometry
+
+    def window(self, tiling: Tiling, corner: tuple[int, int, int]) -> Tensor | None:
+        """The network's input `(C, *S)` at a corner of the flow, zeros outside it; None where it is all background."""
+        passage = self.passage
+        inside: Box = tuple(tiling.inside(corner))  # type: ignore[assignment]
+        target = part(self.flow, inside)
+        values, given = self._voxels(inside, target)
+        x = resample(passage.scaling(values), given, target, fill=numbers(passage.outside, passage.device))
+        if passage.background is not None:
+            limits = numbers(passage.background, passage.device).view(-1, 1, 1, 1)
+            if bool((x <= limits).all()):
+                return None
+        sides = []
+        for side, first, size in zip(inside, corner, tiling.tile, strict=True):
+            sides.append((side.start - first, first + size - side.stop))
+        if any(map(any, sides)):
+            x = F.pad(x, [n for pair in reversed(sides) for n in pair])
+        x = x.permute(0, *(1 + int(n) for n in np.argsort(self.order)))
+        return x[:, 0] if passage.dims == 2 else x
+
+    def _voxels(self, inside: Box, target: Geometry) -> tuple[Tensor, Geometry]:
+        """The source's voxels that `target` is made of, and where they lie."""
+        source = self.passage.source
+        if self.passage.device.type == "cpu":
+            given = crop(source, reach(source.geometry, target))
+            return torch.from_numpy(np.ascontiguousarray(given.array, dtype=np.float32)), given.geometry
+        if inside[0].start != self._front:
+            # All that lies under the windows of one row goes to the GPU at once, in few bytes where it has few.
+            self._front = inside[0].start
+            _, height, width = self.flow.shape
+            row = part(self.flow, (inside[0], slice(0, height), slice(0, width)))
+            under = crop(source, reach(source.geometry, row))
+            kind = under.array.dtype if under.array.dtype in (np.uint8, np.int16) else np.float32
+            slab = torch.from_numpy(np.ascontiguousarray(under.array, dtype=kind)).to(self.passage.device)
+            self._slab = slab, under.geometry
+        slab, geometry = self._slab
+        box = reach(geometry, target)
+        return slab[(slice(None), *box)], part(geometry, box)
 
 
 def _verdict(passage: Passage) -> Verdict | None:
@@ -155,6 +186,8 @@ def _verdict(passage: Passage) -> Verdict | None:
     None where scores are wanted for themselves, or an activation may make different logits equal.
     """
     decision, name = passage.decision, passage.activation.name
+    if passage.device.type != "cpu":  # a GPU blends a box sooner than it tells of one
+        return None
     if decision.uncertainty or name not in ("softmax", "sigmoid", "linear"):
         return None
     if decision.exclusive:
@@ -186,6 +219,7 @@ class _Writer:
         self.flow = flow
         self.blender = blender
         kind = np.uint8 if decision.classes <= 256 - (not decision.exclusive) else np.uint16
+        self.kind = torch.uint8 if kind is np.uint8 else torch.int32
         labels = np.zeros((decision.layers, *target.shape), kind)
         uncertainty = np.zeros(target.shape, np.float32) if decision.uncertainty else None
         self.labels, self.uncertainty = labels, uncertainty
@@ -200,9 +234,13 @@ class _Writer:
         decided = not decision.uncertainty and passage.activation.name in ("softmax", "sigmoid")
         self.raw = decided and blender.alone and not passage.mirror and same_voxels(flow, self.target)
         finer = max(1.0, math.prod(flow.shape) / math.prod(target.shape))
-        self.side = max(1, round(SIDE / finer ** (1 / 3)))
-        self.depth = max(1, min(self.side, int(NUMBERS / (decision.classes * finer * self.side**2))))
         depth, height, width = self.target.shape
+        self.numbers = _numbers_at_once(passage.device)
+        self.side = max(self.target.shape)
+        if passage.device.type == "cpu":
+            self.side = max(1, round(SIDE / finer ** (1 / 3)))
+        plane = min(self.side, height) * min(self.side, width)
+        self.depth = max(1, min(self.side, int(self.numbers / (decision.classes * finer * plane))))
         area = slice(0, height), slice(0, width)
         self.needed = [self._reach((slice(n, n + 1), *area))[0] for n in range(depth)]  # the flow's planes
         self.waiting = range(depth)[::-1] if along[front] < 0 else range(depth)
@@ -244,7 +282,7 @@ class _Writer:
                 self._labels[:, planes, rows, columns] = label
                 continue
             joined = slice(left.start, columns.stop)
-            if left.stop == i and self._numbers((planes, rows, joined)) <= NUMBERS:
+            if left.stop == i and self._numbers((planes, rows, joined)) <= self.numbers:
                 left = joined
                 continue
             if left.stop > left.start:
@@ -259,7 +297,7 @@ class _Writer:
         values = resample(scores, part(self.flow, needed), part(self.target, box))
         if self._uncertainty is not None:
             self._uncertainty[box] = entropy(values, self.decision.exclusive).cpu().numpy()
-        self._labels[(slice(None), *box)] = self._decide(values).cpu().numpy()
+        self._labels[(slice(None), *box)] = self._decide(values).to(self.kind).cpu().numpy()
 
     def _decide(self, scores: Tensor) -> Tensor:
         """`(classes, ...)` scores, which may be written over, to `(layers, ...)` labels."""
@@ -270,6 +308,12 @@ class _Writer:
             threshold = _logit(threshold)
         values = torch.arange(1, len(scores) + 1, device=scores.device).view(-1, *[1] * (scores.ndim - 1))
         return (scores >= threshold) * values
+
+
+def _numbers_at_once(device: torch.device) -> int:
+    if device.type == "cuda":
+        return min(GPU_NUMBERS, max(NUMBERS, torch.cuda.mem_get_info(device)[0] // BYTES_PER_NUMBER))
+    return NUMBERS if device.type == "cpu" else GPU_NUMBERS // 16
 
 
 def _voxels(box: Box) -> int:

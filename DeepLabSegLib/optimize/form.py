@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,8 @@ class FastForm:
         given = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         given[: len(x)] = x
         given[len(x) :] = 0
-        return self.run(given)[: len(x)]
+        with _cudnn():
+            return self.run(given)[: len(x)]
 
 
 def fast_form(network: DeepLabV3Plus, shape: Sequence[int], device: torch.device, precision: str) -> FastForm:
@@ -109,6 +111,11 @@ def _place(network: nn.Module) -> tuple[torch.device, torch.dtype]:
     return first.device, first.dtype
 
 
+def _cudnn() -> AbstractContextManager[None]:
+    """cuDNN tries its algorithms on the sizes it meets, and float32 is float32, not TF32."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+
+
 class _CudaGraph:
     """`module` recorded once as a CUDA graph and replayed: one launch instead of one per operation.
 
@@ -122,12 +129,12 @@ class _CudaGraph:
             self.given = self.given.contiguous(memory_format=channels_last(len(shape)))
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.inference_mode(), torch.cuda.stream(side):
+        with torch.inference_mode(), torch.cuda.stream(side), _cudnn():
             for _ in range(3):  # libraries choose their algorithms first
                 module(self.given)
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.device(device), self._recording():
+        with torch.inference_mode(), torch.cuda.device(device), _cudnn(), self._recording():
             self.result = module(self.given)
 
     def _recording(self) -> torch.cuda.graph:

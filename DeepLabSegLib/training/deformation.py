@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from DeepLabSegLib.training.draw import sent
+
 __all__ = ["Deformation", "sample_linear", "sample_nearest"]
 
 
@@ -60,34 +62,31 @@ class Deformation:
         for axis in self.mirror_axes:
             if torch.rand((), generator=generator) < 0.5:
                 matrix[:, axis] *= -1
-        matrix = (matrix / torch.tensor(spacing)[:, None]).to(device)
+        matrix = sent(matrix / torch.tensor(spacing)[:, None], device)
         axes = [
             (torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2) * mm
             for n, mm in zip(shape, step, strict=True)
         ]
         # One axis after the other is far cheaper than a product over all voxels.
         k, j, i = (matrix[:, n, None] * axis for n, axis in enumerate(axes))
-        points = k[:, :, None, None] + j[:, None, :, None] + (i + centre.to(device)[:, None])[:, None, None, :]
+        points = k[:, :, None, None] + j[:, None, :, None] + (i + sent(centre, device)[:, None])[:, None, None, :]
         if self.elastic > 0:
             knots = [max(2, ceil(n * mm / self.elastic_spacing) + 1) for n, mm in zip(shape, step, strict=True)]
-            field = self.elastic * torch.randn(1, 3, *knots, generator=generator).to(device)
-            field = field / torch.tensor(spacing, device=device).view(1, 3, 1, 1, 1)
+            field = self.elastic * torch.randn(1, 3, *knots, generator=generator)
+            field /= torch.tensor(spacing).view(1, 3, 1, 1, 1)
             if self.planar:
                 field[:, 0] = 0
-            points += F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=True)[0]
+            points += F.interpolate(sent(field, device), size=tuple(shape), mode="trilinear", align_corners=True)[0]
         return points
 
 
 def sample_nearest(source: Tensor, points: Tensor) -> Tensor:
     """Values of `source` `(k, j, i)` at the voxels nearest to `points` `(3, ...)`; 0 outside."""
     where = points.round().long()
-    size = torch.tensor(source.shape, device=source.device).view(3, *[1] * (points.ndim - 1))
-    inside = ((where >= 0) & (where < size)).all(0)
+    inside = torch.stack([(a >= 0) & (a < size) for a, size in zip(where, source.shape, strict=True)]).all(0)
     k, j, i = where
     flat = (k * source.shape[1] + j) * source.shape[2] + i
-    return source.reshape(-1)[flat.where(inside, torch.zeros_like(flat))].where(
-        inside, torch.zeros((), dtype=source.dtype, device=source.device)
-    )
+    return source.reshape(-1)[flat * inside] * inside
 
 
 def sample_linear(source: Tensor, points: Tensor) -> Tensor:

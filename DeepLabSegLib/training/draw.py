@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Draw", "blur"]
+__all__ = ["Draw", "blur", "sent"]
 
 
 class Draw:
@@ -40,6 +40,11 @@ class Draw:
         seed = int(torch.randint(2**31, (), generator=self._generator))
         field = torch.Generator(self._device).manual_seed(seed)
         return torch.randn(tuple(shape), generator=field, device=self._device)
+
+
+def sent(numbers: Tensor, device: torch.device | None) -> Tensor:
+    """A few numbers of the CPU's on `device`; unlike `to`, a GPU need not have finished its work before."""
+    return numbers.to(device, non_blocking=True)
 
 
 def blur(image: Tensor, axis: int, sigma: float) -> Tensor:

@@ -18,6 +18,7 @@ from DeepLabSegLib.files import read_image
 from DeepLabSegLib.image import Segment, Terminology
 from DeepLabSegLib.preprocess import model_grid
 from DeepLabSegLib.resampling import resample
+from DeepLabSegLib.training.draw import sent
 from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, synthesize
 
 __all__ = ["SEGMENTS", "STRUCTURES", "Structure", "SyntheticHeads", "intracranial", "read_head_map"]
@@ -98,8 +99,8 @@ def intracranial(brain: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[
     return closed[tuple(slice(n, -n) for n in margin)]
 
 
-def read_head_map(path: str | Path, orientation: str) -> LabelMap:
-    """Read a whole-head label map with FreeSurfer's values into `orientation` (the letters of k, j, i).
+def read_head_map(path: str | Path, orientation: str, device: torch.device | None = None) -> LabelMap:
+    """Read a whole-head label map with FreeSurfer's values into `orientation` (the letters of k, j, i) and to `device`.
 
     Raises `InvalidInput` where it holds none of the structures.
     """
@@ -119,7 +120,7 @@ def read_head_map(path: str | Path, orientation: str) -> LabelMap:
     structures = np.searchsorted(values, array).astype(np.uint8)
     labelled = np.argwhere(classes[structures] > 0)
     return LabelMap(
-        torch.from_numpy(structures),
+        torch.from_numpy(structures).to(device),
         torch.from_numpy(classes),
         torch.tensor([tissues.index(name) for name in names]),
         grid.spacing,
@@ -128,7 +129,7 @@ def read_head_map(path: str | Path, orientation: str) -> LabelMap:
 
 
 class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs synthesised from head label maps; pair n is the same whenever it is asked for.
+    """Pairs synthesised from head label maps, where these lie; pair n is the same whenever it is asked for there.
 
     `groups` has the class of each of `STRUCTURES`; None keeps them apart.
     """
@@ -151,4 +152,4 @@ class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):
         generator = torch.Generator().manual_seed((self.seed << 40) + index)
         label_map = self.maps[int(torch.randint(len(self.maps), (), generator=generator))]
         image, target = synthesize(label_map, self.size, self.spacing, SynthesisSpec(), T1_PRIOR, generator)
-        return image, self.classes[target]
+        return image, sent(self.classes, target.device)[target]

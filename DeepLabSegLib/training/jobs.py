@@ -146,10 +146,12 @@ def _from_label_maps(
         raise InvalidInput(f"{data} holds no label maps (*.nii.gz); give the folder of whole-head label maps")
     maps = []
     for path in paths:
-        maps.append(read_head_map(path, str(recipe.bundle.input.orientation)))
+        maps.append(read_head_map(path, str(recipe.bundle.input.orientation), processes.device))
         on_progress("prepare", len(maps), len(paths), None)
     spacing = [mm for mm in recipe.bundle.input.spacing if mm is not None]
     training = _training(recipe.training, options, processes)
+    if processes.device.type != "cpu":
+        training = replace(training, workers=0)  # pairs are made where the network runs
     pairs = SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups)
     bundle = replace(recipe.bundle, name=name, reproduce=options.reproduce)
     return Job(bundle, training, pairs, None, [options.recipe, [(path.name, path.stat().st_size) for path in paths]])

@@ -3,7 +3,7 @@
 Domain randomisation as in SynthSeg (Billot et al., Medical Image Analysis 2023): a random grey value per tissue, random
 pose and deformation, bias field, resolution, blur and noise. A network that has only seen these works on real scans
 whose contrast it was never shown. One code for slices and volumes: a slice is a volume of one plane. All of it is torch
-and runs where the label map's tensor lies.
+and runs where the label map's tensor lies, without ever waiting for a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from DeepLabSegLib.training.deformation import Deformation, sample_nearest
-from DeepLabSegLib.training.draw import Draw, blur
+from DeepLabSegLib.training.draw import Draw, blur, sent
 
 __all__ = ["LabelMap", "SynthesisSpec", "synthesize"]
 
@@ -28,7 +28,7 @@ class LabelMap:
     Attributes
     ----------
     structures : `(k, j, i)` uint8, an index into `classes` and `tissues` per voxel, in the model's orientation; 0 is
-        what surrounds the map.
+        what surrounds the map. On the device where images are to be made; all else stays on the CPU.
     classes : class index per structure.
     tissues : tissue per structure; structures of one tissue look alike, such as left and right.
     spacing : mm per voxel along (k, j, i).
@@ -84,7 +84,8 @@ def synthesize(
     size, spacing : voxels and mm per voxel of the pair, two numbers for a slice (along j, i) or three.
     prior : class index -> range of mean grey values in a common contrast.
     """
-    draw = Draw(label_map.structures.device, generator)
+    device = label_map.structures.device
+    draw = Draw(device, generator)
     flat = len(size) == 2
     step = (1.0, *spacing) if flat else tuple(spacing)
     # A thick slice averages what lies within it, so its planes are drawn 1 mm apart and averaged.
@@ -96,12 +97,12 @@ def synthesize(
     centre = first + (last - first) * (0.1 + 0.8 * torch.rand(3, generator=generator))
     if draw.chance(spec.anywhere_share):
         centre = torch.tensor(label_map.structures.shape) * torch.rand(3, generator=generator)
-    points = pose.points(shape, step, centre, label_map.spacing, label_map.structures.device, generator)
+    points = pose.points(shape, step, centre, label_map.spacing, device, generator)
     structures = sample_nearest(label_map.structures, points).long()
 
-    grey, deviation = _tissues(label_map, spec, prior, draw)
-    image = grey[structures] + deviation[structures] * draw.normal(shape)
-    target = label_map.classes[structures]
+    grey, deviation = (sent(table, device)[structures] for table in _tissues(label_map, spec, prior, generator))
+    image = grey + deviation * draw.normal(shape)
+    target = sent(label_map.classes, device)[structures]
     if flat:
         image, target = image.mean(0, keepdim=True), target[planes // 2 : planes // 2 + 1]
     image = _acquire(image, step, flat, spec, draw)
@@ -109,9 +110,13 @@ def synthesize(
 
 
 def _tissues(
-    label_map: LabelMap, spec: SynthesisSpec, prior: Mapping[int, tuple[float, float]], draw: Draw
+    label_map: LabelMap,
+    spec: SynthesisSpec,
+    prior: Mapping[int, tuple[float, float]],
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean grey value and texture of every structure."""
+    """Mean grey value and texture of every structure: so few numbers that a GPU would only wait for them."""
+    draw = Draw(torch.device("cpu"), generator)
     count = int(label_map.tissues.max()) + 1
     grey = draw.uniform((count,))
     if draw.chance(spec.prior_share):
@@ -146,6 +151,6 @@ def _acquire(image: Tensor, step: Sequence[float], flat: bool, spec: SynthesisSp
 
     # A scan is stretched by its own percentiles; a part that holds only air stays dark in it.
     values = image.flatten()[:: max(1, image.numel() // 50_000)].sort().values
-    lowest, highest = float(values[int(0.005 * len(values))]), float(values[int(0.995 * (len(values) - 1))])
-    image = ((image - lowest) / max(highest - lowest, 0.5)).clamp_(0, 1)
+    lowest, highest = values[int(0.005 * len(values))], values[int(0.995 * (len(values) - 1))]
+    image = ((image - lowest) / (highest - lowest).clamp_min(0.5)).clamp_(0, 1)
     return (image ** (2.0 ** draw.one(spec.gamma)) * draw.even(0.6, 1.1)).clamp_(0, 1)

@@ -144,10 +144,12 @@ def train(
         pairs,
         batch_sampler=_Indices(spec, processes, run.step),
         num_workers=workers,
-        pin_memory=processes.device.type == "cuda",
+        pin_memory=processes.device.type == "cuda" and workers > 0,
         prefetch_factor=4 if workers else None,
     )
-    if not run.stopped:
+    if run.stopped:
+        return run.result()
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # windows have one size: the best way is found once
         for images, targets in loader:
             loss = run.update(images, targets)
             if processes.first and on_step:

@@ -286,6 +286,54 @@ def end_to_end_medicai(shape: list[int], weights: str, labels: str) -> Run:
     return run
 
 
+# --- a GPU -----------------------------------------------------------------------------------------------------------
+
+
+def gpu_matrix(size: int) -> Run:
+    """A product of two matrices of `size` x `size` in bf16."""
+    import torch
+
+    a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+    return lambda: (a @ a, torch.cuda.synchronize())
+
+
+def gpu_copy(size: int) -> Run:
+    """A copy of `size` bytes within the GPU."""
+    import torch
+
+    a = torch.ones(size, dtype=torch.uint8, device="cuda")
+    b = torch.empty_like(a)
+    return lambda: (b.copy_(a), torch.cuda.synchronize())
+
+
+def gpu_window(encoder: str, size: list[int], count: int, precision: str) -> Run:
+    """The network alone, on `count` windows at once."""
+    import torch
+
+    from DeepLabSegLib.optimize import fast_form
+
+    network, _ = _ours(encoder, size)
+    gpu = torch.device("cuda")
+    x = torch.randn(count, 1, *size, device=gpu)
+    form = fast_form(network, x.shape, gpu, precision)
+    return lambda: (form(x), torch.cuda.synchronize())
+
+
+def gpu_volume(encoder: str, shape: list[int], classes: int, precision: str) -> Run:
+    """From an int16 scan in the computer's memory to its labels there: windows of 96^3, overlap 0.5."""
+    from DeepLabSegLib.bundle import Bundle, ModelInput
+    from DeepLabSegLib.image import Geometry, Image, Segment
+    from DeepLabSegLib.preprocess import Normalization
+    from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
+
+    network, _ = _ours(encoder, [WINDOW] * 3, classes)
+    segments = tuple(Segment(n, str(n), (0, 0, 0)) for n in range(1, classes))
+    given = ModelInput(("CT",), None, (None,) * 3, Normalization("none"), (WINDOW,) * 3)
+    segmenter = Segmenter(Bundle("gpu", "", network.spec, given, segments, "", ""), network, "cuda", precision)
+    image = Image((100 * _volume(shape)).astype("int16"), Geometry(tuple(shape)))
+    return lambda: segmenter.segment(image, SegmentOptions(overlap=0.5)).array
+
+
 # --- resampling ------------------------------------------------------------------------------------------------------
 
 SOURCE, SPACING, WANTED = (300, 512, 512), (1.0, 0.8, 0.8), (1.5, 1.5, 1.5)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -31,6 +32,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from DeepLabSegLib.devices import cpu_has_bf16  # noqa: E402 found above
+from DeepLabSegLib.tiling import tile_starts  # noqa: E402
 
 OTHERS = ("medicai", "smp", "stitch_monai", "stitch_nnunet", "end_to_end_medicai", "back_nnunet")
 
@@ -280,11 +282,62 @@ def cold(bench: Bench) -> list[str]:
     return [*lines, "", *_bars([_bar("ours over medicai's", found["ours"] / found["medicai"], 0.35, "", most=True)])]
 
 
+def gpu(bench: Bench, encoder: str, shape: list[int]) -> list[str]:
+    """A whole run on an NVIDIA GPU, beside the least time in which its bytes could be moved."""
+    matrix, copied, count = 8192, 2**32, 8
+    window = {"encoder": encoder, "size": [96] * 3, "count": count}
+    volume = {"encoder": encoder, "shape": shape}
+    found = bench(
+        {
+            "copy": ("gpu_copy", {"size": copied}),
+            "matrix": ("gpu_matrix", {"size": matrix}),
+            **{f"{count} windows, {name}": ("gpu_window", {**window, "precision": name}) for name in ("fp32", "bf16")},
+            **{
+                f"volume, {classes} classes, {name}": ("gpu_volume", {**volume, "classes": classes, "precision": name})
+                for name, classes in (("fp32", 3), ("bf16", 3), ("bf16", 25))
+            },
+        }
+    )
+    if "copy" not in found:
+        return ["There was no GPU."]
+    import torch
+
+    rate, flops_rate = 2 * copied / found["copy"].wall, 2 * matrix**3 / found["matrix"].wall
+    flops, moved = _flops(encoder, [96] * 3), 2 * _moved(encoder, [96] * 3, count)
+    least = max(flops / flops_rate, moved / rate)
+    windows = math.prod(len(tile_starts(size, 96, 0.5)) for size in shape)
+    floor = windows * least + 3 * math.prod(shape) / rate
+    lines = [
+        f"{torch.cuda.get_device_name()}: copies {rate / 1e12:.2f} TB/s, bf16 matrix products "
+        f"{flops_rate / 1e12:.0f} TFLOP/s. In bf16 a window of 96^3 has {moved / 1e6:.0f} MB to move and "
+        f"{flops / 1e9:.0f} GFLOP to compute, so {1e6 * least:.0f} us; {windows} windows {1e3 * floor:.0f} ms.",
+        "",
+        "| form | wall ms | times the floor |",
+        "|---|---|---|",
+    ]
+    for form, result in found.items():
+        if form not in ("copy", "matrix"):
+            part = result.wall / (floor if form.startswith("volume") else count * least)
+            lines.append(f"| {form} | {1e3 * result.wall:.1f} | {part:.1f} |")
+    seen = found["volume, 3 classes, bf16"].wall / floor
+    return [*lines, "", *_bars([_bar("volume in bf16 over the floor", seen, 5, "times", most=True)])]
+
+
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def _flops(encoder: str, size: list[int]) -> float:
     """Additions and multiplications of the convolutions that the fast form carries out."""
+    return sum(2.0 * result[0, 0].numel() * weight.numel() for _, weight, result in _convolutions(encoder, size))
+
+
+def _moved(encoder: str, size: list[int], count: int) -> float:
+    """Numbers that these read and write for a window, of `count` that share the weights."""
+    return sum(x.numel() + weight.numel() / count + y.numel() for x, weight, y in _convolutions(encoder, size))
+
+
+def _convolutions(encoder: str, size: list[int]) -> list[tuple[Any, Any, Any]]:
+    """Input, weight and result of each convolution of the fast form."""
     import torch
 
     from DeepLabSegLib import DeepLabV3Plus
@@ -297,7 +350,7 @@ def _flops(encoder: str, size: list[int]) -> float:
     with torch.inference_mode():
         rewrite(graph, dict(network.state_dict()))
     nodes = graph.find_nodes(op="call_function", target=convolution)
-    return sum(2.0 * value(n)[0, 0].numel() * n.meta["conv"].weight.numel() for n in nodes)
+    return [(value(n.args[0]), n.meta["conv"].weight, value(n)) for n in nodes]
 
 
 def _times(found: Results, other: str, form: str) -> str:
@@ -334,6 +387,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], list[str]]]] = {
     "end-to-end": ("From scan to labels, 240 x 240 x 168", lambda bench: end_to_end(bench, [240, 240, 168])),
     "resampling": ("Resampling 512 x 512 x 300", resampling),
     "cold": ("First result from cold", cold),
+    "gpu": ("A volume of 512 x 512 x 200 on a GPU", lambda bench: gpu(bench, "resnet50", [512, 512, 200])),
 }  # fmt: skip
 
 HEAD = """# Speed and memory
