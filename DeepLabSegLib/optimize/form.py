@@ -49,7 +49,7 @@ class FastForm:
         given = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         given[: len(x)] = x
         given[len(x) :] = 0
-        with _cudnn():
+        with _exact():
             return self.run(given)[: len(x)]
 
 
@@ -111,9 +111,9 @@ def _place(network: nn.Module) -> tuple[torch.device, torch.dtype]:
     return first.device, first.dtype
 
 
-def _cudnn() -> AbstractContextManager[None]:
-    """cuDNN tries its algorithms on the sizes it meets, and float32 is float32, not TF32."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+def _exact() -> AbstractContextManager[None]:
+    """On a GPU float32 is float32, not TF32; cuDNN's own choice of algorithms was as good as trying them all."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 class _CudaGraph:
@@ -129,12 +129,12 @@ class _CudaGraph:
             self.given = self.given.contiguous(memory_format=channels_last(len(shape)))
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.inference_mode(), torch.cuda.stream(side), _cudnn():
+        with torch.inference_mode(), torch.cuda.stream(side), _exact():
             for _ in range(3):  # libraries choose their algorithms first
                 module(self.given)
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.device(device), _cudnn(), self._recording():
+        with torch.inference_mode(), torch.cuda.device(device), _exact(), self._recording():
             self.result = module(self.given)
 
     def _recording(self) -> torch.cuda.graph:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from DeepLabSegLib.optimize.blocks import kernel_on_blocks, takes_blocks, to_blocks
 from DeepLabSegLib.optimize.capture import value
 from DeepLabSegLib.optimize.rewrite import Conv, convolution, overwritable
 
@@ -45,6 +46,9 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
     _overwrite(graph)
     for number, node in enumerate(graph.find_nodes(op="call_function", target=convolution)):
         conv: Conv = node.meta["conv"]
+        half_on_gpu = device.type == "cuda" and dtype != torch.float32
+        if half_on_gpu and takes_blocks(conv.weight, conv.stride, conv.dilation, conv.groups):
+            _put_on_blocks(graph, node, conv)
         weight = conv.scaled_weight().to(device, dtype)
         bias = None if conv.bias is None else conv.bias.to(device, dtype)
         if onednn:
@@ -52,7 +56,7 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
             weight = torch.ops.mkldnn._reorder_convolution_weight(
                 weight.contiguous(), conv.padding, conv.stride, conv.dilation, conv.groups, shape
             )
-        elif device.type == "cuda" and dtype != torch.float32:
+        elif half_on_gpu:
             weight = weight.contiguous(memory_format=channels_last(weight.ndim))
         with graph.inserting_before(node):
             given = _attribute(graph, tensors, f"conv{number}_weight", weight)
@@ -96,6 +100,15 @@ def _overwrite(graph: fx.Graph) -> None:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _put_on_blocks(graph: fx.Graph, node: fx.Node, conv: Conv) -> None:
+    """See `blocks`."""
+    x, *others = node.args
+    with graph.inserting_before(node):
+        node.args = (graph.call_function(to_blocks, (x, conv.kernel, conv.padding)), *others)
+    conv.weight = kernel_on_blocks(conv.weight, conv.padding)
+    conv.stride, conv.padding = [1, 1, 1], [0, 0, 0]
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------

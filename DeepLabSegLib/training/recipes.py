@@ -20,7 +20,7 @@ __all__ = ["RECIPES", "Recipe", "find_recipe"]
 class Heads:
     """What is synthesised of head label maps: images of `size`; `groups` has a class for each of `STRUCTURES`."""
 
-    size: tuple[int, ...] = (96, 96, 96)
+    size: tuple[int, ...]
     groups: tuple[int, ...] = tuple(range(1, len(STRUCTURES) + 1))
 
 
@@ -54,13 +54,13 @@ def _network(dims: int, depth: int, classes: int, rates: tuple[int, ...] = (2, 4
     )
 
 
-def _head(spacing: float) -> ModelInput:
+def _head(spacing: float, tile: int) -> ModelInput:
     return ModelInput(
         channels=("head scan",),
         orientation="ASR",
         spacing=(spacing,) * 3,
         normalization=Normalization("percentile", 0.5, 99.5),
-        tile=(96, 96, 96),
+        tile=(tile,) * 3,
     )
 
 
@@ -104,15 +104,15 @@ RECIPES = {
             name="head-mri-fast",
             description="The structures of head-mri on a coarser grid: half the time, for laptops and many scans",
             network=_network(3, 3, len(SEGMENTS) + 1),
-            input=_head(1.0),
+            input=_head(1.0, 96),
             labels=SEGMENTS,
             license="Apache-2.0",
             training_data=HEAD_DATA,
             one_piece=True,
             limits=f"{HEAD_LIMITS} Thin structures such as cortex come out coarser than with head-mri.",
         ),
-        TrainingSpec(steps=2150, batch_size=4, every=2),
-        heads=Heads(),
+        TrainingSpec(steps=4000, batch_size=8, every=2),
+        heads=Heads((96, 96, 96)),
         initial="head-mri-2d",
     ),
     "head-mri": Recipe(
@@ -120,16 +120,16 @@ RECIPES = {
             name="head-mri",
             description="Whole-head MRI of any contrast, no skull stripping needed: 16 brain structures and fluid",
             network=_network(3, 3, len(SEGMENTS) + 1),
-            input=_head(0.8),
+            input=_head(0.7, 112),
             labels=SEGMENTS,
             license="Apache-2.0",
             training_data=HEAD_DATA,
             one_piece=True,
             limits=HEAD_LIMITS,
         ),
-        TrainingSpec(steps=700, batch_size=4, every=2, learning_rate=1.2e-3),
-        heads=Heads(),
-        initial="head-mri-fast",
+        TrainingSpec(steps=9000, batch_size=8, every=2),
+        heads=Heads((112, 112, 112)),
+        initial="head-mri-2d",
     ),
     "cardiac-lv": Recipe(
         Bundle(

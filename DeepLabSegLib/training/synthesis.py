@@ -52,10 +52,10 @@ class SynthesisSpec:
     the map, not only in its focus.
     """
 
-    rotation: float = 12.0
-    scale: float = 0.10
-    elastic: float = 3.0
-    elastic_spacing: float = 40.0
+    rotation: float = 15.0
+    scale: float = 0.12
+    elastic: float = 4.0
+    elastic_spacing: float = 32.0
     mirror_axes: tuple[int, ...] = (2,)
     texture: float = 0.06
     resolution: tuple[float, float] = (0.8, 2.2)
@@ -117,18 +117,19 @@ def _tissues(
 ) -> tuple[Tensor, Tensor]:
     """Mean grey value and texture of every structure: so few numbers that a GPU would only wait for them."""
     draw = Draw(torch.device("cpu"), generator)
-    count = int(label_map.tissues.max()) + 1
-    grey = draw.uniform((count,))
+    tissues, classes = label_map.tissues.tolist(), label_map.classes.tolist()
+    count = max(tissues) + 1
+    grey = draw.uniform((count,)).tolist()
     if draw.chance(spec.prior_share):
         common = {target: draw.even(*bounds) for target, bounds in prior.items()}
-        jitter = 0.03 * draw.normal((count,))
-        for tissue, target in zip(label_map.tissues.tolist(), label_map.classes.tolist(), strict=True):
+        jitter = (0.03 * draw.normal((count,))).tolist()
+        for tissue, target in zip(tissues, classes, strict=True):
             if target in common:
                 grey[tissue] = common[target] + jitter[tissue]
     if draw.chance(spec.dark_share):
-        grey[label_map.tissues[0]] = draw.even(0, 0.08)
+        grey[tissues[0]] = draw.even(0, 0.08)
     deviation = spec.texture * draw.uniform((count,))
-    return grey.clamp_min(0)[label_map.tissues], deviation[label_map.tissues]
+    return torch.tensor(grey).clamp_min(0)[label_map.tissues], deviation[label_map.tissues]
 
 
 def _acquire(image: Tensor, step: Sequence[float], flat: bool, spec: SynthesisSpec, draw: Draw) -> Tensor:

