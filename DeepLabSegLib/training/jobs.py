@@ -151,7 +151,11 @@ def _from_label_maps(
     spacing = [mm for mm in recipe.bundle.input.spacing if mm is not None]
     training = _training(recipe.training, options, processes)
     if processes.device.type != "cpu":
-        training = replace(training, workers=0)  # pairs are made where the network runs
+        if training.workers:
+            raise InvalidInput(
+                f"workers is {training.workers}, but {processes.device} makes its images itself; leave it out"
+            )
+        training = replace(training, workers=0)
     pairs = SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups)
     bundle = replace(recipe.bundle, name=name, reproduce=options.reproduce)
     return Job(bundle, training, pairs, None, [options.recipe, [(path.name, path.stat().st_size) for path in paths]])

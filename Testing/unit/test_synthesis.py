@@ -13,6 +13,8 @@ from DeepLabSegLib.training.head_mri import (
     intracranial,
     read_head_map,
 )
+from DeepLabSegLib.training.jobs import TrainOptions, make_job, quiet
+from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, synthesize
 
 CALM = SynthesisSpec(
@@ -131,6 +133,20 @@ def test_a_pair_of_heads_is_the_same_whenever_it_is_asked_for(head):
     heads = SyntheticHeads([read_head_map(head, "SAR")], (16, 32, 32), (1.0, 1.0, 1.0), seed=3)
     torch.testing.assert_close(heads[7], heads[7], rtol=0, atol=0)
     assert not torch.equal(heads[7][0], heads[8][0])
+
+
+def test_images_are_made_where_the_network_learns(head):
+    elsewhere = Processes(0, 1, torch.device("meta"))  # stands for a GPU: nothing is computed on it
+
+    def job(**training):
+        options = TrainOptions(recipe="head-mri", training=training)
+        return make_job(head.parent, "model", head.parent, options, elsewhere, quiet)
+
+    assert job().training.workers == 0
+    assert job().pairs.maps[0].structures.device == elsewhere.device
+    assert job().pairs.maps[0].classes.device.type == "cpu"
+    with pytest.raises(InvalidInput, match="workers is 2, but meta makes its images itself"):
+        job(workers=2)
 
 
 def test_every_source_value_belongs_to_one_structure_and_every_structure_has_a_label():
