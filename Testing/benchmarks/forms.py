@@ -239,23 +239,31 @@ def stitch_nnunet(shape: list[int], classes: int, overlap: float = 0.5) -> Run:
 # --- from scan to labels ---------------------------------------------------------------------------------------------
 
 
+def _segmenter(network: Any, device: str, precision: str) -> Any:
+    """Windows of 96^3 of a scan on its own grid, its values as they are."""
+    from DeepLabSegLib.bundle import Bundle, ModelInput
+    from DeepLabSegLib.image import Segment
+    from DeepLabSegLib.preprocess import Normalization
+    from DeepLabSegLib.segmenter import Segmenter
+
+    segments = tuple(Segment(n, str(n), (0, 0, 0)) for n in range(1, network.spec.num_classes))
+    given = ModelInput(("CT",), None, (None,) * 3, Normalization("none"), (WINDOW,) * 3)
+    return Segmenter(Bundle("benchmark", "", network.spec, given, segments, "", ""), network, device, precision)
+
+
 def end_to_end(shape: list[int], precision: str, weights: str, labels: str) -> Run:
     """The library: scan in, labels out, written to the file `labels`."""
     import numpy as np
 
-    from DeepLabSegLib.bundle import Bundle, ModelInput
-    from DeepLabSegLib.image import Geometry, Image, Segment
+    from DeepLabSegLib.image import Geometry, Image
     from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
-    from DeepLabSegLib.preprocess import Normalization
-    from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
+    from DeepLabSegLib.segmenter import SegmentOptions
     from DeepLabSegLib.weights import load_weights
 
     spec = DeepLabSpec("resnet50", (None,) * 3 + (1,), num_classes=3, classifier_activation="softmax")
     network = DeepLabV3Plus.from_spec(spec)
     load_weights(network, weights)
-    segments = tuple(Segment(n, str(n), (0, 0, 0)) for n in (1, 2))
-    given = ModelInput(("CT",), None, (None,) * 3, Normalization("none"), (WINDOW,) * 3)
-    segmenter = Segmenter(Bundle("r50", "", spec, given, segments, "", ""), network, "cpu", precision)
+    segmenter = _segmenter(network, "cpu", precision)
     image = Image(_volume(shape), Geometry(tuple(shape)))
 
     def run() -> None:
@@ -321,15 +329,10 @@ def gpu_window(encoder: str, size: list[int], count: int, precision: str) -> Run
 
 def gpu_volume(encoder: str, shape: list[int], classes: int, precision: str) -> Run:
     """From an int16 scan in the computer's memory to its labels there: windows of 96^3, overlap 0.5."""
-    from DeepLabSegLib.bundle import Bundle, ModelInput
-    from DeepLabSegLib.image import Geometry, Image, Segment
-    from DeepLabSegLib.preprocess import Normalization
-    from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
+    from DeepLabSegLib.image import Geometry, Image
+    from DeepLabSegLib.segmenter import SegmentOptions
 
-    network, _ = _ours(encoder, [WINDOW] * 3, classes)
-    segments = tuple(Segment(n, str(n), (0, 0, 0)) for n in range(1, classes))
-    given = ModelInput(("CT",), None, (None,) * 3, Normalization("none"), (WINDOW,) * 3)
-    segmenter = Segmenter(Bundle("gpu", "", network.spec, given, segments, "", ""), network, "cuda", precision)
+    segmenter = _segmenter(_ours(encoder, [WINDOW] * 3, classes)[0], "cuda", precision)
     image = Image((100 * _volume(shape)).astype("int16"), Geometry(tuple(shape)))
     return lambda: segmenter.segment(image, SegmentOptions(overlap=0.5)).array
 
