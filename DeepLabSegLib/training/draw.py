@@ -43,8 +43,8 @@ class Draw:
 
 
 def sent(numbers: Tensor, device: torch.device | None) -> Tensor:
-    """A few numbers of the CPU's on `device`; unlike `to`, a GPU need not have finished its work before."""
-    return numbers.to(device, non_blocking=True)
+    """A few numbers of the CPU's on `device`; unlike `to`, an NVIDIA GPU need not have finished its work before."""
+    return numbers.to(device, non_blocking=device is not None and device.type == "cuda")
 
 
 def blur(image: Tensor, axis: int, sigma: float) -> Tensor:
