@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from DeepLabSegLib.streaming import Passage
+from DeepLabSegLib.passage import Passage
 
 __all__ = ["next_step", "out_of_memory", "release"]
 

@@ -23,9 +23,10 @@ from DeepLabSegLib.ladder import next_step, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.optimize import FastForms
+from DeepLabSegLib.passage import Decision, Passage
 from DeepLabSegLib.preprocess import LETTERS, Scaling, check_voxels, model_grid
 from DeepLabSegLib.region import Region, crop
-from DeepLabSegLib.streaming import Decision, Passage, run
+from DeepLabSegLib.streaming import run
 from DeepLabSegLib.tiling import Activation, Blending, mirrorings
 from DeepLabSegLib.weights.convert import convert
 

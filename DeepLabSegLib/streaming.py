@@ -7,22 +7,20 @@ been seen. Neither the scan on the model's grid nor a class's scores ever exist 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from DeepLabSegLib.image import Geometry, Image
-from DeepLabSegLib.preprocess import Scaling, numbers
-from DeepLabSegLib.region import crop
+from DeepLabSegLib.image import Geometry
+from DeepLabSegLib.passage import Passage
 from DeepLabSegLib.resampling import Box, part, permuted, reach, resample, same_voxels
-from DeepLabSegLib.tiling import UNDECIDED, Activation, Blender, Blending, Tiling, Verdict
+from DeepLabSegLib.tiling import UNDECIDED, Blender, Tiling, Verdict
+from DeepLabSegLib.windows import Windows
 
-__all__ = ["Decision", "Passage", "entropy", "largest", "run"]
+__all__ = ["entropy", "largest", "run"]
 
 SIDE = 32
 """Sides of the boxes in which a CPU writes labels, in voxels of the finer grid; a GPU takes whole planes."""
@@ -32,47 +30,6 @@ NUMBERS = 2**20
 
 GPU_NUMBERS, BYTES_PER_NUMBER = 2**28, 64
 """The most that a GPU takes at once, and how much of its free memory it must have for each."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How scores become labels: the largest (`exclusive`), or each class from `threshold` on; and what else is wanted.
-
-    `layers` is the number of label maps: 1, or one per class where classes may overlap.
-    """
-
-    classes: int
-    exclusive: bool
-    layers: int
-    threshold: float
-    uncertainty: bool
-
-
-@dataclass(frozen=True)
-class Passage:
-    """One run of a network over a scan: what is read, on which grid, in which windows, and how they are put together.
-
-    `grid` has the network's axes (k, j, i); `tile` has three sizes, the first being 1 for a 2D network, whose windows
-    are `dims` 2. Per channel and normalised are `outside`, the value of what lies outside the scan, and `background`,
-    that up to which a window is not looked at; None looks at all.
-    """
-
-    source: Image
-    scaling: Scaling
-    outside: tuple[float, ...]
-    grid: Geometry
-    tile: tuple[int, int, int]
-    dims: int
-    overlap: float
-    blending: Blending
-    activation: Activation
-    decision: Decision
-    background: tuple[float, ...] | None
-    mirror: bool
-    at_once: int
-    device: torch.device
-    keep_on: torch.device
-    keep_as: torch.dtype
 
 
 @torch.inference_mode()
@@ -95,12 +52,12 @@ def run(
     blender = Blender(
         tiling, passage.blending, passage.activation, passage.device, passage.keep_on, passage.keep_as, verdict
     )
-    scan = _Scan(passage, flow, order)
+    windows = Windows(passage, flow, tiling, order)
     writer = _Writer(passage, flow, blender)
     corners = tiling.corners
     for first in range(0, len(corners), passage.at_once):
         group = corners[first : first + passage.at_once]
-        seen = {corner: x for corner in group if (x := scan.window(tiling, corner)) is not None}
+        seen = {corner: x for corner in group if (x := windows.read(corner)) is not None}
         found: dict[tuple[int, int, int], Tensor] = {}
         if seen:
             logits = logits_of(torch.stack(list(seen.values())))
@@ -129,55 +86,6 @@ def _order(passage: Passage) -> tuple[int, int, int]:
     steps = [size / tile for size, tile in zip(passage.grid.shape, passage.tile, strict=True)]
     front = int(np.argmax(steps))
     return _three([front, *(n for n in range(3) if n != front)])
-
-
-class _Scan:
-    """What the network sees of the source, window by window."""
-
-    def __init__(self, passage: Passage, flow: Geometry, order: Sequence[int]) -> None:
-        self.passage = passage
-        self.flow = flow
-        self.order = order
-        self._front: int | None = None
-        self._slab = torch.empty(0), passage.source.geometry
-
-    def window(self, tiling: Tiling, corner: tuple[int, int, int]) -> Tensor | None:
-        """The network's input `(C, *S)` at a corner of the flow, zeros outside it; None where it is all background."""
-        passage = self.passage
-        inside: Box = tuple(tiling.inside(corner))  # type: ignore[assignment]
-        target = part(self.flow, inside)
-        values, given = self._voxels(inside, target)
-        x = resample(passage.scaling(values), given, target, fill=numbers(passage.outside, passage.device))
-        if passage.background is not None:
-            limits = numbers(passage.background, passage.device).view(-1, 1, 1, 1)
-            if bool((x <= limits).all()):
-                return None
-        sides = []
-        for side, first, size in zip(inside, corner, tiling.tile, strict=True):
-            sides.append((side.start - first, first + size - side.stop))
-        if any(map(any, sides)):
-            x = F.pad(x, [n for pair in reversed(sides) for n in pair])
-        x = x.permute(0, *(1 + int(n) for n in np.argsort(self.order)))
-        return x[:, 0] if passage.dims == 2 else x
-
-    def _voxels(self, inside: Box, target: Geometry) -> tuple[Tensor, Geometry]:
-        """The source's voxels that `target` is made of, and where they lie."""
-        source = self.passage.source
-        if self.passage.device.type == "cpu":
-            given = crop(source, reach(source.geometry, target))
-            return torch.from_numpy(np.ascontiguousarray(given.array, dtype=np.float32)), given.geometry
-        if inside[0].start != self._front:
-            # All that lies under the windows of one row goes to the GPU at once, in few bytes where it has few.
-            self._front = inside[0].start
-            _, height, width = self.flow.shape
-            row = part(self.flow, (inside[0], slice(0, height), slice(0, width)))
-            under = crop(source, reach(source.geometry, row))
-            kind = under.array.dtype if under.array.dtype in (np.uint8, np.int16) else np.float32
-            slab = torch.from_numpy(np.ascontiguousarray(under.array, dtype=kind)).to(self.passage.device)
-            self._slab = slab, under.geometry
-        slab, geometry = self._slab
-        box = reach(geometry, target)
-        return slab[(slice(None), *box)], part(geometry, box)
 
 
 def _verdict(passage: Passage) -> Verdict | None:

@@ -158,8 +158,9 @@ def stitch_ours(
     import torch
 
     from DeepLabSegLib.image import Geometry, Image
+    from DeepLabSegLib.passage import Decision, Passage
     from DeepLabSegLib.preprocess import Scaling
-    from DeepLabSegLib.streaming import Decision, Passage, run
+    from DeepLabSegLib.streaming import run
     from DeepLabSegLib.tiling import Activation
 
     image, cpu = Image(_volume(shape), Geometry(tuple(shape))), torch.device("cpu")

@@ -13,7 +13,18 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 # Floors of the house, lowest first; a file imports only from its own floor and those below.
 FLOORS = [
     {"errors", "image", "schema", "headers", "outputs", "region", "catalog", "texts"},
-    {"models", "preprocess", "resampling", "tiling", "streaming", "ladder", "optimize", "devices"},
+    {
+        "models",
+        "preprocess",
+        "resampling",
+        "tiling",
+        "passage",
+        "windows",
+        "streaming",
+        "ladder",
+        "optimize",
+        "devices",
+    },
     {"weights", "bundle"},
     {"segmenter", "evaluate", "overlay", "export"},
     {"mrml", "files", "session", "surface"},

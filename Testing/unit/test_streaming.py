@@ -15,10 +15,11 @@ from torch.nn import functional as F
 import DeepLabSegLib.streaming as streaming
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry
+from DeepLabSegLib.passage import Decision, Passage
 from DeepLabSegLib.preprocess import Scaling
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
-from DeepLabSegLib.streaming import Decision, Passage, entropy, run
+from DeepLabSegLib.streaming import entropy, run
 from DeepLabSegLib.tiling import Activation, Blender, mirrorings, tile_importance, tile_starts
 
 ROUNDING = 1e-4
