@@ -21,6 +21,7 @@ __all__ = [
     "choose_precision",
     "computes_right",
     "cpu_has_bf16",
+    "is_gpu",
     "kept_pages",
     "list_devices",
 ]
@@ -71,6 +72,11 @@ def choose_device(name: str) -> torch.device:
     if not here.get(device.type, False):
         raise InvalidInput(f"device {name!r} isn't available to this torch ({torch.__version__}); choose auto or cpu")
     return device
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether it works apart from the processor, on what is sent to it, and best in large pieces."""
+    return device.type != "cpu"
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from DeepLabSegLib.devices import is_gpu
 from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Passage
 from DeepLabSegLib.resampling import Box, part, permuted, reach, resample, same_voxels
@@ -94,7 +95,7 @@ def _verdict(passage: Passage) -> Verdict | None:
     None where scores are wanted for themselves, or an activation may make different logits equal.
     """
     decision, name = passage.decision, passage.activation.name
-    if passage.device.type != "cpu":  # a GPU blends a box sooner than it tells of one
+    if is_gpu(passage.device):  # which blends a box sooner than it tells of one
         return None
     if decision.uncertainty or name not in ("softmax", "sigmoid", "linear"):
         return None
@@ -144,9 +145,8 @@ class _Writer:
         finer = max(1.0, math.prod(flow.shape) / math.prod(target.shape))
         depth, height, width = self.target.shape
         self.numbers = _numbers_at_once(passage.device)
-        self.side = max(self.target.shape)
-        if passage.device.type == "cpu":
-            self.side = max(1, round(SIDE / finer ** (1 / 3)))
+        gpu = is_gpu(passage.device)
+        self.side = max(self.target.shape) if gpu else max(1, round(SIDE / finer ** (1 / 3)))
         plane = min(self.side, height) * min(self.side, width)
         self.depth = max(1, min(self.side, int(self.numbers / (decision.classes * finer * plane))))
         area = slice(0, height), slice(0, width)
@@ -221,7 +221,7 @@ class _Writer:
 def _numbers_at_once(device: torch.device) -> int:
     if device.type == "cuda":
         return min(GPU_NUMBERS, max(NUMBERS, torch.cuda.mem_get_info(device)[0] // BYTES_PER_NUMBER))
-    return NUMBERS if device.type == "cpu" else GPU_NUMBERS // 16
+    return GPU_NUMBERS // 16 if is_gpu(device) else NUMBERS
 
 
 def _voxels(box: Box) -> int:

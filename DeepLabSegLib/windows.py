@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from DeepLabSegLib.devices import is_gpu
 from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Passage
 from DeepLabSegLib.preprocess import numbers
@@ -52,7 +53,7 @@ class Windows:
     def _voxels(self, inside: Box, target: Geometry) -> tuple[Tensor, Geometry]:
         """The source's voxels that `target` is made of, and where they lie."""
         source = self.passage.source
-        if self.passage.device.type == "cpu":
+        if not is_gpu(self.passage.device):
             given = crop(source, reach(source.geometry, target))
             return torch.from_numpy(np.ascontiguousarray(given.array, dtype=np.float32)), given.geometry
         if inside[0].start != self._front:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from DeepLabSegLib.bundle import Bundle
-from DeepLabSegLib.devices import choose_precision
+from DeepLabSegLib.devices import choose_precision, is_gpu
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.schema import to_json
@@ -150,7 +150,7 @@ def _from_label_maps(
         on_progress("prepare", len(maps), len(paths), None)
     spacing = [mm for mm in recipe.bundle.input.spacing if mm is not None]
     training = _training(recipe.training, options, processes)
-    if processes.device.type != "cpu":
+    if is_gpu(processes.device):
         if training.workers:
             raise InvalidInput(
                 f"workers is {training.workers}, but {processes.device} makes its images itself; leave it out"

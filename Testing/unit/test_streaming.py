@@ -13,6 +13,7 @@ from helpers import make_bundle, make_network, make_scan
 from torch.nn import functional as F
 
 import DeepLabSegLib.streaming as streaming
+import DeepLabSegLib.windows as windows
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Decision, Passage
@@ -116,6 +117,17 @@ def test_oblique(dims, tile, scan):
     turn = ((0.96, 0.28, 0.0), (-0.28, 0.96, 0.0), (0.0, 0.0, 1.0))
     geometry = Geometry(scan.geometry.shape, scan.geometry.spacing, scan.geometry.origin, turn)
     check(make(dims, spacing=(2.0, 1.4, 1.4)), type(scan)(scan.array, geometry), SegmentOptions(tile=tile))
+
+
+@pytest.mark.parametrize(("classes", "activation"), [(3, "softmax"), (3, "sigmoid")])
+@pytest.mark.parametrize("orientation", ["SAR", "RIP"])
+@pytest.mark.parametrize(("dims", "tile"), [(2, (16, 16)), (3, (16, 16, 24))])
+def test_in_the_larger_pieces_that_a_gpu_takes(dims, tile, orientation, classes, activation, scan, monkeypatch):
+    for module in (streaming, windows):
+        monkeypatch.setattr(module, "is_gpu", lambda device: True)
+    segmenter = make(dims, classes, activation, orientation=orientation, spacing=(2.0, 1.7, 1.4))
+    for kind in (np.float32, np.int16):
+        check(segmenter, type(scan)(scan.array.astype(kind), scan.geometry), SegmentOptions(tile=tile, overlap=0.5))
 
 
 @pytest.mark.parametrize("kind", [np.int16, np.uint8, np.uint16, np.float64])
