@@ -48,6 +48,8 @@ class ModelInput:
     tile : sizes of one window, per spatial axis of the network; None takes the whole slice or volume at once.
     background : voxel value of the scan, before normalisation, up to which there is nothing but background, for example
         -900 HU; windows in which no channel exceeds it are not looked at. None looks at all.
+    mirror_axes : axes of (k, j, i), 0 to 2, of which both directions look alike to the model, since it learned from
+        images that were turned round along them; empty where it tells the ends of every axis apart. None is unknown.
     """
 
     channels: tuple[str, ...]
@@ -56,6 +58,7 @@ class ModelInput:
     normalization: Normalization
     tile: tuple[int, ...] | None = None
     background: float | None = None
+    mirror_axes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.background is not None and not isfinite(self.background):
@@ -66,6 +69,8 @@ class ModelInput:
             raise InvalidInput(f"spacing is {list(self.spacing)}; each must be None or a size in mm above 0")
         if self.tile is not None and (not self.tile or min(self.tile) < 1):
             raise InvalidInput(f"tile is {list(self.tile)}; each size must be at least 1")
+        if self.mirror_axes is not None and list(self.mirror_axes) != sorted(set(self.mirror_axes) & {0, 1, 2}):
+            raise InvalidInput(f"mirror_axes are {list(self.mirror_axes)}; give some of 0, 1 and 2, in order")
 
 
 @dataclass(frozen=True)

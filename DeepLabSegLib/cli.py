@@ -86,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--slice-axis", choices=("axial", "coronal", "sagittal"), help="slices for a 2D model")
         sub.add_argument("--threshold", type=float, help="score from which a voxel counts, for sigmoid models")
         sub.add_argument(
-            "--mirror", action="store_true", help="average over mirrored windows; slower, often a little better"
+            "--mirror",
+            action="store_true",
+            help="average over mirror images, twice the time with each axis; often a little better",
         )
 
     sub = command(commands.segment)

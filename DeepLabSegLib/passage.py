@@ -32,8 +32,9 @@ class Passage:
     """One run of a network over a scan: what is read, on which grid, in which windows, and how they are put together.
 
     `grid` has the network's axes (k, j, i); `tile` has three sizes, the first being 1 for a 2D network, whose windows
-    are `dims` 2. Per channel and normalised are `outside`, the value of what lies outside the scan, and `background`,
-    that up to which a window is not looked at; None looks at all.
+    are `dims` 2. Scores are averaged over the mirror images along `mirror_axes` of that grid. Per channel and
+    normalised are `outside`, the value of what lies outside the scan, and `background`, that up to which a window is
+    not looked at; None looks at all.
     """
 
     source: Image
@@ -47,7 +48,7 @@ class Passage:
     activation: Activation
     decision: Decision
     background: tuple[float, ...] | None
-    mirror: bool
+    mirror_axes: tuple[int, ...]
     at_once: int
     device: torch.device
     keep_on: torch.device

@@ -53,8 +53,9 @@ class SegmentOptions:
     blending : how overlapping tiles are weighed, "gaussian" or "constant".
     slice_axis : "axial", "coronal" or "sagittal" slices for a 2D network; None takes the model's.
     threshold : score from which a voxel belongs to a label, for sigmoid networks.
-    mirror : average the scores over all mirror images of each window (4 runs in 2D, 8 in 3D). Not for models that
-        tell left from right.
+    mirror : average the scores over the mirror images of each window, along the axes of which the model says that both
+        directions look alike to it, or else all: twice as many runs with each axis. Not for models that tell left from
+        right.
     uncertainty : also give the entropy of the class scores, see `Labels.uncertainty`.
     region : segment only what lies in this box; elsewhere the result is background. The network also sees
         `REGION_MARGIN` times its coarsest stride around it, and voxel values are normalised over the whole image.
@@ -185,6 +186,10 @@ class Segmenter:
             raise InvalidInput(
                 f"slice_axis is {options.slice_axis!r}, but the model {self.bundle.name} {why}; leave it out"
             )
+        if options.mirror and not self._mirror_axes(options):
+            raise InvalidInput(
+                f"mirror is on, but the model {self.bundle.name} tells the ends of every axis apart; leave it out"
+            )
         activation = self.bundle.network.classifier_activation
         if options.uncertainty and activation not in ("softmax", "sigmoid"):
             raise InvalidInput(
@@ -192,13 +197,27 @@ class Segmenter:
             )
         check_voxels(image)
 
+    def _orientation(self, options: SegmentOptions) -> str | None:
+        orientation = self.bundle.input.orientation
+        if options.slice_axis is None or orientation is None:
+            return orientation
+        # The chosen axis comes first, the others keep their order; spacing belongs to the place, not the axis.
+        letter = next(c for c in orientation if LETTERS[c][0] == SLICE_AXES[options.slice_axis])
+        return letter + orientation.replace(letter, "")
+
+    def _mirror_axes(self, options: SegmentOptions) -> tuple[int, ...]:
+        """The axes of the network's grid to average mirror images along."""
+        own, orientation = self.bundle.input.mirror_axes, self._orientation(options)
+        seen = range(3 - self.bundle.network.dims, 3)  # a 2D network sees nothing along k
+        if not options.mirror or own is None:
+            return tuple(seen) if options.mirror else ()
+        if orientation is not None:
+            own = tuple(orientation.index(str(self.bundle.input.orientation)[axis]) for axis in own)
+        return tuple(axis for axis in seen if axis in own)
+
     def _grid(self, source: Geometry, options: SegmentOptions) -> Geometry:
         wanted = self.bundle.input
-        orientation, spacing = wanted.orientation, wanted.spacing
-        if options.slice_axis is not None and orientation is not None:
-            # The chosen axis comes first, the others keep their order; spacing belongs to the place, not the axis.
-            letter = next(c for c in orientation if LETTERS[c][0] == SLICE_AXES[str(options.slice_axis)])
-            orientation = letter + orientation.replace(letter, "")
+        orientation, spacing = self._orientation(options), wanted.spacing
         whole = options.tile is None and wanted.tile is None
         grid = model_grid(source, orientation, spacing, self.network.stride if whole else 1)
         if np.prod(grid.shape, dtype=float) > MAX_GRID_VOXELS:
@@ -266,7 +285,7 @@ class Segmenter:
                 uncertainty=options.uncertainty,
             ),
             background=background,
-            mirror=options.mirror,
+            mirror_axes=self._mirror_axes(options),
             at_once=AT_ONCE[self.device.type == "cpu", spec.dims],
             device=self.device,
             keep_on=self.device,
@@ -278,7 +297,7 @@ class Segmenter:
         # The CPU steps in for a GPU in full precision: half of it may be slow there, or missing.
         precision = self.precision if passage.device == self.device else "fp32"
         form = self._forms.of((passage.at_once, *x.shape[1:]), passage.device, precision)
-        turns = mirrorings(range(2, x.ndim)) if passage.mirror else [()]
+        turns = mirrorings([axis + x.ndim - 3 for axis in passage.mirror_axes])
         logits = torch.stack([form(x.flip(turn)).flip(turn) for turn in turns])
         size = self.network.output_size(logits.shape[3:], x.shape[2:])
         if size != tuple(x.shape[2:]):

@@ -141,7 +141,7 @@ class _Writer:
         self._uncertainty = None if uncertainty is None else uncertainty.transpose(order)
         # Activations that keep the order of logits needn't be computed where nothing is blended or interpolated.
         decided = not decision.uncertainty and passage.activation.name in ("softmax", "sigmoid")
-        self.raw = decided and blender.alone and not passage.mirror and same_voxels(flow, self.target)
+        self.raw = decided and blender.alone and not passage.mirror_axes and same_voxels(flow, self.target)
         finer = max(1.0, math.prod(flow.shape) / math.prod(target.shape))
         depth, height, width = self.target.shape
         self.numbers = _numbers_at_once(passage.device)

@@ -75,7 +75,7 @@ def tile_importance(tile: Sequence[int], blending: Blending) -> Tensor:
 
 
 def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every set of `axes` to turn around, the empty one first: 4 mirror images in 2D, 8 in 3D."""
+    """Every set of `axes` to turn around, the empty one first: twice as many with each axis."""
     return [turn for count in range(len(axes) + 1) for turn in combinations(axes, count)]
 
 

@@ -168,6 +168,7 @@ class Panel(VTKObservationMixin):
         combo.choose(ui.sliceAxisComboBox, parameters.sliceAxis)
         card = self.model.card
         ui.sliceAxisComboBox.enabled = card is None or card.network.dims == 2
+        ui.mirrorCheckBox.enabled = card is None or card.input.mirror_axes != ()
         ui.thresholdSlider.enabled = card is None or card.network.classifier_activation == "sigmoid"
         wanted = () if card is None else card.input.channels
         self.channels.show(wanted, _components(parameters.inputVolume), parameters.parameterNode)
@@ -288,7 +289,7 @@ class Panel(VTKObservationMixin):
             raise InvalidInput(problem)
         options = {
             "overlap": parameters.overlap,
-            "mirror": parameters.mirror,
+            "mirror": parameters.mirror and self.ui.mirrorCheckBox.enabled,
             "threshold": parameters.threshold,
             "uncertainty": parameters.uncertainty,
         }

@@ -18,14 +18,7 @@ from DeepLabSegLib.training.deformation import Deformation
 from DeepLabSegLib.training.draw import Draw, blur
 from DeepLabSegLib.training.planning import TrainingPlan
 
-__all__ = ["Augmentation", "augment_intensity", "mirror_axes"]
-
-SIDES = {
-    "RL": ("left", "right"),
-    "AP": ("anterior", "posterior", "front", "back"),
-    "SI": ("superior", "inferior", "upper", "lower"),
-}
-"""Words in the name of a class that tell the ends of an axis apart, which a mirror image would turn round."""
+__all__ = ["Augmentation", "augment_intensity"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class Augmentation:
         are standard deviations, per axis.
     elastic_share : share with a smooth displacement: `elastic` is its standard deviation and `elastic_spacing` the
         distance of the points where it is drawn, as shares of the window's shortest side.
-    mirror : whether axes are turned round, each in half of the images; those that the classes' names tell apart aren't.
+    mirror : whether the plan's `mirror_axes` are turned round, each in half of the images.
     brightness, contrast, gamma, noise, blur, resolution, each with its share: factors of the values, and of their
         distance from the mean; exponent of values between their extremes, in half of the cases of the negative image;
         standard deviation, relative to the image's; of a Gaussian, in voxels; factor of the resolution.
@@ -73,20 +66,9 @@ class Augmentation:
             scale=self.scale if posed else 0.0,
             elastic=self.elastic * min(sides) if elastic else 0.0,
             elastic_spacing=self.elastic_spacing * min(sides),
-            mirror_axes=mirror_axes(plan) if self.mirror else (),
+            mirror_axes=plan.input.mirror_axes or () if self.mirror else (),
             planar=plan.planar,
         )
-
-
-def mirror_axes(plan: TrainingPlan) -> tuple[int, ...]:
-    """The axes of (k, j, i) that can be turned round without making one class look like another, by their names."""
-    words = {word for label in plan.labels for word in label.name.lower().replace("_", " ").replace("-", " ").split()}
-    axes = range(plan.network.dims == 2, 3)
-    told = {pair for pair, ends in SIDES.items() if words & set(ends)}
-    orientation = plan.input.orientation
-    if orientation is None:
-        return () if told else tuple(axes)
-    return tuple(axis for axis in axes if not any(orientation[axis] in pair for pair in told))
 
 
 def augment_intensity(

@@ -131,7 +131,8 @@ def read_head_map(path: str | Path, orientation: str, device: torch.device | Non
 class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):
     """Pairs synthesised from head label maps, where these lie; pair n is the same whenever it is asked for there.
 
-    `groups` has the class of each of `STRUCTURES`; None keeps them apart.
+    `groups` has the class of each of `STRUCTURES`; None keeps them apart. Along each of `mirror_axes` half of the
+    images are turned round.
     """
 
     def __init__(
@@ -141,15 +142,17 @@ class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):
         spacing: Sequence[float],
         seed: int,
         groups: Sequence[int] | None = None,
+        mirror_axes: tuple[int, ...] = (),
     ) -> None:
         self.maps = maps
         self.classes = torch.tensor((0, *(groups or range(1, len(STRUCTURES) + 1))))
         self.size = tuple(size)
         self.spacing = tuple(spacing)
         self.seed = seed
+        self.spec = SynthesisSpec(mirror_axes=mirror_axes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed((self.seed << 40) + index)
         label_map = self.maps[int(torch.randint(len(self.maps), (), generator=generator))]
-        image, target = synthesize(label_map, self.size, self.spacing, SynthesisSpec(), T1_PRIOR, generator)
+        image, target = synthesize(label_map, self.size, self.spacing, self.spec, T1_PRIOR, generator)
         return image, sent(self.classes, target.device)[target]

@@ -156,7 +156,8 @@ def _from_label_maps(
                 f"workers is {training.workers}, but {processes.device} makes its images itself; leave it out"
             )
         training = replace(training, workers=0)
-    pairs = SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups)
+    mirror_axes = recipe.bundle.input.mirror_axes or ()
+    pairs = SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups, mirror_axes)
     bundle = replace(recipe.bundle, name=name, reproduce=options.reproduce)
     return Job(bundle, training, pairs, None, [options.recipe, [(path.name, path.stat().st_size) for path in paths]])
 

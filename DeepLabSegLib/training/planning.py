@@ -48,6 +48,13 @@ FEWEST_SLICES = 16
 DEEP_CELLS = 6
 """Cells along each axis that the deepest map keeps, if it can."""
 
+SIDES = {
+    "RL": ("left", "right"),
+    "AP": ("anterior", "posterior", "front", "back"),
+    "SI": ("superior", "inferior", "upper", "lower"),
+}
+"""Words in the name of a class that tell the ends of an axis apart, which a mirror image would turn round."""
+
 
 @dataclass(frozen=True)
 class Overrides:
@@ -131,6 +138,8 @@ def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> Traini
     longest in mm is cut until it fits. Depth 4 where its map (stride 16) keeps `DEEP_CELLS` cells along every axis,
     otherwise 3 (stride 8); dilation rates reach over about half of that map.
 
+    Mirror images: along the axes whose ends the names of the classes don't tell apart.
+
     Values: CT gets a window and a scale common to all scans, from what lies inside the labels; for all else each
     image's own percentiles count.
 
@@ -185,6 +194,7 @@ def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> Traini
             spacing=spacing,
             normalization=chosen.normalization or _normalization(fingerprint),
             tile=tuple(tile),
+            mirror_axes=_mirror_axes(labels, orientation, dims),
         ),
         batch_size=batch,
         labels=labels,
@@ -282,6 +292,16 @@ def _labels(fingerprint: Fingerprint, names: Sequence[str] | None) -> tuple[Segm
     if names is None:
         return labels
     return tuple(replace(label, name=name) for label, name in zip(labels, names, strict=True))
+
+
+def _mirror_axes(labels: Sequence[Segment], orientation: str | None, dims: int) -> tuple[int, ...]:
+    """The axes of (k, j, i) that can be turned round without making one class look like another, by their names."""
+    words = {word for label in labels for word in label.name.lower().replace("_", " ").replace("-", " ").split()}
+    told = {pair for pair, ends in SIDES.items() if words & set(ends)}
+    axes = range(3 - dims, 3)
+    if orientation is None:
+        return () if told else tuple(axes)
+    return tuple(axis for axis in axes if not any(orientation[axis] in pair for pair in told))
 
 
 def _normalization(fingerprint: Fingerprint) -> Normalization:

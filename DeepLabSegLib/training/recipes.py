@@ -41,6 +41,10 @@ class Recipe:
     initial: str | None = None
 
 
+BOTH_SIDES = (2,)
+"""`mirror_axes` of heads in the orientation ASR: left and right are one label."""
+
+
 def _network(dims: int, depth: int, classes: int, rates: tuple[int, ...] = (2, 4, 6)) -> DeepLabSpec:
     return DeepLabSpec(
         encoder_name="resnet18",
@@ -61,6 +65,7 @@ def _head(spacing: float, tile: int) -> ModelInput:
         spacing=(spacing,) * 3,
         normalization=Normalization("percentile", 0.5, 99.5),
         tile=(tile,) * 3,
+        mirror_axes=BOTH_SIDES,
     )
 
 
@@ -90,7 +95,13 @@ RECIPES = {
             name="head-mri-2d",
             description="Whole-head MRI, slice by slice: CSF, ventricles, grey and white matter, brain stem",
             network=_network(2, 4, len(TISSUES) + 1, (3, 6, 9)),
-            input=ModelInput(("head MRI",), "ASR", (None, 0.8, 0.8), Normalization("percentile", 0.5, 99.5)),
+            input=ModelInput(
+                ("head MRI",),
+                "ASR",
+                (None, 0.8, 0.8),
+                Normalization("percentile", 0.5, 99.5),
+                mirror_axes=BOTH_SIDES,
+            ),
             labels=TISSUES,
             license="Apache-2.0",
             training_data=HEAD_DATA,

@@ -56,7 +56,7 @@ class SynthesisSpec:
     scale: float = 0.12
     elastic: float = 4.0
     elastic_spacing: float = 32.0
-    mirror_axes: tuple[int, ...] = (2,)
+    mirror_axes: tuple[int, ...] = ()
     texture: float = 0.06
     resolution: tuple[float, float] = (0.8, 2.2)
     thickness: tuple[float, float] = (2.0, 5.0)

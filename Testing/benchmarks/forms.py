@@ -176,7 +176,7 @@ def stitch_ours(
         activation=Activation("linear", lambda x: x),
         decision=Decision(classes, True, 1, 0.5, False),
         background=None,
-        mirror=False,
+        mirror_axes=(),
         at_once=1,
         device=cpu,
         keep_on=cpu,

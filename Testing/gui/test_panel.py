@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,18 @@ def test_the_chosen_output_is_filled_and_another_volume_gets_its_own(widget, vol
     assert widget.ui.outputSelector.currentNode() is None
     assert "Second segmentation is ready" in segment(widget)
     assert len(segmentations()) == 2
+
+
+def test_only_models_that_do_not_tell_sides_apart_can_be_mirrored(widget, volume, models):
+    told = make_segmenter(2)
+    told.bundle = replace(told.bundle, input=replace(told.bundle.input, mirror_axes=()))
+    save_model(models / "tiny-2d", told, overwrite=True)
+    select(widget.ui.modelComboBox, "tiny-3d")
+    widget.ui.mirrorCheckBox.checked = True
+    assert widget.ui.mirrorCheckBox.enabled
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert not widget.ui.mirrorCheckBox.enabled
+    assert "is ready" in segment(widget)
 
 
 def test_a_region_restricts_the_run(widget, volume, scan):

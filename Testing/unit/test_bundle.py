@@ -60,6 +60,7 @@ def edit(folder: Path, change) -> None:
         (lambda c: c["labels"][0].update(color=[1, 2]), "needs 3"),
         (lambda c: c["labels"][0]["terminology"].pop("type"), r"labels\[0\].terminology lacks type"),
         (lambda c: c["input"].update(spacing=[1, 0, 1]), "above 0"),
+        (lambda c: c["input"].update(mirror_axes=[2, 3]), "some of 0, 1 and 2"),
         (lambda c: c["input"].update(orientation="SAX"), "three letters"),
         (lambda c: c["input"].update(tile=[32]), "needs 2"),
         (lambda c: c["input"].update(channels=["T1", "T2"]), "2 channels"),

@@ -160,6 +160,42 @@ def test_with_mirroring_a_mirrored_scan_gives_the_mirrored_labels(dims, scan):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+def test_mirror_images_are_averaged_along_the_axes_that_the_model_knows_from_both_sides(dims, scan):
+    segmenter = with_mirror_axes(make_segmenter(dims), (2,))
+    options = SegmentOptions(mirror=True)
+    labels = segmenter.segment(scan, options).array
+
+    def turned(axis: int) -> np.ndarray:
+        image = Image(np.flip(scan.array, axis).copy(), scan.geometry)
+        return np.flip(segmenter.segment(image, options).array, axis)
+
+    assert (labels == turned(-1)).mean() > 0.999
+    assert (labels == turned(-2)).mean() < 0.99
+
+
+def test_mirror_axes_follow_the_direction_of_the_slices(scan):
+    segmenter = with_mirror_axes(make_segmenter(2, orientation="SAR"), (2,))
+    options = SegmentOptions(mirror=True, slice_axis="coronal")
+    labels = segmenter.segment(scan, options).array
+    turned = segmenter.segment(Image(scan.array[..., ::-1].copy(), scan.geometry), options).array[..., ::-1]
+    assert (labels == turned).mean() > 0.999
+    with pytest.raises(InvalidInput, match="tells the ends of every axis apart"):  # left and right are across these
+        segmenter.segment(scan, SegmentOptions(mirror=True, slice_axis="sagittal"))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_model_that_tells_sides_apart_is_not_mirrored(dims, scan):
+    segmenter = with_mirror_axes(make_segmenter(dims), ())
+    with pytest.raises(InvalidInput, match="tells the ends of every axis apart; leave it out"):
+        segmenter.segment(scan, SegmentOptions(mirror=True))
+
+
+def with_mirror_axes(segmenter: Segmenter, axes: tuple[int, ...]) -> Segmenter:
+    segmenter.bundle = replace(segmenter.bundle, input=replace(segmenter.bundle.input, mirror_axes=axes))
+    return segmenter
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("classes", "activation"), [(3, "softmax"), (1, "sigmoid"), (3, "sigmoid")])
 def test_uncertainty_is_the_entropy_of_the_scores(dims, classes, activation, rng):
     scan = make_scan(rng, (16, 32, 32), (1.0, 1.0, 1.0))

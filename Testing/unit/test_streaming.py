@@ -166,7 +166,7 @@ def bright_or_dark(dims, activation, source):
         tile=(1, 16, 16) if dims == 2 else (12, 16, 16), dims=dims, overlap=0.5, blending="gaussian",
         activation=Activation(activation, {"softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid}[activation]),
         decision=Decision(2, exclusive, 1 if exclusive else 2, 0.4, False),
-        background=None, mirror=False, at_once=4,
+        background=None, mirror_axes=(), at_once=4,
         device=torch.device("cpu"), keep_on=torch.device("cpu"), keep_as=torch.float32,
     ), lambda x: torch.cat([(-1 if exclusive else 1) * pool(x, 2) - 15, pool(x, 2) - 9], 1)[None]  # fmt: skip
 

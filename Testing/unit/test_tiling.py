@@ -116,3 +116,4 @@ def test_the_middle_of_a_tile_counts_most_and_no_voxel_less_than_a_thousandth():
 def test_mirror_images_are_four_in_2d_and_eight_in_3d():
     assert mirrorings(range(2, 4)) == [(), (2,), (3,), (2, 3)]
     assert len(set(mirrorings(range(2, 5)))) == 8
+    assert mirrorings([]) == [()]

@@ -19,7 +19,7 @@ from DeepLabSegLib.image import Geometry, Image, Labels, Segment
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.segmenter import Segmenter
 from DeepLabSegLib.tiling import Tiling
-from DeepLabSegLib.training.augment import Augmentation, augment_intensity, mirror_axes
+from DeepLabSegLib.training.augment import Augmentation, augment_intensity
 from DeepLabSegLib.training.cases import Case, find_cases
 from DeepLabSegLib.training.check import CheckedData, check_cases, report
 from DeepLabSegLib.training.deformation import Deformation
@@ -582,4 +582,4 @@ def test_each_change_of_voxel_values_changes_some_and_keeps_the_image(what, shap
 )
 def test_an_axis_that_names_tell_apart_is_not_turned_round(names, axes, tmp_path, rng):
     fingerprint = checked(write_volumes(tmp_path, "ab", rng)).fingerprint
-    assert mirror_axes(plan(fingerprint, Overrides(dims=3, orientation="SAR", names=names))) == axes
+    assert plan(fingerprint, Overrides(dims=3, orientation="SAR", names=names)).input.mirror_axes == axes
