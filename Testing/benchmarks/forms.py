@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 Run = Callable[[], Any]
 
 WINDOW = 96
+PROCESS = ExitStack()
+"""What holds for as long as the process lives; a context that nobody refers to would end at once."""
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -91,8 +94,7 @@ def fast(encoder: str, size: list[int], precision: str) -> Run:
         blender.add((0, 0, 0), logits if len(size) == 3 else logits[:, :, None])
         return blender.scores([slice(0, side) for side in tile], logits.shape[1])
 
-    pages = kept_pages()  # for as long as the process lives
-    pages.__enter__()
+    PROCESS.enter_context(kept_pages())
     return run
 
 
@@ -253,9 +255,10 @@ def _segmenter(network: Any, device: str, precision: str) -> Any:
 
 
 def end_to_end(shape: list[int], precision: str, weights: str, labels: str) -> Run:
-    """The library: scan in, labels out, written to the file `labels`."""
+    """The library, in a process that keeps its pages as the worker and the command line do; writes `labels`."""
     import numpy as np
 
+    from DeepLabSegLib.devices import kept_pages
     from DeepLabSegLib.image import Geometry, Image
     from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
     from DeepLabSegLib.segmenter import SegmentOptions
@@ -266,6 +269,7 @@ def end_to_end(shape: list[int], precision: str, weights: str, labels: str) -> R
     load_weights(network, weights)
     segmenter = _segmenter(network, "cpu", precision)
     image = Image(_volume(shape), Geometry(tuple(shape)))
+    PROCESS.enter_context(kept_pages())
 
     def run() -> None:
         np.save(labels, segmenter.segment(image, SegmentOptions(overlap=0.25)).array)
