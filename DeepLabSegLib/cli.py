@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--model", default=DEFAULT_MODEL, help="a name from `deeplabseg models`, or a bundle's path")
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
         sub.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
+        sub.add_argument(
+            "--compile", action="store_true", help="let torch.compile write kernels; for many scans on a GPU"
+        )
         sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
     def engine_options(sub: argparse.ArgumentParser) -> None:

@@ -336,7 +336,7 @@ def _segment_file(
 def _load(options: argparse.Namespace) -> DeepLabSegLib.Segmenter:
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
-        segmenter = DeepLabSegLib.load_model(options.model, options.device, options.precision)
+        segmenter = DeepLabSegLib.load_model(options.model, options.device, options.precision, compiled=options.compile)
     for note in notes:
         print(f"deeplabseg: note: {note.message}", file=sys.stderr)  # noqa: T201 its purpose
     return segmenter

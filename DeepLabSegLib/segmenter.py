@@ -107,11 +107,19 @@ class Report(Protocol):
 class Segmenter:
     """A model that is loaded and ready; `segment` may be called any number of times."""
 
-    def __init__(self, bundle: Bundle, network: DeepLabV3Plus, device: str = "auto", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        network: DeepLabV3Plus,
+        device: str = "auto",
+        precision: str = "auto",
+        compiled: bool = False,
+    ) -> None:
         self.bundle = bundle
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.network = network.to(self.device).eval()
+        self._compiled = compiled
         self._forms = FastForms(self.network)
 
     def segment(
@@ -158,7 +166,7 @@ class Segmenter:
         return {
             "device": f"{self.device} ({title})",
             "precision": self.precision,
-            "form": self._forms.of(shape, self.device, self.precision).how,
+            "form": self._forms.of(shape, self.device, self.precision, self._compiled).how,
         }
 
     def _box(self, geometry: Geometry, options: SegmentOptions) -> tuple[slice, slice, slice] | None:
@@ -294,9 +302,9 @@ class Segmenter:
 
     def _logits(self, passage: Passage, x: Tensor) -> Tensor:
         """`(N, C, *S) -> (mirrorings, N, classes, *low sizes)`."""
-        # The CPU steps in for a GPU in full precision: half of it may be slow there, or missing.
-        precision = self.precision if passage.device == self.device else "fp32"
-        form = self._forms.of((passage.at_once, *x.shape[1:]), passage.device, precision)
+        # The CPU steps in for a GPU in full precision and without a compiler: either may be slow there, or missing.
+        asked = (self.precision, self._compiled) if passage.device == self.device else ("fp32", False)
+        form = self._forms.of((passage.at_once, *x.shape[1:]), passage.device, *asked)
         turns = mirrorings([axis + x.ndim - 3 for axis in passage.mirror_axes])
         logits = torch.stack([form(x.flip(turn)).flip(turn) for turn in turns])
         size = self.network.output_size(logits.shape[3:], x.shape[2:])
@@ -316,11 +324,13 @@ def load_model(
     labels: Sequence[Segment | str] | None = None,
     network: Mapping[str, Any] | None = None,
     model_input: ModelInput | None = None,
+    compiled: bool = False,
 ) -> Segmenter:
     """A `Segmenter` for a model by name (see `list_models`), by the path of its bundle, or from bare weights.
 
     `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps"; `precision` is "auto" (bf16 on a
-    GPU that has it), "fp32", "bf16" or "fp16". What bare weights can't tell is said by the rest, as to
+    GPU that has it), "fp32", "bf16" or "fp16". `compiled` has `torch.compile` write the network's kernels, which takes
+    up to a minute before the first window. What bare weights can't tell is said by the rest, as to
     `weights.convert`; what is not said is assumed, with a warning. A bundle says all of itself.
 
     Raises
@@ -333,11 +343,11 @@ def load_model(
     path = find_model(name_or_path)
     if is_bundle(path):
         bundle = read_bundle(path)
-        return Segmenter(bundle, read_network(path, bundle), device, precision)
+        return Segmenter(bundle, read_network(path, bundle), device, precision, compiled)
     bundle, model, assumed = convert(path, labels=labels, network=network, model_input=model_input)
     if assumed:
         warnings.warn(f"{path} doesn't tell {'; '.join(assumed)}; `convert` it to say what is right", stacklevel=2)
-    return Segmenter(bundle, model, device, precision)
+    return Segmenter(bundle, model, device, precision, compiled)
 
 
 def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], region: Region) -> Labels:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from DeepLabSegLib.devices import PRECISIONS
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.ladder import out_of_memory
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize.capture import NotCapturable, capture
 from DeepLabSegLib.optimize.lower import channels_last, lower, onednn_works
@@ -53,12 +55,17 @@ class FastForm:
             return self.run(given)[: len(x)]
 
 
-def fast_form(network: DeepLabV3Plus, shape: Sequence[int], device: torch.device, precision: str) -> FastForm:
+def fast_form(
+    network: DeepLabV3Plus, shape: Sequence[int], device: torch.device, precision: str, compiled: bool = False
+) -> FastForm:
     """The fastest form of `network`, in evaluation mode, for inputs `(N, C, *S)` of exactly that `shape`.
 
     On the CPU that is oneDNN's fused convolutions on weights in its own layout, where this torch has them; elsewhere
     torch's convolutions, with batch normalisation folded in. A network that can't be captured, such as one with an
     encoder that looks at its input's values, runs as it is. Later changes to `network`'s weights are not seen.
+
+    `compiled` has `torch.compile` write kernels for torch's operations, which takes up to a minute: worth it on a GPU
+    for many scans. Raises `InvalidInput` where torch has no compiler.
     """
     dtype = PRECISIONS[precision]
     try:
@@ -68,12 +75,14 @@ def fast_form(network: DeepLabV3Plus, shape: Sequence[int], device: torch.device
         return FastForm(plain.coarse_logits, f"as written ({reason})", tuple(shape), device, dtype)
     tensors = {name: tensor.detach() for name, tensor in _Coarse(network).state_dict().items()}
     tensors |= {name: tensor for name, tensor in _Coarse(network).named_buffers() if name not in tensors}
-    onednn = device.type == "cpu" and onednn_works(dtype)
+    onednn = device.type == "cpu" and not compiled and onednn_works(dtype)  # its weights are no tensors to a compiler
     with torch.inference_mode():
         rewrite(graph, tensors)
         lower(graph, tensors, device, dtype, onednn)
-        module = fx.GraphModule(tensors, graph)
+        module: Callable[[Tensor], Tensor] = fx.GraphModule(tensors, graph)
     how = f"folded, {'oneDNN fused and prepacked' if onednn else 'torch convolutions'}, {precision}"
+    if compiled:
+        module, how = _compiled(module, tuple(shape), device, dtype), f"{how}, compiled"
     if device.type == "cuda":
         try:
             graph_run = _CudaGraph(module, tuple(shape), device, dtype)
@@ -92,12 +101,18 @@ class FastForms:
         self.network = network
         self._made: tuple[object, FastForm] | None = None
 
-    def of(self, shape: Sequence[int], device: torch.device, precision: str) -> FastForm:
+    def of(self, shape: Sequence[int], device: torch.device, precision: str, compiled: bool = False) -> FastForm:
         """See `fast_form`. Only the latest is kept, for the memory of its weights."""
-        key = (tuple(shape), device, precision, *(_identity(tensor) for tensor in self.network.state_dict().values()))
+        key = (
+            tuple(shape),
+            device,
+            precision,
+            compiled,
+            *(_identity(tensor) for tensor in self.network.state_dict().values()),
+        )
         if self._made is None or self._made[0] != key:
             self._made = None  # the old one goes before the new one comes
-            self._made = (key, fast_form(self.network, shape, device, precision))
+            self._made = (key, fast_form(self.network, shape, device, precision, compiled))
         return self._made[1]
 
 
@@ -111,6 +126,25 @@ def _place(network: nn.Module) -> tuple[torch.device, torch.dtype]:
     return first.device, first.dtype
 
 
+def _compiled(
+    module: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """`module` by `torch.compile`, here and now rather than at the first window."""
+    made = torch.compile(module, dynamic=False)
+    try:
+        with torch.inference_mode(), _exact():
+            made(torch.zeros(shape, dtype=dtype, device=device))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidInput(
+            f"torch can't compile the network for {device} ({reason}); it needs a C++ compiler for the CPU and Triton "
+            "for a GPU, or leave --compile (compiled=True) out"
+        ) from error
+    return made
+
+
 def _exact() -> AbstractContextManager[None]:
     """On a GPU float32 is float32, not TF32; cuDNN's own choice of algorithms was as good as trying them all."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
@@ -122,7 +156,9 @@ class _CudaGraph:
     Input and result live at fixed places; a call copies into the one and out of the other.
     """
 
-    def __init__(self, module: nn.Module, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, module: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.module = module  # its weights are read at every replay
         self.given = torch.zeros(shape, dtype=dtype, device=device)
         if dtype != torch.float32:  # tensor cores want a voxel's channels side by side

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import SAMPLE, itk, make_bundle, make_network
+import torch
+from helpers import SAMPLE, itk, make_bundle, make_network, make_segmenter, save_model
 
 from DeepLabSegLib import load_model, read_image
 from DeepLabSegLib.bundle import save_bundle
@@ -147,6 +148,17 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
                             env={**os.environ, "PYTHONPATH": str(SAMPLE.parents[2])})  # fmt: skip
     assert "Traceback" not in result.stderr
+
+
+def test_a_network_is_compiled_where_that_is_asked_for(tmp_path, scan_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compiled.append(module) or module)
+    model = save_model(tmp_path / "model", make_segmenter(2))
+    for name, more in (("a", ()), ("b", ("--compile",))):
+        assert run("segment", scan_path, "-o", tmp_path / f"{name}.nrrd", "--model", model, *more) == 0
+        assert len(compiled) == (1 if more else 0)
+    assert (tmp_path / "a.nrrd").exists()
+    assert (tmp_path / "b.nrrd").exists()
 
 
 def test_channels_come_from_several_files_and_uncertainty_goes_to_one(tmp_path, scan_path, scan):

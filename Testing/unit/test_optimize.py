@@ -5,6 +5,7 @@ rounding, within four times what the plain form is off.
 """
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import DeepLabSegLib.optimize.form as form
+from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize import FastForms, fast_form
 from DeepLabSegLib.optimize.blocks import kernel_on_blocks, takes_blocks, to_blocks
@@ -183,3 +185,23 @@ def test_the_rules_leave_only_convolutions_with_what_follows_them_fused():
     network = make(3, "resnet50")
     names = [str(node.target) for node in fast_form(network, (1, 2, 64, 64, 64), CPU, "fp32").run.graph.nodes]
     assert not any("norm" in name or "relu" in name or "add" in name for name in names)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles for the CPU with a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch calls deprecated
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_compiled_form_gives_the_same_numbers(dims):
+    network, x = make(dims, encoder_depth=3), torch.randn(1, 2, *(33, 40, 47)[:dims])
+    made = FastForms(network).of(x.shape, CPU, "fp32", compiled=True)
+    assert made.how.endswith("compiled")
+    with torch.inference_mode():
+        torch.testing.assert_close(made(x), network.coarse_logits(x), atol=1e-4, rtol=1e-4)
+
+
+def test_where_torch_has_no_compiler_it_is_said(monkeypatch):
+    def without(*_: object) -> None:
+        raise RuntimeError("no compiler is here")
+
+    monkeypatch.setattr(torch, "compile", lambda module, **_: without)
+    with pytest.raises(InvalidInput, match="no compiler is here.*leave --compile"):
+        fast_form(make(2), (1, 2, 40, 40), CPU, "fp32", compiled=True)
