@@ -203,5 +203,5 @@ def test_where_torch_has_no_compiler_it_is_said(monkeypatch):
         raise RuntimeError("no compiler is here")
 
     monkeypatch.setattr(torch, "compile", lambda module, **_: without)
-    with pytest.raises(InvalidInput, match="no compiler is here.*leave --compile"):
+    with pytest.raises(InvalidInput, match=r"no compiler is here.*leave --compile"):
         fast_form(make(2), (1, 2, 40, 40), CPU, "fp32", compiled=True)
