@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from DeepLabSegLib.catalog import list_models
+    from DeepLabSegLib.devices import kept_pages
     from DeepLabSegLib.errors import DeepLabSegError
     from DeepLabSegLib.files import read_image, read_labels, write_labels
     from DeepLabSegLib.image import Geometry, Image, Labels, Segment
@@ -41,6 +42,7 @@ _HOME = {
     "Segment": "image",
     "SegmentOptions": "segmenter",
     "Segmenter": "segmenter",
+    "kept_pages": "devices",
     "list_encoders": "models.encoders",
     "list_models": "catalog",
     "load_model": "segmenter",
@@ -64,6 +66,7 @@ __all__ = [
     "Segment",
     "SegmentOptions",
     "Segmenter",
+    "kept_pages",
     "list_encoders",
     "list_models",
     "load_model",
