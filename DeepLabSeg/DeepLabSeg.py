@@ -115,7 +115,8 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
         show3D : also make surfaces.
         onProgress : called with `DeepLabSegLib.Progress`; returning False cancels.
         options : further fields of `DeepLabSegLib.SegmentOptions`, such as `overlap` or `mirror`. With
-            `uncertainty=True` a volume named after the input is added to the scene.
+            `uncertainty=True` or `probabilities=True` a volume named after the input is added to the scene; the latter
+            has a component per class.
 
         Raises
         ------

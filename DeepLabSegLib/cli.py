@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     run_options(sub)
     engine_options(sub)
     sub.add_argument("--uncertainty", metavar="FILE", help="also write how uncertain each voxel is, 0 to 1")
+    sub.add_argument("--probabilities", metavar="FILE", help="also write each class's probability, as components")
 
     sub = command(commands.batch)
     sub.add_argument("folder", help="folder of scans, or of folders with a DICOM series each")

@@ -23,6 +23,9 @@ from DeepLabSegLib.texts import parse_names
 if TYPE_CHECKING:
     from DeepLabSegLib.comparison import Comparison
 
+MAPS = ("uncertainty", "probabilities")
+"""Fields of `Labels` that `segment` writes to files of their own where it is asked to."""
+
 TRAINING_LINES = 50  # of a training without a terminal
 
 Report = tuple[Any, str]
@@ -34,11 +37,14 @@ def segment(options: argparse.Namespace) -> Report:
     from DeepLabSegLib import files
 
     output = check_output(options.output, files.LABEL_SUFFIXES, options.overwrite)
-    if options.uncertainty is not None:
-        check_output(options.uncertainty, files.VOLUME_SUFFIXES, options.overwrite)
+    for name in MAPS:
+        if (path := getattr(options, name)) is not None:
+            check_output(path, files.VOLUME_SUFFIXES, options.overwrite)
     report, _, labels = _segment_file(options.input, output, options)
-    if labels.uncertainty is not None:
-        files.write_image(Image(labels.uncertainty, labels.geometry), options.uncertainty, overwrite=options.overwrite)
+    for name in MAPS:
+        if (array := getattr(labels, name)) is not None:
+            image = Image(array.astype("float32", copy=False), labels.geometry)
+            files.write_image(image, getattr(options, name), overwrite=options.overwrite)
     return report, _volume_table(report["volumes_ml"]) + f"\n{output} written in {report['seconds']:.1f} s"
 
 
@@ -350,6 +356,7 @@ def _settings(options: argparse.Namespace) -> DeepLabSegLib.SegmentOptions:
             if (value := getattr(options, name, None)) is not None
         },
         uncertainty=getattr(options, "uncertainty", None) is not None,
+        probabilities=getattr(options, "probabilities", None) is not None,
     )
 
 

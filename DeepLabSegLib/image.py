@@ -168,13 +168,16 @@ class Labels:
 
     `array` is `(k, j, i)`, uint8 or uint16, where segments share one layer; where they may overlap it is
     `(layers, k, j, i)`. A voxel belongs to a segment where its layer holds the segment's value; 0 is background.
-    `uncertainty`, where it was asked for, is `(k, j, i)` float32 from 0 (certain) to 1 (all classes alike).
+    Where they were asked for, `uncertainty` is `(k, j, i)` float32 from 0 (certain) to 1 (all classes alike), and
+    `probabilities` `(classes, k, j, i)` float16, from 0 to 1, as the network gives them: with softmax of the background
+    and then of each segment, otherwise of each segment.
     """
 
     array: NDArray
     geometry: Geometry
     segments: tuple[Segment, ...] = field(default=())
     uncertainty: NDArray[np.float32] | None = None
+    probabilities: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         if self.array.ndim not in (3, 4) or self.array.shape[-3:] != self.geometry.shape:

@@ -28,9 +28,9 @@ __all__ = [
     "segment_volumes",
     "volume_state",
     "volume_voxels",
+    "write_map",
     "write_result",
     "write_segmentation",
-    "write_uncertainty",
 ]
 
 
@@ -148,8 +148,8 @@ def write_result(
 ) -> Any:
     """Put a result into the scene of `volume_node`, all of it or nothing, and return its segmentation node.
 
-    `segmentation_node` None makes a new one, named after the volume, as for the uncertainty. Raises what
-    `write_segmentation` raises.
+    `segmentation_node` None makes a new one, named after the volume, as for uncertainty and probabilities; these have a
+    component per class. Raises what `write_segmentation` raises.
     """
     scene = volume_node.GetScene()
     added = []
@@ -162,7 +162,10 @@ def write_result(
     try:
         segmentation = segmentation_node or add("vtkMRMLSegmentationNode", "segmentation")
         if labels.uncertainty is not None:
-            write_uncertainty(labels, add("vtkMRMLScalarVolumeNode", "uncertainty"), volume_node)
+            write_map(labels.uncertainty, add("vtkMRMLScalarVolumeNode", "uncertainty"), volume_node)
+        if labels.probabilities is not None:
+            components = np.moveaxis(labels.probabilities, 0, -1).astype(np.float32)
+            write_map(components, add("vtkMRMLVectorVolumeNode", "probabilities"), volume_node)
         write_segmentation(labels, segmentation, volume_node, surfaces)
     except BaseException:
         for node in added:
@@ -221,16 +224,16 @@ def write_segmentation(
     _place_beside(segmentation_node, volume_node)
 
 
-def write_uncertainty(labels: Labels, uncertainty_node: Any, volume_node: Any) -> None:
-    """Put `labels.uncertainty` into a scalar volume node, on the grid and under the transform of `volume_node`."""
+def write_map(array: NDArray, node: Any, volume_node: Any) -> None:
+    """Put numbers `(k, j, i)`, or `(k, j, i, components)`, into a volume node, where `volume_node` lies."""
     matrix = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
-    uncertainty_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-    uncertainty_node.SetIJKToRASMatrix(matrix)
-    slicer.util.updateVolumeFromArray(uncertainty_node, labels.uncertainty)
-    if uncertainty_node.GetDisplayNode() is None and uncertainty_node.GetScene() is not None:
-        uncertainty_node.CreateDefaultDisplayNodes()
-    _place_beside(uncertainty_node, volume_node)
+    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    node.SetIJKToRASMatrix(matrix)
+    slicer.util.updateVolumeFromArray(node, array)
+    if node.GetDisplayNode() is None and node.GetScene() is not None:
+        node.CreateDefaultDisplayNodes()
+    _place_beside(node, volume_node)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------

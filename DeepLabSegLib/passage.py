@@ -17,14 +17,21 @@ __all__ = ["Decision", "Passage"]
 class Decision:
     """How scores become labels: the largest (`exclusive`), or each class from `threshold` on; and what else is wanted.
 
-    `layers` is the number of label maps: 1, or one per class where classes may overlap.
+    `uncertainty` and `probabilities` are those of `Labels`. `layers` is the number of label maps: 1, or one per class
+    where classes may overlap.
     """
 
     classes: int
     exclusive: bool
     layers: int
     threshold: float
-    uncertainty: bool
+    uncertainty: bool = False
+    probabilities: bool = False
+
+    @property
+    def labels_alone(self) -> bool:
+        """Whether nobody wants the scores for themselves."""
+        return not (self.uncertainty or self.probabilities)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from DeepLabSegLib.optimize import FastForms
 from DeepLabSegLib.passage import Decision, Passage
 from DeepLabSegLib.preprocess import LETTERS, Scaling, check_voxels, model_grid
 from DeepLabSegLib.region import Region, crop
-from DeepLabSegLib.streaming import run
+from DeepLabSegLib.streaming import Found, run
 from DeepLabSegLib.tiling import Activation, Blending, mirrorings
 from DeepLabSegLib.weights.convert import convert
 
@@ -56,7 +56,8 @@ class SegmentOptions:
     mirror : average the scores over the mirror images of each window, along the axes of which the model says that both
         directions look alike to it, or else all: twice as many runs with each axis. Not for models that tell left from
         right.
-    uncertainty : also give the entropy of the class scores, see `Labels.uncertainty`.
+    uncertainty, probabilities : also give the entropy of the class scores, and these themselves; see `Labels`. The
+        latter take two bytes per class and voxel.
     region : segment only what lies in this box; elsewhere the result is background. The network also sees
         `REGION_MARGIN` times its coarsest stride around it, and voxel values are normalised over the whole image.
     """
@@ -68,6 +69,7 @@ class SegmentOptions:
     threshold: float = 0.5
     mirror: bool = False
     uncertainty: bool = False
+    probabilities: bool = False
     region: Region | None = None
 
     def __post_init__(self) -> None:
@@ -146,15 +148,19 @@ class Segmenter:
         darkest = torch.tensor([[float(channel.min())] for channel in image.array])
         passage = self._passage(seen, grid, scaling, _flat(scaling(darkest)), options)
         report("prepare", 1, 1)
-        array, uncertainty = self._run(passage, report)
+        found = self._run(passage, report)
         if self.bundle.one_piece:
-            _keep_largest_piece(array)
+            _keep_largest_piece(found.labels)
         labels = Labels(
-            array if self.bundle.overlapping else array[0], seen.geometry, self.bundle.segments, uncertainty
+            found.labels if self.bundle.overlapping else found.labels[0],
+            seen.geometry,
+            self.bundle.segments,
+            found.uncertainty,
+            found.probabilities,
         )
-        return (
-            labels if box is None or options.region is None else _put_back(labels, image.geometry, box, options.region)
-        )
+        if box is None or options.region is None:
+            return labels
+        return _put_back(labels, image.geometry, box, options.region, self.bundle.network.exclusive)
 
     def describe(self) -> dict[str, str]:
         """What runs where, in words: "device", "precision" and the network's "form" (see `optimize.FastForm.how`)."""
@@ -199,10 +205,12 @@ class Segmenter:
                 f"mirror is on, but the model {self.bundle.name} tells the ends of every axis apart; leave it out"
             )
         activation = self.bundle.network.classifier_activation
-        if options.uncertainty and activation not in ("softmax", "sigmoid"):
-            raise InvalidInput(
-                f"uncertainty needs probabilities, and {self.bundle.name} ends with {activation}; leave it out"
-            )
+        for name in ("uncertainty", "probabilities"):
+            if getattr(options, name) and activation not in ("softmax", "sigmoid"):
+                raise InvalidInput(
+                    f"{name}: the scores of {self.bundle.name} are no probabilities, since it ends with {activation}; "
+                    "leave it out"
+                )
         check_voxels(image)
 
     def _orientation(self, options: SegmentOptions) -> str | None:
@@ -241,7 +249,7 @@ class Segmenter:
             )
         return grid
 
-    def _run(self, passage: Passage, report: Report) -> tuple[NDArray, NDArray[np.float32] | None]:
+    def _run(self, passage: Passage, report: Report) -> Found:
         """`streaming.run`, again in less memory as long as there isn't enough."""
         while True:
             try:
@@ -291,6 +299,7 @@ class Segmenter:
                 layers=len(self.bundle.labels) if self.bundle.overlapping else 1,
                 threshold=options.threshold,
                 uncertainty=options.uncertainty,
+                probabilities=options.probabilities,
             ),
             background=background,
             mirror_axes=self._mirror_axes(options),
@@ -350,17 +359,29 @@ def load_model(
     return Segmenter(bundle, model, device, precision, compiled)
 
 
-def _put_back(labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], region: Region) -> Labels:
+def _put_back(
+    labels: Labels, whole: Geometry, box: tuple[slice, slice, slice], region: Region, exclusive: bool
+) -> Labels:
     """`labels` of the voxels in `box` on the `whole` grid, background outside the region."""
-    region.clear_outside(labels.array, labels.geometry)
-    array = np.zeros((*labels.array.shape[:-3], *whole.shape), labels.array.dtype)
-    array[(..., *box)] = labels.array
-    uncertainty = None
-    if labels.uncertainty is not None:
-        region.clear_outside(labels.uncertainty, labels.geometry)
-        uncertainty = np.zeros(whole.shape, np.float32)
-        uncertainty[box] = labels.uncertainty
-    return Labels(array, whole, labels.segments, uncertainty)
+
+    def put(array: Any) -> Any:
+        if array is None:
+            return None
+        region.clear_outside(array, labels.geometry)
+        result = np.zeros((*array.shape[:-3], *whole.shape), array.dtype)
+        result[(..., *box)] = array
+        return result
+
+    probabilities = put(labels.probabilities)
+    if probabilities is not None and exclusive:
+        probabilities[0] += probabilities.max(axis=0) == 0  # outside it is certain
+    return replace(
+        labels,
+        array=put(labels.array),
+        geometry=whole,
+        uncertainty=put(labels.uncertainty),
+        probabilities=probabilities,
+    )
 
 
 def _keep_largest_piece(array: NDArray) -> None:

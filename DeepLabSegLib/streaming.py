@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from DeepLabSegLib.resampling import Box, part, permuted, reach, resample, same_
 from DeepLabSegLib.tiling import UNDECIDED, Blender, Tiling, Verdict
 from DeepLabSegLib.windows import Windows
 
-__all__ = ["entropy", "largest", "run"]
+__all__ = ["Found", "entropy", "largest", "run"]
 
 SIDE = 32
 """Sides of the boxes in which a CPU writes labels, in voxels of the finer grid; a GPU takes whole planes."""
@@ -33,14 +34,23 @@ GPU_NUMBERS, BYTES_PER_NUMBER = 2**28, 64
 """The most that a GPU takes at once, and how much of its free memory it must have for each."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a run gives on the source's grid: labels `(layers, k, j, i)`, and what else of `Labels` is wanted."""
+
+    labels: NDArray
+    uncertainty: NDArray[np.float32] | None = None
+    probabilities: NDArray[np.float16] | None = None
+
+
 @torch.inference_mode()
 def run(
     passage: Passage,
     logits_of: Callable[[Tensor], Tensor],
     on_windows: Callable[[int, int], None],
     on_planes: Callable[[int, int], None],
-) -> tuple[NDArray, NDArray[np.float32] | None]:
-    """Labels `(layers, k, j, i)` on the source's grid, and their uncertainty `(k, j, i)` where it is wanted.
+) -> Found:
+    """Segment the source of `passage`.
 
     `logits_of` takes windows `(N, C, *S)` to logits `(mirrorings, N, classes, *low sizes)`. `on_windows(done, total)`
     is called after each step, `on_planes(done, total)` after each slab of labels that is written once all windows have
@@ -72,7 +82,7 @@ def run(
         if done < len(corners):
             writer.write(corners[done][0], lambda planes, total: None)
     writer.write(flow.shape[0], on_planes)
-    return writer.labels, writer.uncertainty
+    return writer.found
 
 
 def _three(values: Iterable[int]) -> tuple[int, int, int]:
@@ -97,7 +107,7 @@ def _verdict(passage: Passage) -> Verdict | None:
     decision, name = passage.decision, passage.activation.name
     if is_gpu(passage.device):  # which blends a box sooner than it tells of one
         return None
-    if decision.uncertainty or name not in ("softmax", "sigmoid", "linear"):
+    if not decision.labels_alone or name not in ("softmax", "sigmoid", "linear"):
         return None
     if decision.exclusive:
 
@@ -129,18 +139,24 @@ class _Writer:
         self.blender = blender
         kind = np.uint8 if decision.classes <= 256 - (not decision.exclusive) else np.uint16
         self.kind = torch.uint8 if kind is np.uint8 else torch.int32
-        labels = np.zeros((decision.layers, *target.shape), kind)
-        uncertainty = np.zeros(target.shape, np.float32) if decision.uncertainty else None
-        self.labels, self.uncertainty = labels, uncertainty
+        self.found = Found(
+            np.zeros((decision.layers, *target.shape), kind),
+            np.zeros(target.shape, np.float32) if decision.uncertainty else None,
+            np.zeros((decision.classes, *target.shape), np.float16) if decision.probabilities else None,
+        )
         # The target with that axis in front which runs along the flow's first.
         along = np.array(target.direction) @ np.array(flow.direction[0])
         front = int(np.argmax(np.abs(along)))
         order = [front, *(n for n in range(3) if n != front)]
         self.target = permuted(target, order)
-        self._labels = np.moveaxis(labels, [1 + n for n in order], [1, 2, 3])
-        self._uncertainty = None if uncertainty is None else uncertainty.transpose(order)
+        self._labels = np.moveaxis(self.found.labels, [1 + n for n in order], [1, 2, 3])
+        self._maps = [
+            (np.moveaxis(array, [n - 3 for n in order], [-3, -2, -1]), of_scores)
+            for array, of_scores in ((self.found.uncertainty, self._entropy), (self.found.probabilities, _likely))
+            if array is not None
+        ]
         # Activations that keep the order of logits needn't be computed where nothing is blended or interpolated.
-        decided = not decision.uncertainty and passage.activation.name in ("softmax", "sigmoid")
+        decided = decision.labels_alone and passage.activation.name in ("softmax", "sigmoid")
         self.raw = decided and blender.alone and not passage.mirror_axes and same_voxels(flow, self.target)
         finer = max(1.0, math.prod(flow.shape) / math.prod(target.shape))
         depth, height, width = self.target.shape
@@ -203,9 +219,12 @@ class _Writer:
         needed = self._reach(box)
         scores = self.blender.scores(needed, self.decision.classes, self.raw)
         values = resample(scores, part(self.flow, needed), part(self.target, box))
-        if self._uncertainty is not None:
-            self._uncertainty[box] = entropy(values, self.decision.exclusive).cpu().numpy()
+        for array, of_scores in self._maps:
+            array[(..., *box)] = of_scores(values).cpu().numpy()
         self._labels[(slice(None), *box)] = self._decide(values).to(self.kind).cpu().numpy()
+
+    def _entropy(self, scores: Tensor) -> Tensor:
+        return entropy(scores, self.decision.exclusive)
 
     def _decide(self, scores: Tensor) -> Tensor:
         """`(classes, ...)` scores, which may be written over, to `(layers, ...)` labels."""
@@ -236,6 +255,10 @@ def largest(scores: Tensor) -> Tensor:
     codes = torch.arange(count, 0, -1.0).view(-1, *[1] * (scores.ndim - 1))
     marked = scores.eq_(scores.amax(0)).mul_(codes)
     return (count - marked.amax(0)) % count  # NaN equals nothing, and is background
+
+
+def _likely(scores: Tensor) -> Tensor:
+    return scores.clamp(0, 1).half()  # rounding
 
 
 def entropy(scores: Tensor, exclusive: bool) -> Tensor:

@@ -119,9 +119,10 @@ class Worker:
         seconds = time.perf_counter() - started
         result = {"labels": "labels.npy", "segments": to_json(labels.segments), "model": segmenter.bundle.name}
         np.save(folder / "labels.npy", labels.array)
-        if labels.uncertainty is not None:
-            result["uncertainty"] = "uncertainty.npy"
-            np.save(folder / "uncertainty.npy", labels.uncertainty)
+        for name in ("uncertainty", "probabilities"):
+            if (array := getattr(labels, name)) is not None:
+                result[name] = f"{name}.npy"
+                np.save(folder / result[name], array)
         if request["surfaces"]:
             on_progress(Progress("surface", 0, 1))
             result["surfaces"] = _write_surfaces(folder, labels)

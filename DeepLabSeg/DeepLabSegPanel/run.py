@@ -154,7 +154,10 @@ class SegmentationRun:
             np.load(self._folder / report["labels"]),
             self._geometry,
             tuple(from_json(Segment, segment) for segment in report["segments"]),
-            np.load(self._folder / report["uncertainty"]) if "uncertainty" in report else None,
+            *(
+                np.load(self._folder / report[name]) if name in report else None
+                for name in ("uncertainty", "probabilities")
+            ),
         )
         surfaces = None
         if "surfaces" in report:

@@ -49,11 +49,12 @@ def test_segment_fills_a_node_and_takes_every_option(logic, model, volume):
     seen = []
     found = logic.segment(
         volume, mine, model=model, device="cpu", precision="fp32", onProgress=seen.append, tile=(32, 32), overlap=0.5,
-        mirror=True, uncertainty=True,
+        mirror=True, uncertainty=True, probabilities=True,
     )  # fmt: skip
     assert found is mine
     assert {step.stage for step in seen} == {"prepare", "segment", "restore"}
     assert slicer.util.getNode("Head uncertainty") is not None
+    assert slicer.util.getNode("Head probabilities").GetImageData().GetNumberOfScalarComponents() == 3
 
 
 def test_what_bare_weights_do_not_tell_is_said(logic, volume, tmp_path):

@@ -12,7 +12,7 @@ from mrml_scenes import add_output, add_transform, add_volume, masks, turn
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.files import read_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
-from DeepLabSegLib.mrml import read_region, read_volumes, segment_volumes, write_segmentation, write_uncertainty
+from DeepLabSegLib.mrml import read_region, read_volumes, segment_volumes, write_map, write_result, write_segmentation
 from DeepLabSegLib.segmenter import SegmentOptions
 from DeepLabSegLib.surface import closed_surfaces, read_surface, write_surface
 
@@ -210,8 +210,19 @@ def test_uncertainty_lies_on_the_volume(scene, scan):
     volume.SetAndObserveTransformNodeID(add_transform(scene, turn(20)).GetID())
     labels = make_segmenter(2).segment(scan, SegmentOptions(uncertainty=True))
     node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Uncertainty")
-    write_uncertainty(labels, node, volume)
+    write_map(labels.uncertainty, node, volume)
     np.testing.assert_array_equal(read_volumes([node]).array[0], labels.uncertainty)
+    assert read_volumes([node]).geometry.is_close(read_volumes([volume]).geometry)
+
+
+def test_probabilities_are_the_components_of_a_volume(scene, scan):
+    volume = add_volume(scene, scan)
+    volume.SetAndObserveTransformNodeID(add_transform(scene, turn(20)).GetID())
+    segmenter = make_segmenter(2)
+    labels = segmenter.segment(read_volumes([volume]), SegmentOptions(probabilities=True))
+    write_result(labels, volume)
+    node = slicer.util.getNode("Head probabilities")
+    np.testing.assert_array_equal(read_volumes([node]).array, labels.probabilities.astype(np.float32))
     assert read_volumes([node]).geometry.is_close(read_volumes([volume]).geometry)
 
 

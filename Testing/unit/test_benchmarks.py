@@ -21,9 +21,9 @@ def test_one_window(size, monkeypatch):
 
 def test_stitching(monkeypatch):
     monkeypatch.setattr(forms, "WINDOW", 16)
-    labels, uncertainty = forms.stitch_ours([20, 24, 30], classes=3)()
-    assert labels.shape == (1, 20, 24, 30)
-    assert uncertainty is None
+    found = forms.stitch_ours([20, 24, 30], classes=3)()
+    assert found.labels.shape == (1, 20, 24, 30)
+    assert found.uncertainty is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")

@@ -180,7 +180,10 @@ def test_channels_come_from_several_files_and_uncertainty_goes_to_one(tmp_path, 
         "--precision",
         "fp32",
     )
-    assert run(*arguments, "--uncertainty", uncertainty) == 0
+    probabilities = tmp_path / "probabilities.nrrd"
+    assert run(*arguments, "--uncertainty", uncertainty, "--probabilities", probabilities) == 0
+    assert read_image(probabilities).channels == 3
+    assert read_image(probabilities).geometry.is_close(scan.geometry)
     written = read_image(uncertainty)
     assert written.geometry.is_close(scan.geometry)
     assert 0 <= written.array.min() < written.array.max() <= 1

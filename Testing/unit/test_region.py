@@ -63,12 +63,15 @@ def test_in_a_region_the_labels_are_nearly_those_of_the_whole_scan_and_elsewhere
     whole = segmenter.segment(scan).array
     center = (scan.geometry.affine @ [10, 32, 32, 1])[:3]
     region = Region(tuple(center), (30.0, 26.0, 20.0), TURN)
-    labels = segmenter.segment(scan, SegmentOptions(region=region, uncertainty=True))
+    labels = segmenter.segment(scan, SegmentOptions(region=region, uncertainty=True, probabilities=True))
     mask = inside(region, scan.geometry)
     assert labels.array.shape == scan.geometry.shape
     assert not labels.array[~mask].any()
     assert not labels.uncertainty[~mask].any()
     assert labels.uncertainty[mask].any()
+    assert (labels.probabilities[0, ~mask] == 1).all()
+    assert not labels.probabilities[1:, ~mask].any()
+    assert labels.probabilities[1:, mask].any()
     assert (labels.array[mask] == whole[mask]).mean() > 0.8, "the pooled branch sees less; the rest agrees"
 
 

@@ -213,10 +213,20 @@ def test_uncertainty_is_the_entropy_of_the_scores(dims, classes, activation, rng
     assert segmenter.segment(scan).uncertainty is None
 
 
-def test_uncertainty_needs_probabilities(scan):
+@pytest.mark.parametrize("what", ["uncertainty", "probabilities"])
+def test_scores_that_are_no_probabilities_give_none(what, scan):
     segmenter = make_segmenter(2, activation="linear")
-    with pytest.raises(InvalidInput, match="ends with linear"):
-        segmenter.segment(scan, SegmentOptions(uncertainty=True))
+    with pytest.raises(InvalidInput, match=f"{what}.*ends with linear"):
+        segmenter.segment(scan, SegmentOptions(**{what: True}))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_likeliest_class_is_the_label(dims, scan):
+    labels = make_segmenter(dims).segment(scan, SegmentOptions(probabilities=True))
+    assert labels.probabilities.shape == (3, *scan.geometry.shape)
+    np.testing.assert_allclose(labels.probabilities.sum(0, dtype=np.float32), 1, atol=2e-3)
+    chosen = np.take_along_axis(labels.probabilities, labels.array[None].astype(int), 0)[0]
+    np.testing.assert_array_equal(chosen, labels.probabilities.max(0))
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -54,7 +54,7 @@ def whole_scores(segmenter, scan, options):
 
 
 def check(segmenter, scan, options):
-    """The segmenter's labels are those of `whole_scores`, and its uncertainty is."""
+    """The segmenter's labels are those of `whole_scores`, and so are its uncertainty and probabilities."""
     with torch.inference_mode():
         scores = whole_scores(segmenter, scan, options)
     found = segmenter.segment(scan, options)
@@ -70,6 +70,9 @@ def check(segmenter, scan, options):
     if options.uncertainty:
         expected = entropy(scores, segmenter.bundle.network.exclusive).numpy()
         np.testing.assert_allclose(found.uncertainty, expected, atol=1e-3)
+    if options.probabilities:
+        assert found.probabilities.dtype == np.float16
+        np.testing.assert_allclose(found.probabilities, scores.numpy(), atol=1e-3)
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +107,8 @@ def test_from_one_window_to_many_at_every_overlap(dims, tile, overlap, blending,
 @pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 16)), (3, None), (3, (16, 16, 16))])
 def test_every_activation_on_a_grid_of_other_axes_and_voxels(dims, tile, orientation, classes, activation, scan):
     segmenter = make(dims, classes, activation, orientation=orientation, spacing=(2.0, 1.7, 1.4))
-    check(segmenter, scan, SegmentOptions(tile=tile, uncertainty=activation != "linear"))
+    likely = activation != "linear"
+    check(segmenter, scan, SegmentOptions(tile=tile, uncertainty=likely, probabilities=likely))
 
 
 @pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 24)), (3, None), (3, (16, 16, 24))])
@@ -187,7 +191,7 @@ def test_where_all_windows_agree_nothing_is_blended_and_labels_are_the_same(dims
         with monkeypatch.context() as patch:
             patch.setattr(streaming, "_verdict", verdict)
             patch.setattr(Blender, "scores", counted)
-            labels.append(run(passage, logits_of, lambda *_: None, lambda *_: None)[0])
+            labels.append(run(passage, logits_of, lambda *_: None, lambda *_: None).labels)
     np.testing.assert_array_equal(*labels)
     assert labels[0].any()
     assert blended[0] < 0.7 * blended[1]

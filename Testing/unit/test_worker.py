@@ -76,14 +76,15 @@ def test_it_gives_the_labels_of_the_library(client, tmp_path, scan, dims):
     segmenter = make_segmenter(dims)
     model = save_model(tmp_path / "tiny", segmenter)
     region = Region(tuple((scan.geometry.affine @ [6, 20, 18, 1])[:3]), (20.0, 30.0, 20.0))
-    expected = segmenter.segment(scan, SegmentOptions(region=region, mirror=True, uncertainty=True))
-    options = {"region": asdict(region), "mirror": True, "uncertainty": True}
+    expected = segmenter.segment(scan, SegmentOptions(region=region, mirror=True, uncertainty=True, probabilities=True))
+    options = {"region": asdict(region), "mirror": True, "uncertainty": True, "probabilities": True}
     request = job(tmp_path / "job", scan, model=model, options=options, surfaces=True)
     *progress, last = client.answers(client.send("segment", **request))
     result = last["result"]
     assert {step["progress"]["stage"] for step in progress} == {"load", "prepare", "segment", "restore", "surface"}
     np.testing.assert_array_equal(np.load(tmp_path / "job" / result["labels"]), expected.array)
     np.testing.assert_allclose(np.load(tmp_path / "job" / result["uncertainty"]), expected.uncertainty, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "job" / result["probabilities"]), expected.probabilities, atol=1e-3)
     assert result["volumes_ml"] == pytest.approx(expected.volumes_ml())
     assert [segment["name"] for segment in result["segments"]] == [s.name for s in expected.segments]
     assert result["seconds"] > 0
