@@ -197,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     loop.add_argument("--batch", type=int, help="windows per step, over all processes")
     loop.add_argument("--optimizer", choices=("adamw", "sgd"))
     loop.add_argument("--learning-rate", type=float, help="its highest value")
+    loop.add_argument("--keep", type=float, help="share of the weights begun with that stays in the result, 0 to 1")
     loop.add_argument("--validate-every", type=int, help="steps between validations (default: a twelfth of all)")
     loop.add_argument("--patience", type=int, help="validations without a gain after which training stops")
     loop.add_argument("--workers", type=int, help="processes that load and change images")

@@ -242,7 +242,7 @@ def train(options: argparse.Namespace) -> Report:
         names=options.labels and tuple(options.labels),
         channels=options.channels and tuple(options.channels),
     )
-    fields = ("steps", "optimizer", "learning_rate", "validate_every", "patience", "workers", "seed")
+    fields = ("steps", "optimizer", "learning_rate", "keep", "validate_every", "patience", "workers", "seed")
     training = {name: value for name in fields if (value := getattr(options, name)) is not None}
     if options.recipe and options.batch:
         training["batch_size"] = options.batch

@@ -18,14 +18,14 @@ from DeepLabSegLib.weights.load import load_weights
 __all__ = ["begin_with"]
 
 
-def begin_with(network: DeepLabV3Plus, source: str) -> str:
+def begin_with(network: DeepLabV3Plus, source: str, whole: bool = False) -> str:
     """Give `network` what it shares with `source`; returns in words how much that was.
 
     `source` is a model's name or path, or a weights file that `load_weights` reads. Tensors of equal name and shape are
     taken. A 2D kernel becomes the middle slice of a 3D one, whose others are zero, so that a volume is first seen slice
     by slice as the 2D network saw it. What `source` has otherwise, such as a head for other labels, is left.
 
-    Raises `WeightsError` where the encoders share no kernel.
+    Raises `WeightsError` where the encoders share no kernel, or with `whole` where `source` lacks a tensor.
     """
     donor = _donor(network, source)
     taken = {}
@@ -41,6 +41,11 @@ def begin_with(network: DeepLabV3Plus, source: str) -> str:
         raise WeightsError(
             f"{source} shares no kernel with the encoder {network.spec.encoder_name}; begin with a model of that "
             "encoder, or choose its encoder"
+        )
+    if whole and len(taken) < len(wanted):
+        raise WeightsError(
+            f"{source} has {len(taken)} of the network's {len(wanted)} tensors, so that keep would mix the others with "
+            "chance; begin with a model of the same network and labels, or leave keep out"
         )
     with torch.no_grad():
         for name, value in taken.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from DeepLabSegLib.bundle import save_bundle
-from DeepLabSegLib.errors import OutputError
+from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.training.initial import begin_with
 from DeepLabSegLib.training.jobs import OnTraining, TrainOptions, make_job, plan_of, quiet
@@ -62,7 +62,10 @@ def train_model(
         torch.manual_seed(job.training.seed)
         network = DeepLabV3Plus.from_spec(job.bundle.network)
         initial = options.initial or (options.recipe and find_recipe(options.recipe).initial)
-        begun = begin_with(network, initial) if initial else ""
+        kept = job.training.keep is not None
+        if kept and not initial:
+            raise InvalidInput("keep is given, but the training begins with fresh weights; say with which it begins")
+        begun = begin_with(network, initial, whole=kept) if initial else ""
         trained = train(
             network,
             job.pairs,

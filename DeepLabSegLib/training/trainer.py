@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -49,6 +50,8 @@ class TrainingSpec:
     learning_rate, weight_decay : the former's highest value; None takes the optimizer's usual ones.
     average : share of the moving average of weights that stays at each step, less at first; the average is what is
         kept.
+    keep : share of the weights begun with that stays in the result, 0 to 1: what is kept lies between these and the
+        average (Wortsman et al., CVPR 2022), for going on with a model without losing what it knew. None keeps nothing.
     every : the loss counts each `every`-th voxel along each axis.
     precision : "fp32", "bf16" or "fp16" for the network; weights and loss are always float32.
     validate_every, checkpoint_every : steps between validations (None: a twelfth of all) and between checkpoints.
@@ -63,6 +66,7 @@ class TrainingSpec:
     learning_rate: float | None = None
     weight_decay: float | None = None
     average: float = 0.998
+    keep: float | None = None
     every: int = 1
     precision: str = "fp32"
     validate_every: int | None = None
@@ -85,6 +89,8 @@ class TrainingSpec:
             raise InvalidInput(f"learning_rate is {self.learning_rate}; it must be above 0, usually 1e-4 to 1e-2")
         if not 0 <= self.average < 1:
             raise InvalidInput(f"average is {self.average}; it must lie between 0 and 1, for example 0.998")
+        if self.keep is not None and not 0 <= self.keep < 1:
+            raise InvalidInput(f"keep is {self.keep}; it must lie between 0 and 1, for example 0.5")
         if self.optimizer not in OPTIMIZERS:
             raise InvalidInput(f"optimizer is {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
 
@@ -205,6 +211,7 @@ class _Run:
         self._file = folder / CHECKPOINT
         self._curves = Curves(folder)
         self._identity = _identity(network, spec, about)
+        self._start = copy.deepcopy(network.state_dict()) if spec.keep else {}
         device = processes.device
         layout = torch.channels_last if network.spec.dims == 2 else torch.channels_last_3d
         if network.spec.dims == 3 and device.type == "cuda":
@@ -318,7 +325,13 @@ class _Run:
         return Trained(network, self.best["step"], self.best["scores"])
 
     def _averaged(self) -> DeepLabV3Plus:
-        return cast(DeepLabV3Plus, self._average.module).eval()
+        network = cast(DeepLabV3Plus, self._average.module)
+        if self.spec.keep:
+            network = copy.deepcopy(network)
+            for name, tensor in network.state_dict().items():
+                if tensor.is_floating_point():
+                    tensor.lerp_(self._start[name].to(tensor.device), self.spec.keep)
+        return network.eval()
 
     def _parts(self) -> dict[str, Any]:
         return {

@@ -15,7 +15,7 @@ from DeepLabSegLib import load_model, read_image
 from DeepLabSegLib.bundle import read_bundle, read_network, save_bundle
 from DeepLabSegLib.catalog import find_model
 from DeepLabSegLib.cli import main
-from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.errors import InvalidInput, OutputError, WeightsError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.training import Overrides, TrainOptions, train_model
 from DeepLabSegLib.training.head_mri import STRUCTURES
@@ -115,6 +115,20 @@ def test_training_begins_with_a_models_weights(tmp_path):
     )
     with pytest.raises(Exception, match="head-mri-2d shares no kernel with the encoder densenet121"):
         train_model(data, tmp_path / "others", other)
+
+
+def test_what_is_kept_of_the_weights_begun_with_must_be_there(tmp_path):
+    data = write_data(tmp_path / "data", 2)
+
+    def options(initial):
+        return TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0, "keep": 0.5}, initial=initial)
+
+    with pytest.raises(InvalidInput, match="begins with fresh weights"):
+        train_model(data, tmp_path / "boxes", options(None))
+    with pytest.raises(WeightsError, match=r"head-mri-2d has \d+ of the network's \d+ tensors"):
+        train_model(data, tmp_path / "boxes", options("head-mri-2d"))
+    train_model(data, tmp_path / "first", replace(options(None), training={"steps": 2, "workers": 0}))
+    assert train_model(data, tmp_path / "second", options(str(tmp_path / "first"))).step in (1, 2)
 
 
 def test_nothing_is_trained_where_something_is_in_the_way(tmp_path):

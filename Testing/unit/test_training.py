@@ -201,6 +201,7 @@ def test_processes_must_share_a_batch_evenly(tmp_path):
     [
         ("steps", 0),
         ("average", 1.0),
+        ("keep", 1.5),
         ("learning_rate", -1.0),
         ("patience", 0),
         ("optimizer", "adam"),
@@ -211,3 +212,16 @@ def test_processes_must_share_a_batch_evenly(tmp_path):
 def test_a_setting_out_of_range_is_named(name, value):
     with pytest.raises(InvalidInput, match=f"{name} is"):
         TrainingSpec(**{name: value})
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_share_of_the_weights_begun_with_can_be_kept(dims, tmp_path):
+    spec = replace(SPEC, validate_every=None)
+    first = network(dims).state_dict()
+    for name in ("plain", "mixed"):
+        (tmp_path / name).mkdir()
+    plain = train(network(dims), BrightFromDark(dims), spec, tmp_path / "plain").network.state_dict()
+    mixed = train(network(dims), BrightFromDark(dims), replace(spec, keep=0.25), tmp_path / "mixed").network
+    for name, tensor in mixed.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, 0.75 * plain[name] + 0.25 * first[name])
