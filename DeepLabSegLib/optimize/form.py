@@ -130,11 +130,11 @@ def _compiled(
     module: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
     """`module` by `torch.compile`, here and now rather than at the first window."""
-    made = torch.compile(module, dynamic=False)
     try:
+        made = torch.compile(module, dynamic=False)
         with torch.inference_mode(), _exact():
             made(torch.zeros(shape, dtype=dtype, device=device))
-    except RuntimeError as error:
+    except Exception as error:  # compilers fail in ways of their own
         if out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0]
