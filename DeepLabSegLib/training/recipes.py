@@ -113,7 +113,7 @@ RECIPES = {
     "head-mri-fast": Recipe(
         Bundle(
             name="head-mri-fast",
-            description="The structures of head-mri on a coarser grid: half the time, for laptops and many scans",
+            description="The structures of head-mri on a coarser grid: a fifth of the time, for laptops and many scans",
             network=_network(3, 3, len(SEGMENTS) + 1),
             input=_head(1.0, 96),
             labels=SEGMENTS,
