@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import DeepLabSegLib
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.image import Image, Labels, Segment
+from DeepLabSegLib.image import SCORE_MAPS, Image, Labels, Segment
 from DeepLabSegLib.outputs import check_output, replacing
 from DeepLabSegLib.schema import from_json, to_json
 from DeepLabSegLib.texts import parse_names
 
 if TYPE_CHECKING:
     from DeepLabSegLib.comparison import Comparison
-
-MAPS = ("uncertainty", "probabilities")
-"""Fields of `Labels` that `segment` writes to files of their own where it is asked to."""
 
 TRAINING_LINES = 50  # of a training without a terminal
 
@@ -37,11 +34,11 @@ def segment(options: argparse.Namespace) -> Report:
     from DeepLabSegLib import files
 
     output = check_output(options.output, files.LABEL_SUFFIXES, options.overwrite)
-    for name in MAPS:
+    for name in SCORE_MAPS:
         if (path := getattr(options, name)) is not None:
             check_output(path, files.VOLUME_SUFFIXES, options.overwrite)
     report, _, labels = _segment_file(options.input, output, options)
-    for name in MAPS:
+    for name in SCORE_MAPS:
         if (array := getattr(labels, name)) is not None:
             image = Image(array.astype("float32", copy=False), labels.geometry)
             files.write_image(image, getattr(options, name), overwrite=options.overwrite)

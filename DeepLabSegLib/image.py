@@ -162,6 +162,10 @@ class Segment:
         return f"Segment_{self.value}"
 
 
+SCORE_MAPS = ("uncertainty", "probabilities")
+"""The fields of `Labels` that are made of class scores, each only where it is asked for."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """A result on the input's own grid.

@@ -18,7 +18,7 @@ from DeepLabSegLib.bundle import Bundle, ModelInput, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
 from DeepLabSegLib.devices import PRECISIONS, choose_device, choose_precision, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels, Segment
 from DeepLabSegLib.ladder import next_step, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import check_choice
@@ -205,7 +205,7 @@ class Segmenter:
                 f"mirror is on, but the model {self.bundle.name} tells the ends of every axis apart; leave it out"
             )
         activation = self.bundle.network.classifier_activation
-        for name in ("uncertainty", "probabilities"):
+        for name in SCORE_MAPS:
             if getattr(options, name) and activation not in ("softmax", "sigmoid"):
                 raise InvalidInput(
                     f"{name}: the scores of {self.bundle.name} are no probabilities, since it ends with {activation}; "

@@ -30,7 +30,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 
 from DeepLabSegLib.errors import DeepLabSegError
-from DeepLabSegLib.image import Geometry, Image, Labels
+from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels
 from DeepLabSegLib.schema import from_json, to_json
 
 __all__ = ["Worker", "main"]
@@ -119,7 +119,7 @@ class Worker:
         seconds = time.perf_counter() - started
         result = {"labels": "labels.npy", "segments": to_json(labels.segments), "model": segmenter.bundle.name}
         np.save(folder / "labels.npy", labels.array)
-        for name in ("uncertainty", "probabilities"):
+        for name in SCORE_MAPS:
             if (array := getattr(labels, name)) is not None:
                 result[name] = f"{name}.npy"
                 np.save(folder / result[name], array)

@@ -16,7 +16,7 @@ from slicer.i18n import tr as _
 
 from DeepLabSegLib import mrml
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput, OutputError
-from DeepLabSegLib.image import Geometry, Labels, Segment
+from DeepLabSegLib.image import SCORE_MAPS, Geometry, Labels, Segment
 from DeepLabSegLib.schema import from_json
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
@@ -154,10 +154,7 @@ class SegmentationRun:
             np.load(self._folder / report["labels"]),
             self._geometry,
             tuple(from_json(Segment, segment) for segment in report["segments"]),
-            *(
-                np.load(self._folder / report[name]) if name in report else None
-                for name in ("uncertainty", "probabilities")
-            ),
+            **{name: np.load(self._folder / report[name]) for name in SCORE_MAPS if name in report},
         )
         surfaces = None
         if "surfaces" in report:
