@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -76,12 +77,13 @@ class Geometry:
             raise InvalidInput(f"spacing is {_by(spacing)} mm; every axis needs a positive size, so correct the header")
         return cls(tuple(shape), tuple(spacing), tuple(matrix[:3, 3]), tuple(map(tuple, columns / spacing[:, None])))  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def affine(self) -> NDArray[np.float64]:
-        """4x4, takes `(k, j, i, 1)` to RAS mm."""
+        """4x4, takes `(k, j, i, 1)` to RAS mm; not to be written to."""
         matrix = np.eye(4)
         matrix[:3, :3] = (np.array(self.direction) * np.array(self.spacing)[:, None]).T
         matrix[:3, 3] = self.origin
+        matrix.flags.writeable = False
         return matrix
 
     @property

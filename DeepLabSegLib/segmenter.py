@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -255,7 +254,7 @@ class Segmenter:
             try:
                 return run(
                     passage,
-                    partial(self._logits, passage),
+                    self._logits_of(passage),
                     lambda done, total: report("segment", done, total),
                     lambda done, total: report("restore", done, total),
                 )
@@ -309,20 +308,24 @@ class Segmenter:
             keep_as=PRECISIONS[self.precision],
         )
 
-    def _logits(self, passage: Passage, x: Tensor) -> Tensor:
-        """`(N, C, *S) -> (mirrorings, N, classes, *low sizes)`."""
+    def _logits_of(self, passage: Passage) -> Callable[[Tensor], Tensor]:
+        """From windows `(N, C, *S)` to `(mirrorings, N, classes, *low sizes)`."""
+        tile = passage.tile[-passage.dims :]
         # The CPU steps in for a GPU in full precision and without a compiler: either may be slow there, or missing.
         asked = (self.precision, self._compiled) if passage.device == self.device else ("fp32", False)
-        form = self._forms.of((passage.at_once, *x.shape[1:]), passage.device, *asked)
-        turns = mirrorings([axis + x.ndim - 3 for axis in passage.mirror_axes])
-        logits = torch.stack([form(x.flip(turn)).flip(turn) for turn in turns])
-        size = self.network.output_size(logits.shape[3:], x.shape[2:])
-        if size != tuple(x.shape[2:]):
-            raise InvalidInput(
-                f"the network turns a tile of {tuple(x.shape[2:])} into {size}; "
-                "set head_upsample to None, so that sizes agree"
-            )
-        return logits
+        form = self._forms.of((passage.at_once, self.bundle.network.in_channels, *tile), passage.device, *asked)
+        turns = mirrorings([axis - 3 for axis in passage.mirror_axes])
+
+        def logits_of(x: Tensor) -> Tensor:
+            logits = torch.stack([form(x.flip(turn)).flip(turn) for turn in turns])
+            size = self.network.output_size(logits.shape[3:], x.shape[2:])
+            if size != tile:
+                raise InvalidInput(
+                    f"the network turns a tile of {tile} into {size}; set head_upsample to None, so that sizes agree"
+                )
+            return logits
+
+        return logits_of
 
 
 def load_model(

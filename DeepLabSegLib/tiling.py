@@ -281,9 +281,9 @@ class Blender:
         """`(classes, *low) -> (classes, planes, rows, columns)` at `sides` of the window: linear, an axis at a time."""
         cells = self._cells(logits.shape[1:], sides)
         given = logits[(slice(None), *cells)].to(self.device, torch.float32)
-        planes, rows, columns = (  # a product of many matrices would copy a part of one again and again
-            _matrix(low, size, self.device)[side, read].contiguous()
-            for low, size, side, read in zip(logits.shape[1:], self.tiling.tile, sides, cells, strict=True)
+        planes, rows, columns = (
+            _matrix_part(low, size, side.start, side.stop, self.device)
+            for low, size, side in zip(logits.shape[1:], self.tiling.tile, sides, strict=True)
         )
         classes, l0, l1, l2 = given.shape
         result = planes @ given.reshape(classes, l0, l1 * l2)
@@ -307,6 +307,15 @@ def _moved(sides: Sequence[slice], corner: Sequence[int]) -> tuple[slice, ...]:
 def _matrix(low: int, size: int, device: torch.device) -> Tensor:
     """`(size, low)`: linear interpolation with half-pixel centres, as `interpolate(align_corners=False)` does it."""
     return F.interpolate(torch.eye(low)[None], size=size, mode="linear")[0].T.contiguous().to(device)
+
+
+@lru_cache(maxsize=512)
+def _matrix_part(low: int, size: int, start: int, stop: int, device: torch.device) -> Tensor:
+    """`_matrix` from row `start` to `stop`, with the columns that `_read` names.
+
+    In one piece: a product of many matrices would copy a part of one again and again.
+    """
+    return _matrix(low, size, device)[start:stop, _read(low, size, start, stop)].contiguous()
 
 
 @lru_cache(maxsize=4096)
