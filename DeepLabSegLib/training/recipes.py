@@ -138,8 +138,8 @@ RECIPES = {
             one_piece=True,
             limits=HEAD_LIMITS,
         ),
-        TrainingSpec(steps=9000, batch_size=8, every=2),
-        heads=Heads((112, 112, 112)),
+        TrainingSpec(steps=9000, batch_size=4, every=2),
+        heads=Heads((144, 144, 144)),
         initial="head-mri-2d",
     ),
     "cardiac-lv": Recipe(

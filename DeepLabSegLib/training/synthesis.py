@@ -49,7 +49,9 @@ class SynthesisSpec:
     Angles are in degrees, lengths in mm, grey values relative to the range 0 to 1. `thick_share` of the images have
     slices of `thickness` along one axis, `prior_share` take the grey values of a common contrast, each of `mirror_axes`
     is turned round in half of them, `dark_share` have a dark surrounding, and `anywhere_share` are centred anywhere in
-    the map, not only in its focus.
+    the map, not only in its focus. In `spread_share` of them some tissues have grown into the others by up to `spread`:
+    a network is to follow the image where a head's structures are thicker or thinner than those of the maps. Classes
+    that are `fading` have within a `rim` of others a grey value up to `fade` of the way to theirs.
     """
 
     rotation: float = 15.0
@@ -57,6 +59,11 @@ class SynthesisSpec:
     elastic: float = 4.0
     elastic_spacing: float = 32.0
     mirror_axes: tuple[int, ...] = ()
+    spread: float = 1.2
+    spread_share: float = 0.5
+    fading: tuple[int, ...] = ()
+    rim: tuple[float, float] = (0.5, 1.2)
+    fade: float = 0.6
     texture: float = 0.06
     resolution: tuple[float, float] = (0.8, 2.2)
     thickness: tuple[float, float] = (2.0, 5.0)
@@ -65,7 +72,7 @@ class SynthesisSpec:
     noise: float = 0.04
     gamma: float = 0.25
     dark_share: float = 0.8
-    anywhere_share: float = 0.2
+    anywhere_share: float = 0.35
     prior_share: float = 0.5
 
 
@@ -99,14 +106,40 @@ def synthesize(
         centre = torch.tensor(label_map.structures.shape) * torch.rand(3, generator=generator)
     points = pose.points(shape, step, centre, label_map.spacing, device, generator)
     structures = sample_nearest(label_map.structures, points).long()
+    labelled = label_map.classes > 0
+    if draw.chance(spec.spread_share):
+        growing = (torch.rand(int(label_map.tissues.max()) + 1, generator=generator) < 0.5)[label_map.tissues]
+        steps = round(draw.even(0, spec.spread) / step[-1])
+        structures = _taken(structures, growing & labelled, ~growing & labelled, steps)
 
-    grey, deviation = (sent(table, device)[structures] for table in _tissues(label_map, spec, prior, generator))
+    greys, deviations = (sent(table, device) for table in _tissues(label_map, spec, prior, generator))
+    grey, deviation = greys[structures], deviations[structures]
+    fading = torch.isin(label_map.classes, torch.tensor(spec.fading, dtype=torch.long))
+    beside = _taken(structures, ~fading & labelled, fading, round(draw.even(*spec.rim) / step[-1]))
+    grey = grey.lerp(greys[beside], draw.even(0, spec.fade))
     image = grey + deviation * draw.normal(shape)
     target = sent(label_map.classes, device)[structures]
     if flat:
         image, target = image.mean(0, keepdim=True), target[planes // 2 : planes // 2 + 1]
     image = _acquire(image, step, flat, spec, draw)
     return (image[:, 0] if flat else image), (target[0] if flat else target)
+
+
+def _taken(structures: Tensor, takers: Tensor, given: Tensor, steps: int) -> Tensor:
+    """`structures` `(k, j, i)` after `takers` have taken voxels of `given` beside them, a voxel wide in each step.
+
+    Both have a truth value per structure.
+    """
+    values = sent(torch.arange(len(takers)) * takers, structures.device).float()
+    may_go = sent(given, structures.device)
+    for _ in range(steps):
+        source = values[structures][None, None]
+        taker = source
+        for axis in range(3):
+            reach = [int(n == axis) for n in range(3)]
+            taker = taker.maximum(F.max_pool3d(source, [1 + 2 * n for n in reach], 1, reach))
+        structures = torch.where(may_go[structures] & (taker[0, 0] > 0), taker[0, 0].long(), structures)
+    return structures
 
 
 def _tissues(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -22,6 +24,8 @@ CALM = SynthesisSpec(
     scale=0,
     elastic=0,
     mirror_axes=(),
+    spread_share=0,
+    fade=0,
     anywhere_share=0,
     bias=0,
     noise=0,
@@ -79,6 +83,41 @@ def test_a_finer_grid_shows_the_same_thing_larger(label_map):
     assert (coarse > 0).sum() * 8 == pytest.approx(int((fine > 0).sum()), rel=0.1)
 
 
+@pytest.mark.parametrize("size", [(48, 48), (48, 48, 48)])
+def test_a_structure_may_be_thicker_or_thinner_than_in_the_map_and_the_image_shows_it(size, label_map):
+    label_map = replace(label_map, focus=((24,) * 3,) * 2)
+
+    def drawn(share):
+        draws, spec = generator(), replace(CALM, spread_share=share, spread=3.0)
+        return [synthesize(label_map, size, (1.0,) * len(size), spec, T1_PRIOR, draws) for _ in range(40)]
+
+    (_, as_it_is), *_ = drawn(0)
+    sizes = [int((target == WHITE).sum()) for _, target in drawn(1)]
+    assert min(sizes) < 0.9 * (as_it_is == WHITE).sum()
+    assert max(sizes) > 1.1 * (as_it_is == WHITE).sum()
+    for image, target in drawn(1):
+        assert ((target == 0) == (as_it_is == 0)).all()  # what has no label keeps its place
+        white, grey = (image[0][target == n].median() for n in (WHITE, GREY))
+        assert white > grey
+
+
+@pytest.mark.parametrize("size", [(48, 48), (48, 48, 48)])
+def test_white_matter_fades_at_its_edge_and_stays_white_matter(size, label_map):
+    spec = replace(CALM, fading=(WHITE,), rim=(2.0, 2.0), fade=0.0, texture=0.0)
+    sharp, faded = (
+        [
+            synthesize(label_map, size, (1.0,) * len(size), replace(spec, fade=fade), T1_PRIOR, generator(seed))
+            for seed in range(4)
+        ]
+        for fade in (0.0, 1.0)
+    )
+    for (image, target), (other, same) in zip(sharp, faded, strict=True):
+        assert torch.equal(target, same)
+        white = target == WHITE
+        assert (other[0][white] < image[0][white] - 0.01).sum() > 20
+        assert (other[0][~white] <= image[0][~white] + 0.05).all()
+
+
 @pytest.fixture
 def head(tmp_path):
     """A box of brain with fluid around it and far below, in RAS, as a file."""
@@ -86,6 +125,9 @@ def head(tmp_path):
     array[2:58, 5:35, 5:35] = 24
     array[30:50, 10:30, 10:20] = 2
     array[30:50, 10:30, 20:30] = 41
+    array[20:30, 18:22, 18:22] = 16
+    array[4:20, 18:22, 18:22] = 512
+    array[25:30, 24:30, 15:25] = 8
     array[0] = 515
     image = sitk.GetImageFromArray(array)
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))  # RAS
@@ -106,11 +148,23 @@ def test_a_label_map_is_turned_to_the_models_orientation_with_both_sides_alike(h
 
 def test_fluid_far_from_the_brain_looks_like_fluid_and_has_no_label(head):
     label_map = read_head_map(head, "SAR")
-    near, far = (int(label_map.structures[k, 20, 20]) for k in (29, 10))
+    near, far = (int(label_map.structures[k, 12, 12]) for k in (29, 10))
     assert STRUCTURES[label_map.classes[near] - 1].name == "Cerebrospinal fluid"
     assert label_map.classes[far] == 0
     assert label_map.tissues[near] == label_map.tissues[far]
-    assert label_map.focus[0][0] > 25
+    assert label_map.focus[0][0] > 15
+
+
+@pytest.mark.parametrize("orientation", ["SAR", "ASR", "RAI"])
+def test_the_spinal_cord_looks_like_the_brain_stem_and_begins_below_the_cerebellum(head, orientation):
+    label_map = read_head_map(head, orientation)
+    axis = [letter in "SI" for letter in orientation].index(True)
+    upward = label_map.structures.movedim(axis, 0)
+    upward = upward if orientation[axis] == "S" else upward.flip(0)
+    stem, end, cord = (int(upward[k, 20, 20]) for k in (27, 22, 10))
+    assert STRUCTURES[label_map.classes[stem] - 1].name == "Brain stem"
+    assert label_map.classes[end] == label_map.classes[cord] == 0
+    assert label_map.tissues[stem] == label_map.tissues[end] == label_map.tissues[cord]
 
 
 def test_the_intracranial_volume_closes_sulci_and_adds_a_rim():
