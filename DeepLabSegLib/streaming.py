@@ -68,10 +68,10 @@ def run(
     corners = tiling.corners
     for first in range(0, len(corners), passage.at_once):
         group = corners[first : first + passage.at_once]
-        seen = {corner: x for corner in group if (x := windows.read(corner)) is not None}
+        seen, batch = windows.read(group)
         found: dict[tuple[int, int, int], Tensor] = {}
         if seen:
-            logits = logits_of(torch.stack(list(seen.values())))
+            logits = logits_of(batch)
             logits = logits.unsqueeze(3) if passage.dims == 2 else logits
             logits = logits.permute(0, 1, 2, *(3 + n for n in order))
             found = dict(zip(seen, logits.unbind(1), strict=True))

@@ -1,8 +1,8 @@
-"""A network's windows, read from a scan as it lies in memory: resampled, normalised and turned one by one."""
+"""A network's windows, read from a scan as it lies in memory: resampled, normalised and turned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from DeepLabSegLib.tiling import Tiling
 
 __all__ = ["Windows"]
 
+Corner = tuple[int, int, int]
+
 
 class Windows:
     """The windows of `tiling` on the grid `flow`, which is the passage's with its axes in another `order`."""
@@ -28,10 +30,21 @@ class Windows:
         self.flow = flow
         self.tiling = tiling
         self.order = order
+        self._batch = torch.empty(0)
         self._front: int | None = None
         self._slab = torch.empty(0), passage.source.geometry
 
-    def read(self, corner: tuple[int, int, int]) -> Tensor | None:
+    def read(self, corners: Iterable[Corner]) -> tuple[list[Corner], Tensor]:
+        """Those of `corners` whose windows aren't all background, and these: `(N, C, *S)`, until the next call."""
+        found = {corner: x for corner in corners if (x := self._window(corner)) is not None}
+        if found and len(self._batch) < len(found):
+            self._batch = torch.stack(list(found.values()))
+        elif found:
+            # In the same place: the C library finds no second use for the gaps that large tensors leave.
+            torch.stack(list(found.values()), out=self._batch[: len(found)])
+        return list(found), self._batch[: len(found)]
+
+    def _window(self, corner: Corner) -> Tensor | None:
         """The network's input `(C, *S)` at a corner of the flow, zeros outside it; None where it is all background."""
         passage = self.passage
         inside: Box = tuple(self.tiling.inside(corner))  # type: ignore[assignment]

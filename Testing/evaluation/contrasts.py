@@ -4,8 +4,9 @@
 
 Every T1 scan in SCANS (with the DLMUSE map of its subject in LABELS) is repainted: inside the intracranial volume
 each tissue gets the median grey value that it has in the wanted contrast, and keeps its own texture; the rest of the
-head stays. It is then averaged over slices of 1, 2 and 4 mm from top to bottom. Reported is the Dice of the brain
-(DLMUSE's total brain, ventricles included, against all labels but fluid) on the grid of the slices.
+head stays. It is then averaged over slices of 1, 2 and 4 mm from top to bottom. Reported are the Dice of the brain
+(DLMUSE's total brain, ventricles included, against all labels but fluid) and of the intracranial volume (all labels of
+either) on the grid of the slices.
 """
 
 from __future__ import annotations
@@ -77,22 +78,28 @@ def main() -> None:
     rows = []
     for path in sorted(options.scans.glob("*.nii.gz"))[: options.first]:
         scan, truth = oriented(path), oriented(find_labels(options.labels, path))
-        total_brain = (truth.array[0] > 0) & ~np.isin(truth.array[0], CSF)
+        inside = truth.array > 0
+        masks = torch.from_numpy(np.concatenate([inside & ~np.isin(truth.array, CSF), inside])).byte()
         for contrast, means in CONTRASTS.items():
             array = scan.array[0].astype(np.float32)
             array = array if means is None else repainted(array, truth.array[0], means)
             for thickness in SLICES:
                 image = sliced(array, scan.geometry, thickness)
-                wanted = resample(torch.from_numpy(total_brain[None]).byte(), truth.geometry, image.geometry, "nearest")
+                wanted = resample(masks, truth.geometry, image.geometry, "nearest").numpy() > 0
                 found: Labels = segmenter.segment(image)
-                brain = (found.array > 0) & (found.array != fluid)
-                rows.append((path.name, contrast, thickness, dice(brain, wanted[0].numpy() > 0)))
+                whole = found.array > 0
+                scores = dice(whole & (found.array != fluid), wanted[0]), dice(whole, wanted[1])
+                rows.append((path.name, contrast, thickness, *scores))
     with options.output.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("scan", "contrast", "slice_mm", "brain_dice"), *rows])
+        csv.writer(file).writerows([("scan", "contrast", "slice_mm", "brain_dice", "intracranial_dice"), *rows])
     for contrast in CONTRASTS:
         for thickness in SLICES:
-            scores = [row[3] for row in rows if row[1:3] == (contrast, thickness)]
-            print(f"{contrast:12}{thickness:g} mm  mean {np.mean(scores):.3f}  lowest {min(scores):.3f}")  # noqa: T201
+            chosen = [row[3:] for row in rows if row[1:3] == (contrast, thickness)]
+            mean, lowest = np.mean(chosen, axis=0), np.min(chosen, axis=0)
+            print(  # noqa: T201
+                f"{contrast:12}{thickness:g} mm  brain {mean[0]:.3f}, lowest {lowest[0]:.3f}; "
+                f"intracranial {mean[1]:.3f}, lowest {lowest[1]:.3f}"
+            )
 
 
 def oriented(path: Path) -> Image:

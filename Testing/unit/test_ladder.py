@@ -20,14 +20,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def failing(monkeypatch, segmenter, fits):
     """Let the network run out of memory on every passage for which `fits` is false."""
-    whole = segmenter._logits
+    whole = segmenter._logits_of
 
-    def logits(passage, x):
+    def logits_of(passage):
         if not fits(passage):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return whole(passage, x)
+        return whole(passage)
 
-    monkeypatch.setattr(segmenter, "_logits", logits)
+    monkeypatch.setattr(segmenter, "_logits_of", logits_of)
 
 
 def run(segmenter, scan, options=None):
@@ -150,10 +150,10 @@ def test_other_errors_are_not_taken_for_want_of_memory(monkeypatch, scan):
     assert not out_of_memory(InvalidInput("out of memory"))
     segmenter = make_segmenter(2)
 
-    def broken(passage, x):
+    def broken(passage):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(segmenter, "_logits", broken)
+    monkeypatch.setattr(segmenter, "_logits_of", broken)
     with pytest.raises(RuntimeError, match="something else"):
         segmenter.segment(scan)
 

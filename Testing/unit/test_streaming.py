@@ -152,8 +152,8 @@ def test_windows_of_nothing_but_background_are_not_looked_at(dims, tile, classes
     without = segmenter.segment(scan, options)
     bundle = make_bundle(dims, classes=classes, activation=activation, background=-950)
     skipping, seen = Segmenter(bundle, segmenter.network, "cpu", "fp32"), []
-    whole = skipping._logits
-    monkeypatch.setattr(skipping, "_logits", lambda passage, x: seen.append(len(x)) or whole(passage, x))
+    whole = skipping._logits_of
+    monkeypatch.setattr(skipping, "_logits_of", lambda passage: lambda x: seen.append(len(x)) or whole(passage)(x))
     labels = skipping.segment(scan, options)
     assert sum(seen) == (16 if dims == 2 else 1) * 3, "the first column of three"
     np.testing.assert_array_equal(labels.array[..., :16], without.array[..., :16])

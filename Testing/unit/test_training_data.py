@@ -427,13 +427,12 @@ def test_a_prepared_case_is_what_the_segmenter_feeds_its_network(dims, tmp_path,
     bundle = Bundle("t", "t", made.network, made.input, made.labels, "none", "none")
     segmenter = Segmenter(bundle, make_network(made.network), "cpu")
     fed: list[torch.Tensor] = []
-    original = Segmenter._logits
+    original = Segmenter._logits_of
 
-    def listen(self, passage, x):
-        fed.extend(x)
-        return original(self, passage, x)
+    def listening(self, passage):
+        return lambda x: fed.extend(x) or original(self, passage)(x)
 
-    monkeypatch.setattr(Segmenter, "_logits", listen)
+    monkeypatch.setattr(Segmenter, "_logits_of", listening)
     path = next((tmp_path / "data" / "images").glob("a.*"))
     segmenter.segment(read_image(path))
     pair = Patches([case], made)[0]
