@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels, Segment
 from DeepLabSegLib.ladder import next_step, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import check_choice
-from DeepLabSegLib.optimize import FastForms
+from DeepLabSegLib.optimize import FastForm, FastForms
 from DeepLabSegLib.passage import Decision, Passage
 from DeepLabSegLib.preprocess import LETTERS, Scaling, check_voxels, model_grid
 from DeepLabSegLib.region import Region, crop
@@ -313,11 +314,15 @@ class Segmenter:
         tile = passage.tile[-passage.dims :]
         # The CPU steps in for a GPU in full precision and without a compiler: either may be slow there, or missing.
         asked = (self.precision, self._compiled) if passage.device == self.device else ("fp32", False)
-        form = self._forms.of((passage.at_once, self.bundle.network.in_channels, *tile), passage.device, *asked)
+        shape = (passage.at_once, self.bundle.network.in_channels, *tile)
         turns = mirrorings([axis - 3 for axis in passage.mirror_axes])
 
+        @cache  # asking whether the weights are still the same takes longer than launching a GPU's work
+        def form() -> FastForm:
+            return self._forms.of(shape, passage.device, *asked)
+
         def logits_of(x: Tensor) -> Tensor:
-            logits = torch.stack([form(x.flip(turn)).flip(turn) for turn in turns])
+            logits = torch.stack([form()(x.flip(turn)).flip(turn) for turn in turns])
             size = self.network.output_size(logits.shape[3:], x.shape[2:])
             if size != tile:
                 raise InvalidInput(
