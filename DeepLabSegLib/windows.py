@@ -37,12 +37,14 @@ class Windows:
     def read(self, corners: Iterable[Corner]) -> tuple[list[Corner], Tensor]:
         """Those of `corners` whose windows aren't all background, and these: `(N, C, *S)`, until the next call."""
         found = {corner: x for corner in corners if (x := self._window(corner)) is not None}
-        if found and len(self._batch) < len(found):
-            self._batch = torch.stack(list(found.values()))
-        elif found:
+        stacked = list(found.values())
+        if len(self._batch) < len(stacked):
+            self._batch = stacked[0].new_empty((len(stacked), *stacked[0].shape))
+        batch = self._batch[: len(stacked)]
+        if stacked:
             # In the same place: the C library finds no second use for the gaps that large tensors leave.
-            torch.stack(list(found.values()), out=self._batch[: len(found)])
-        return list(found), self._batch[: len(found)]
+            torch.stack(stacked, out=batch)
+        return list(found), batch
 
     def _window(self, corner: Corner) -> Tensor | None:
         """The network's input `(C, *S)` at a corner of the flow, zeros outside it; None where it is all background."""
