@@ -34,7 +34,7 @@ Box = tuple[slice, slice, slice]
 SLAB = 2**20
 """Voxels of a target that are resampled at once."""
 
-BLOCK = 64
+BLOCK = 32
 """Voxels along an axis that are interpolated by one matrix product: more would multiply more zeros."""
 
 

@@ -12,6 +12,7 @@ import qt
 from slicer.i18n import tr as _
 
 import DeepLabSegLib
+from DeepLabSegLib.worker import ENVIRONMENT
 
 Answer = dict[str, Any]
 """One of `DeepLabSegLib.worker`'s answers: it has `progress`, `result` or `error`."""
@@ -83,6 +84,7 @@ class WorkerProcess:
         self._process.connect("errorOccurred(QProcess::ProcessError)", self._onError)
         self._process.connect("readyReadStandardOutput()", self._onOutput)
         self._process.connect("readyReadStandardError()", self._onErrorOutput)
+        self._process.setProcessEnvironment(_environment())
         self._process.start(python_executable(), ["-c", PROGRAM, LIBRARY])
 
     def _send(self, request: dict[str, Any]) -> None:
@@ -127,6 +129,15 @@ class WorkerProcess:
         waiting, self._waiting = self._waiting, {}
         for number, onAnswer in waiting.items():
             onAnswer({"id": number, "error": {"kind": kind, "message": message}})
+
+
+def _environment() -> Any:
+    """Slicer's own, with what the worker should have where that isn't set."""
+    environment = qt.QProcessEnvironment.systemEnvironment()
+    for name, value in ENVIRONMENT.items():
+        if not environment.contains(name):
+            environment.insert(name, value)
+    return environment
 
 
 def _bytes(array: Any) -> bytes:

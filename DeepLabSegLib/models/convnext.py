@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.encoder import Encoder, check_depth
-from DeepLabSegLib.models.layers import LAYERS, ChannelNorm, DropPath, InputNorm, check_rate, initialize
+from DeepLabSegLib.models.layers import LAYERS, ChannelNorm, DropPath, InputNorm, check_rate
 
 __all__ = ["CONVNEXTS", "ConvNeXtBackbone", "ConvNeXtBackboneV2", "ConvNeXtSpec"]
 
@@ -114,7 +114,6 @@ class ConvNeXtBackbone(Encoder):
             self.stages.append(nn.Sequential(*(_Block(self.dims, s, width, rates.pop(0)) for _ in range(blocks))))
             self.norms.append(ChannelNorm(width, NORM_EPS))
             before = width
-        initialize(self)
 
     def drop_unread(self, levels: Sequence[int]) -> None:
         """Levels outside `levels` stay as their stage leaves them, without the normalisation nobody would read."""

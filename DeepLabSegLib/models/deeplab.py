@@ -23,7 +23,6 @@ from DeepLabSegLib.models.layers import (
     ConvNormAct,
     activation_name,
     decoder_norm,
-    initialize,
     resize,
 )
 
@@ -242,8 +241,6 @@ class DeepLabV3Plus(nn.Module):
         )
         self.head = LAYERS[dims].conv(width, spec.num_classes, 1)
         self.classifier = Activation(str(spec.classifier_activation))
-        for part in (self.aspp, self.refine, self.skip, self.fuse, self.head):
-            initialize(part)
         nn.init.normal_(self.head.weight, std=0.01)  # training starts from even probabilities
 
     @classmethod

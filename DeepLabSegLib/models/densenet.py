@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.encoder import Encoder, check_depth
-from DeepLabSegLib.models.layers import KERAS_NORM, LAYERS, SamePad, check_rate, initialize
+from DeepLabSegLib.models.layers import KERAS_NORM, LAYERS, SamePad, check_rate
 
 __all__ = ["DENSENETS", "DenseNetBackbone", "DenseNetSpec"]
 
@@ -97,7 +97,6 @@ class DenseNetBackbone(Encoder):
             self.post_norm = KERAS_NORM(self.dims, width)
         self.channels = tuple(channels)
         self.strides = tuple(2 ** (n + 1) for n in range(len(channels)))
-        initialize(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """`(N, C, *S) -> [P1, P2, ...]`; P1 and P2 round sizes up, later levels down."""

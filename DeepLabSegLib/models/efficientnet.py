@@ -29,7 +29,6 @@ from DeepLabSegLib.models.layers import (
     batch_norm,
     check_choice,
     check_rate,
-    initialize,
 )
 
 __all__ = [
@@ -279,7 +278,6 @@ class EfficientNetBackbone(Encoder):
             channels.append(top)
         self.channels = tuple(channels)
         self.strides = tuple(strides)
-        initialize(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """`(N, C, *S) -> [P1, P2, ...]`, Pn of shape `(N, channels[n-1], *ceil(S / strides[n-1]))`."""

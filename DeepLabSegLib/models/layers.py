@@ -37,10 +37,29 @@ __all__ = [
     "check_choice",
     "check_rate",
     "decoder_norm",
-    "initialize",
     "is_counter",
     "resize",
 ]
+
+
+class _HeStart:
+    """A convolution that begins with He's initialisation (He et al., ICCV 2015) and biases of zero."""
+
+    def reset_parameters(self) -> None:
+        weight, bias = self.weight, self.bias  # type: ignore[attr-defined]
+        if weight.is_meta:  # which has no numbers to draw
+            return
+        nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        if bias is not None:
+            nn.init.zeros_(bias)
+
+
+class Conv2d(_HeStart, nn.Conv2d):
+    """`nn.Conv2d` with He's initialisation."""
+
+
+class Conv3d(_HeStart, nn.Conv3d):
+    """`nn.Conv3d` with He's initialisation."""
 
 
 class _LoneValue:
@@ -77,8 +96,8 @@ class Layers:
 
 
 LAYERS = {
-    2: Layers(2, nn.Conv2d, BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, "bilinear"),
-    3: Layers(3, nn.Conv3d, BatchNorm3d, nn.MaxPool3d, nn.AvgPool3d, "trilinear"),
+    2: Layers(2, Conv2d, BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, "bilinear"),
+    3: Layers(3, Conv3d, BatchNorm3d, nn.MaxPool3d, nn.AvgPool3d, "trilinear"),
 }
 
 NormFactory = Callable[[int, int], nn.Module]
@@ -375,12 +394,3 @@ def resize(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
 def is_counter(name: str) -> bool:
     """Whether a tensor of that name is torch's count of batches seen, which decides nothing here."""
     return name.endswith("num_batches_tracked")
-
-
-def initialize(module: nn.Module) -> None:
-    """He initialisation of every convolution (He et al., ICCV 2015); biases are set to zero."""
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d | nn.Conv3d) and not child.weight.is_meta:  # which has no numbers to draw
-            nn.init.kaiming_normal_(child.weight, nonlinearity="relu")
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.encoder import Encoder, check_depth
-from DeepLabSegLib.models.layers import ENCODER_NORM, LAYERS, SqueezeExcite, activation_name, check_choice, initialize
+from DeepLabSegLib.models.layers import ENCODER_NORM, LAYERS, SqueezeExcite, activation_name, check_choice
 
 __all__ = ["RESNETS", "SENETS", "ResNetBackbone", "ResNetSpec"]
 
@@ -130,7 +130,6 @@ class ResNetBackbone(Encoder):
         if s.use_pre_activation and len(filters) == len(s.num_filters):
             # The reference's own output only; DeepLabV3+ reads P5 before it. Kept so that weights map one to one.
             self.post_norm = ENCODER_NORM(self.dims, in_channels)
-        initialize(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """`(N, C, *S) -> [P1, P2, ...]`, Pn of shape `(N, channels[n-1], *ceil(S / strides[n-1]))`."""

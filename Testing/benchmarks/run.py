@@ -33,6 +33,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from DeepLabSegLib.devices import cpu_has_bf16  # noqa: E402 found above
 from DeepLabSegLib.tiling import tile_starts  # noqa: E402
+from DeepLabSegLib.worker import ENVIRONMENT  # noqa: E402
 
 OTHERS = ("medicai", "smp", "stitch_monai", "stitch_nnunet", "end_to_end_medicai", "back_nnunet")
 
@@ -56,13 +57,20 @@ class Bench:
         self.others = others
         self.turns = turns
 
+    def command(self, function: str, arguments: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+        """What starts a function of `forms.py`, and in which environment: ours run as the worker does."""
+        ours = function not in OTHERS
+        words = [sys.executable if ours else self.others, str(HERE / "forms.py"), function, json.dumps(arguments)]
+        return words, {**os.environ, **(ENVIRONMENT if ours else {})}
+
     def __call__(self, forms: Mapping[str, tuple[str, dict[str, Any]]], turns: int | None = None) -> dict[str, Result]:
         """`forms`: title -> (function of `forms.py`, arguments). Those that can't be made ready are left out."""
         running = {}
         for title, (function, arguments) in forms.items():
-            interpreter = self.others if function in OTHERS else sys.executable
+            command, environment = self.command(function, arguments)
             process = subprocess.Popen(
-                [interpreter, HERE / "forms.py", function, json.dumps(arguments)],
+                command,
+                env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -263,16 +271,13 @@ def resampling(bench: Bench) -> list[str]:
 def cold(bench: Bench) -> list[str]:
     """From starting Python to the first window's class scores, resnet50 96^3; the network's weights are drawn."""
     given = {"encoder": "resnet50", "size": [96] * 3}
-    forms = {
-        "medicai": (bench.others, "medicai", given),
-        "ours": (sys.executable, "fast", {**given, "precision": "fp32"}),
-    }
+    forms = {"medicai": ("medicai", given), "ours": ("fast", {**given, "precision": "fp32"})}
     seen: dict[str, list[float]] = {title: [] for title in forms}
     for _ in range(bench.turns):
-        for title, (interpreter, function, arguments) in forms.items():
+        for title, (function, arguments) in forms.items():
             started = time.perf_counter()
-            command = [interpreter, HERE / "forms.py", function, json.dumps(arguments)]
-            done = subprocess.run(command, input="go\n", capture_output=True, text=True, check=False)
+            command, environment = bench.command(function, arguments)
+            done = subprocess.run(command, env=environment, input="go\n", capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 seen[title].append(time.perf_counter() - started)
     found = {title: median(times) for title, times in seen.items() if times}
@@ -395,6 +400,7 @@ HEAD = """# Speed and memory
 Made by `python Testing/benchmarks/run.py` on {machine}, torch {torch}, {threads} threads; load of the machine at the
 start {load:.1f}. Random weights. Forms run in processes of their own and take turns; figures are medians of {turns}
 turns (of one, where a turn takes minutes), peaks are what a first run takes above what the process holds when ready.
+Ours run in the environment of the worker behind Slicer's window (`worker.ENVIRONMENT`), the others in the user's.
 """
 
 NOTES = HERE / "NOTES.md"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from helpers import make_scan, make_segmenter, save_model
 from mrml_scenes import add_volume, masks
 
 from DeepLabSegLib.catalog import DEFAULT_MODEL
+from DeepLabSegLib.worker import ENVIRONMENT
 
 UI = Path(__file__).parents[2] / "DeepLabSeg" / "Resources" / "UI" / "DeepLabSeg.ui"
 SLOW = {"tile": "8x16x16", "overlap": 0.9}
@@ -352,6 +354,19 @@ def test_the_second_click_finds_the_model_warm(widget, volume):
     segment(widget)
     assert worker_pid(widget) == pid
     assert time.monotonic() - started < 5, "a fresh process would import torch and load the model again"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process tells its environment in /proc")
+@pytest.mark.parametrize("own", [None, "glibc.malloc.arena_max=2"])
+def test_the_worker_has_the_environment_that_it_wants_where_the_user_set_none(widget, volume, monkeypatch, own):
+    if own:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    widget.panel.worker.stop()  # it was asked for the devices when the module opened
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    environment = Path(f"/proc/{worker_pid(widget)}/environ").read_text().split("\0")
+    assert f"GLIBC_TUNABLES={own or ENVIRONMENT['GLIBC_TUNABLES']}" in environment
+    assert f"PATH={os.environ['PATH']}" in environment, "the rest is Slicer's own"
 
 
 def test_unloading_ends_the_process(widget, volume):
