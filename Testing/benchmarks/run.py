@@ -58,10 +58,9 @@ class Bench:
         self.turns = turns
 
     def command(self, function: str, arguments: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-        """What starts a function of `forms.py`, and in which environment: ours run as the worker does."""
-        ours = function not in OTHERS
-        words = [sys.executable if ours else self.others, str(HERE / "forms.py"), function, json.dumps(arguments)]
-        return words, {**os.environ, **(ENVIRONMENT if ours else {})}
+        """What starts a function of `forms.py`, and in which environment: for all of them the worker's."""
+        interpreter = self.others if function in OTHERS else sys.executable
+        return [interpreter, str(HERE / "forms.py"), function, json.dumps(arguments)], {**os.environ, **ENVIRONMENT}
 
     def __call__(self, forms: Mapping[str, tuple[str, dict[str, Any]]], turns: int | None = None) -> dict[str, Result]:
         """`forms`: title -> (function of `forms.py`, arguments). Those that can't be made ready are left out."""
@@ -400,7 +399,7 @@ HEAD = """# Speed and memory
 Made by `python Testing/benchmarks/run.py` on {machine}, torch {torch}, {threads} threads; load of the machine at the
 start {load:.1f}. Random weights. Forms run in processes of their own and take turns; figures are medians of {turns}
 turns (of one, where a turn takes minutes), peaks are what a first run takes above what the process holds when ready.
-Ours run in the environment of the worker behind Slicer's window (`worker.ENVIRONMENT`), the others in the user's.
+All run in the environment that the worker behind Slicer's window has (`worker.ENVIRONMENT`).
 """
 
 NOTES = HERE / "NOTES.md"

@@ -83,6 +83,22 @@ def test_every_decoder_normalisation_runs(norm, dims):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "efficientnet_b0", "convnext_tiny", "seresnet50"])
+def test_every_convolution_begins_with_he_initialisation(name, dims):
+    """Weights of variance 2 over the numbers that each output sums up; the head, which is not followed by ReLU, less."""
+    model = DeepLabV3Plus(
+        encoder_name=name, input_shape=(*(32,) * dims, 1), encoder_depth=4 if "convnext" in name else 5
+    )
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d) and m is not model.head]
+    assert len(convolutions) > 10
+    for conv in convolutions:
+        found = float(conv.weight.detach().double().square().mean()) * conv.weight[0].numel() / 2
+        assert found == pytest.approx(1, abs=6 * (2 / conv.weight.numel()) ** 0.5), "six standard deviations"
+        assert conv.bias is None or not conv.bias.any()
+    assert float(model.head.weight.detach().std()) == pytest.approx(0.01, rel=0.2)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 def test_a_fresh_model_takes_a_single_image_in_training_too(dims):
     model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(*(32,) * dims, 1))
     model(torch.randn(1, 1, *(32,) * dims)).sum().backward()
