@@ -85,7 +85,7 @@ def test_every_decoder_normalisation_runs(norm, dims):
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "efficientnet_b0", "convnext_tiny", "seresnet50"])
 def test_every_convolution_begins_with_he_initialisation(name, dims):
-    """Weights of variance 2 over the numbers that each output sums up; the head, which is not followed by ReLU, less."""
+    """Weights of variance 2 over the numbers that each output sums up; the head, which no ReLU follows, less."""
     model = DeepLabV3Plus(
         encoder_name=name, input_shape=(*(32,) * dims, 1), encoder_depth=4 if "convnext" in name else 5
     )
