@@ -276,6 +276,7 @@ def test_the_devices_that_are_listed_can_be_chosen():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_model_of_one_piece_leaves_out_what_hangs_apart(dims, rng):
+    torch.manual_seed(1)  # weights whose labels hang apart
     segmenter = make_segmenter(dims)
     scan = make_scan(rng, (16, 60, 60))
     everything = segmenter.segment(scan)
