@@ -19,7 +19,7 @@ from DeepLabSegLib.image import Segment, Terminology
 from DeepLabSegLib.preprocess import model_grid
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.training.draw import sent
-from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, synthesize
+from DeepLabSegLib.training.synthesis import Contrast, LabelMap, SynthesisSpec, synthesize
 
 __all__ = ["SEGMENTS", "STRUCTURES", "Structure", "SyntheticHeads", "intracranial", "read_head_map"]
 
@@ -28,23 +28,35 @@ SUBSTANCE = ("SCT", "91720002", "Body Substance")
 
 
 @dataclass(frozen=True)
+class Tissue:
+    """Ranges of the mean grey value, 0 to 1, of a kind of tissue in the contrasts that are asked for most."""
+
+    t1: tuple[float, float]
+    t2: tuple[float, float]
+    flair: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Structure:
     """A label of the model.
 
     `code` is its meaning, after DICOM's context group 7140; `color` is that of FreeSurfer, which many readers know;
-    `sources` are the label values in FreeSurfer's numbering that make it up; `t1` is the range of its mean grey value
-    in a T1-weighted image, 0 to 1, the most common request.
+    `sources` are the label values in FreeSurfer's numbering that make it up.
     """
 
     name: str
     code: tuple[str, str, str]
     color: tuple[int, int, int]
     sources: tuple[int, ...]
-    t1: tuple[float, float]
+    tissue: Tissue
     category: tuple[str, str, str] = ANATOMY
 
 
-FLUID, GREY, MIXED, WHITE = (0.05, 0.3), (0.4, 0.62), (0.5, 0.78), (0.66, 0.9)
+FLUID = Tissue(t1=(0.05, 0.3), t2=(0.75, 1.0), flair=(0.02, 0.2))
+GREY = Tissue(t1=(0.4, 0.62), t2=(0.4, 0.65), flair=(0.5, 0.75))
+MIXED = Tissue(t1=(0.5, 0.78), t2=(0.33, 0.55), flair=(0.42, 0.68))
+WHITE = Tissue(t1=(0.66, 0.9), t2=(0.2, 0.48), flair=(0.38, 0.6))
+STEM = Tissue(t1=(0.6, 0.85), t2=(0.25, 0.5), flair=(0.38, 0.62))
 CSF, BRAIN_STEM, SPINAL_CORD, CEREBELLUM = 24, 16, 512, (7, 8, 46, 47)  # values of the label maps
 
 # Lesions, vessels and the optic chiasm count as the white matter beside them, choroid plexus as ventricle.
@@ -67,7 +79,7 @@ STRUCTURES = (
     Structure("Amygdala", ("SCT", "4958002", "Amygdala"), (103, 255, 255), (18, 54), GREY),
     Structure("Accumbens", ("SCT", "427667007", "Nucleus Accumbens"), (255, 165, 0), (26, 58), GREY),
     Structure("Ventral diencephalon", ("DCM", "110700", "Ventral Diencephalon"), (165, 42, 42), (28, 60), MIXED),
-    Structure("Brain stem", ("SCT", "119238007", "Brain Stem"), (119, 159, 176), (BRAIN_STEM,), (0.6, 0.85)),
+    Structure("Brain stem", ("SCT", "119238007", "Brain Stem"), (119, 159, 176), (BRAIN_STEM,), STEM),
     Structure("Cerebrospinal fluid", ("SCT", "65216001", "Cerebrospinal fluid"), (85, 188, 255), (CSF,), FLUID,
               SUBSTANCE),
 )  # fmt: skip
@@ -77,9 +89,12 @@ SEGMENTS = tuple(
     Segment(n, s.name, s.color, Terminology(s.category, s.code)) for n, s in enumerate(STRUCTURES, start=1)
 )
 CLASSES = {value: n for n, s in enumerate(STRUCTURES, start=1) for value in s.sources}
-T1_PRIOR = {n: s.t1 for n, s in enumerate(STRUCTURES, start=1)}
+CONTRASTS = tuple(
+    Contrast(share, {n: getattr(s.tissue, name) for n, s in enumerate(STRUCTURES, start=1)})
+    for name, share in {"t1": 0.4, "t2": 0.15, "flair": 0.15}.items()
+)
 
-FADING = tuple(n for n, s in enumerate(STRUCTURES, start=1) if s.t1 == WHITE)
+FADING = tuple(n for n, s in enumerate(STRUCTURES, start=1) if s.tissue == WHITE)
 """White matter holds less myelin at its edges. On Colin27 a model that had not seen this drew those of putamen, caudate
 and ventricles at 0.6 of the way from their grey value to that of white matter."""
 
@@ -175,5 +190,5 @@ class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed((self.seed << 40) + index)
         label_map = self.maps[int(torch.randint(len(self.maps), (), generator=generator))]
-        image, target = synthesize(label_map, self.size, self.spacing, self.spec, T1_PRIOR, generator)
+        image, target = synthesize(label_map, self.size, self.spacing, self.spec, CONTRASTS, generator)
         return image, sent(self.classes, target.device)[target]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from DeepLabSegLib.training.deformation import Deformation, sample_nearest
 from DeepLabSegLib.training.draw import Draw, blur, sent
 
-__all__ = ["LabelMap", "SynthesisSpec", "synthesize"]
+__all__ = ["Contrast", "LabelMap", "SynthesisSpec", "synthesize"]
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,23 @@ class LabelMap:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """A common contrast, which `share` of the images have; `greys` are class index -> range of its mean grey value."""
+
+    share: float
+    greys: Mapping[int, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class SynthesisSpec:
     """How far the random draws go; a pair is a range drawn from evenly, a single number a standard deviation or share.
 
     Angles are in degrees, lengths in mm, grey values relative to the range 0 to 1. `thick_share` of the images have
-    slices of `thickness` along one axis, `prior_share` take the grey values of a common contrast, each of `mirror_axes`
-    is turned round in half of them, `dark_share` have a dark surrounding, and `anywhere_share` are centred anywhere in
-    the map, not only in its focus. In `spread_share` of them some tissues have grown into the others by up to `spread`:
-    a network is to follow the image where a head's structures are thicker or thinner than those of the maps. Classes
-    that are `fading` have within a `rim` of others a grey value up to `fade` of the way to theirs.
+    slices of `thickness` along one axis, each of `mirror_axes` is turned round in half of them, `dark_share` have a
+    dark surrounding, and `anywhere_share` are centred anywhere in the map, not only in its focus. In `spread_share` of
+    them some tissues have grown into the others by up to `spread`: a network is to follow the image where a head's
+    structures are thicker or thinner than those of the maps. Classes that are `fading` have within a `rim` of others a
+    grey value up to `fade` of the way to theirs.
     """
 
     rotation: float = 15.0
@@ -73,7 +82,6 @@ class SynthesisSpec:
     gamma: float = 0.25
     dark_share: float = 0.8
     anywhere_share: float = 0.35
-    prior_share: float = 0.5
 
 
 def synthesize(
@@ -81,7 +89,7 @@ def synthesize(
     size: Sequence[int],
     spacing: Sequence[float],
     spec: SynthesisSpec,
-    prior: Mapping[int, tuple[float, float]],
+    contrasts: Sequence[Contrast],
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One training pair: an image `(1, *size)`, about 0 to 1, and its class indices `(*size)`.
@@ -89,7 +97,7 @@ def synthesize(
     Parameters
     ----------
     size, spacing : voxels and mm per voxel of the pair, two numbers for a slice (along j, i) or three.
-    prior : class index -> range of mean grey values in a common contrast.
+    contrasts : the common ones; images that their shares leave have a random grey value per tissue.
     """
     device = label_map.structures.device
     draw = Draw(device, generator)
@@ -112,7 +120,7 @@ def synthesize(
         steps = round(draw.even(0, spec.spread) / step[-1])
         structures = _taken(structures, growing & labelled, ~growing & labelled, steps)
 
-    greys, deviations = (sent(table, device) for table in _tissues(label_map, spec, prior, generator))
+    greys, deviations = (sent(table, device) for table in _tissues(label_map, spec, contrasts, generator))
     grey, deviation = greys[structures], deviations[structures]
     fading = torch.isin(label_map.classes, torch.tensor(spec.fading, dtype=torch.long))
     beside = _taken(structures, ~fading & labelled, fading, round(draw.even(*spec.rim) / step[-1]))
@@ -145,7 +153,7 @@ def _taken(structures: Tensor, takers: Tensor, given: Tensor, steps: int) -> Ten
 def _tissues(
     label_map: LabelMap,
     spec: SynthesisSpec,
-    prior: Mapping[int, tuple[float, float]],
+    contrasts: Sequence[Contrast],
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     """Mean grey value and texture of every structure: so few numbers that a GPU would only wait for them."""
@@ -153,8 +161,10 @@ def _tissues(
     tissues, classes = label_map.tissues.tolist(), label_map.classes.tolist()
     count = max(tissues) + 1
     grey = draw.uniform((count,)).tolist()
-    if draw.chance(spec.prior_share):
-        common = {target: draw.even(*bounds) for target, bounds in prior.items()}
+    drawn, shares = draw.even(0, 1), accumulate(contrast.share for contrast in contrasts)
+    contrast = next((c for c, share in zip(contrasts, shares, strict=True) if drawn < share), None)
+    if contrast is not None:
+        common = {target: draw.even(*bounds) for target, bounds in contrast.greys.items()}
         jitter = (0.03 * draw.normal((count,))).tolist()
         for tissue, target in zip(tissues, classes, strict=True):
             if target in common:

@@ -19,7 +19,7 @@ from DeepLabSegLib.devices import choose_precision
 from DeepLabSegLib.evaluate import dice
 from DeepLabSegLib.optimize import fast_form
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
-from DeepLabSegLib.training.head_mri import T1_PRIOR
+from DeepLabSegLib.training.head_mri import CONTRASTS
 from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, synthesize
 from DeepLabSegLib.training.trainer import train
@@ -121,7 +121,7 @@ def test_a_pair_synthesised_on_the_gpu_has_the_cpus_labels_and_contrast(size):
     draws = [torch.Generator().manual_seed(4) for _ in range(2)]
     for _ in range(4):
         (image, target), (gpu_image, gpu_target) = (
-            synthesize(label_map, size, (1.0,) * len(size), spec, T1_PRIOR, generator)
+            synthesize(label_map, size, (1.0,) * len(size), spec, CONTRASTS, generator)
             for label_map, generator in zip((here, there), draws, strict=True)
         )
         assert gpu_image.device.type == gpu_target.device.type == "cuda"

@@ -7,17 +7,17 @@ import torch
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.training.head_mri import (
+    CONTRASTS,
     LEFT_OF,
     SEGMENTS,
     STRUCTURES,
-    T1_PRIOR,
     SyntheticHeads,
     intracranial,
     read_head_map,
 )
 from DeepLabSegLib.training.jobs import TrainOptions, make_job, quiet
 from DeepLabSegLib.training.processes import Processes
-from DeepLabSegLib.training.synthesis import LabelMap, SynthesisSpec, synthesize
+from DeepLabSegLib.training.synthesis import Contrast, LabelMap, SynthesisSpec, synthesize
 
 CALM = SynthesisSpec(
     rotation=0,
@@ -33,10 +33,10 @@ CALM = SynthesisSpec(
     thick_share=0,
     resolution=(1.0, 1.0),
     thickness=(1.0, 1.0),
-    prior_share=1.0,
     dark_share=1.0,
 )
 WHITE, GREY = 1, 2
+T1, T2, FLAIR = ((replace(contrast, share=1.0),) for contrast in CONTRASTS)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def generator(seed: int = 5) -> torch.Generator:
 def test_a_synthesised_pair_shows_what_its_labels_say(size, label_map):
     draws = generator()
     for _ in range(4):
-        image, target = synthesize(label_map, size, (1.0,) * len(size), CALM, T1_PRIOR, draws)
+        image, target = synthesize(label_map, size, (1.0,) * len(size), CALM, T1, draws)
         assert image.shape == (1, *size)
         assert target.shape == size
         assert (image.dtype, target.dtype) == (torch.float32, torch.int64)
@@ -70,16 +70,34 @@ def test_a_synthesised_pair_shows_what_its_labels_say(size, label_map):
 @pytest.mark.parametrize("size", [(32, 32), (16, 32, 32)])
 def test_the_same_seed_draws_the_same_pair_and_another_seed_another(size, label_map):
     a, b, c = (
-        synthesize(label_map, size, (1.0,) * len(size), SynthesisSpec(), T1_PRIOR, generator(seed))
-        for seed in (5, 5, 6)
+        synthesize(label_map, size, (1.0,) * len(size), SynthesisSpec(), T1, generator(seed)) for seed in (5, 5, 6)
     )
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert not torch.equal(a[0], c[0])
 
 
+@pytest.mark.parametrize(("contrast", "white_is_brighter"), [(T1, True), (T2, False), (FLAIR, False)])
+def test_white_matter_is_brighter_than_grey_in_t1_alone(contrast, white_is_brighter, label_map):
+    draws, brighter = generator(), 0
+    for _ in range(20):
+        image, target = synthesize(label_map, (40, 32), (1.0, 1.0), CALM, contrast, draws)
+        brighter += int(image[0][target == WHITE].median() > image[0][target == GREY].median())
+    assert brighter >= 16 if white_is_brighter else brighter <= 4
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_contrast_is_seen_in_its_share_of_the_images(share, label_map):
+    dark = (Contrast(share, {WHITE: (0.0, 0.0), GREY: (0.9, 0.9)}),)
+    draws, seen = generator(), 0
+    for _ in range(60):
+        image, target = synthesize(label_map, (40, 32), (1.0, 1.0), replace(CALM, texture=0.0), dark, draws)
+        seen += int(image[0][target == WHITE].median() < 0.25 * image[0][target == GREY].median())
+    assert abs(seen / 60 - share) < 0.2
+
+
 def test_a_finer_grid_shows_the_same_thing_larger(label_map):
-    _, coarse = synthesize(label_map, (24, 24, 24), (2, 2, 2), CALM, T1_PRIOR, generator())
-    _, fine = synthesize(label_map, (48, 48, 48), (1, 1, 1), CALM, T1_PRIOR, generator())
+    _, coarse = synthesize(label_map, (24, 24, 24), (2, 2, 2), CALM, T1, generator())
+    _, fine = synthesize(label_map, (48, 48, 48), (1, 1, 1), CALM, T1, generator())
     assert (coarse > 0).sum() * 8 == pytest.approx(int((fine > 0).sum()), rel=0.1)
 
 
@@ -89,7 +107,7 @@ def test_a_structure_may_be_thicker_or_thinner_than_in_the_map_and_the_image_sho
 
     def drawn(share):
         draws, spec = generator(), replace(CALM, spread_share=share, spread=3.0)
-        return [synthesize(label_map, size, (1.0,) * len(size), spec, T1_PRIOR, draws) for _ in range(40)]
+        return [synthesize(label_map, size, (1.0,) * len(size), spec, T1, draws) for _ in range(40)]
 
     (_, as_it_is), *_ = drawn(0)
     sizes = [int((target == WHITE).sum()) for _, target in drawn(1)]
@@ -106,7 +124,7 @@ def test_white_matter_fades_at_its_edge_and_stays_white_matter(size, label_map):
     spec = replace(CALM, fading=(WHITE,), rim=(2.0, 2.0), fade=0.0, texture=0.0)
     sharp, faded = (
         [
-            synthesize(label_map, size, (1.0,) * len(size), replace(spec, fade=fade), T1_PRIOR, generator(seed))
+            synthesize(label_map, size, (1.0,) * len(size), replace(spec, fade=fade), T1, generator(seed))
             for seed in range(4)
         ]
         for fade in (0.0, 1.0)
