@@ -242,7 +242,7 @@ def stitch_nnunet(shape: list[int], classes: int, overlap: float = 0.5) -> Run:
 # --- from scan to labels ---------------------------------------------------------------------------------------------
 
 
-def _segmenter(network: Any, device: str, precision: str) -> Any:
+def _segmenter(network: Any, device: str, precision: str, compiled: bool = False) -> Any:
     """Windows of 96^3 of a scan on its own grid, its values as they are."""
     from DeepLabSegLib.bundle import Bundle, ModelInput
     from DeepLabSegLib.image import Segment
@@ -251,7 +251,8 @@ def _segmenter(network: Any, device: str, precision: str) -> Any:
 
     segments = tuple(Segment(n, str(n), (0, 0, 0)) for n in range(1, network.spec.num_classes))
     given = ModelInput(("CT",), None, (None,) * 3, Normalization("none"), (WINDOW,) * 3)
-    return Segmenter(Bundle("benchmark", "", network.spec, given, segments, "", ""), network, device, precision)
+    bundle = Bundle("benchmark", "", network.spec, given, segments, "", "")
+    return Segmenter(bundle, network, device, precision, compiled)
 
 
 def end_to_end(shape: list[int], precision: str, weights: str, labels: str) -> Run:
@@ -332,12 +333,12 @@ def gpu_window(encoder: str, size: list[int], count: int, precision: str) -> Run
     return lambda: (form(x), torch.cuda.synchronize())
 
 
-def gpu_volume(encoder: str, shape: list[int], classes: int, precision: str) -> Run:
+def gpu_volume(encoder: str, shape: list[int], classes: int, precision: str, compiled: bool = False) -> Run:
     """From an int16 scan in the computer's memory to its labels there: windows of 96^3, overlap 0.5."""
     from DeepLabSegLib.image import Geometry, Image
     from DeepLabSegLib.segmenter import SegmentOptions
 
-    segmenter = _segmenter(_ours(encoder, [WINDOW] * 3, classes)[0], "cuda", precision)
+    segmenter = _segmenter(_ours(encoder, [WINDOW] * 3, classes)[0], "cuda", precision, compiled)
     image = Image((100 * _volume(shape)).astype("int16"), Geometry(tuple(shape)))
     return lambda: segmenter.segment(image, SegmentOptions(overlap=0.5)).array
 

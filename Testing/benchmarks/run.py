@@ -300,6 +300,10 @@ def gpu(bench: Bench, encoder: str, shape: list[int]) -> list[str]:
                 f"volume, {classes} classes, {name}": ("gpu_volume", {**volume, "classes": classes, "precision": name})
                 for name, classes in (("fp32", 3), ("bf16", 3), ("bf16", 25))
             },
+            "volume, 3 classes, bf16, compiled": (
+                "gpu_volume",
+                {**volume, "classes": 3, "precision": "bf16", "compiled": True},
+            ),
         }
     )
     if "copy" not in found:
