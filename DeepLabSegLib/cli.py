@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
         sub.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
         sub.add_argument(
-            "--compile", action="store_true", help="let torch.compile write kernels; for many scans on a GPU"
+            "--compile", action="store_true", help="let torch.compile write kernels, in up to a minute; try if it pays"
         )
         sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
 

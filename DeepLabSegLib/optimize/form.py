@@ -64,8 +64,8 @@ def fast_form(
     torch's convolutions, with batch normalisation folded in. A network that can't be captured, such as one with an
     encoder that looks at its input's values, runs as it is. Later changes to `network`'s weights are not seen.
 
-    `compiled` has `torch.compile` write kernels for torch's operations, which takes up to a minute: worth it on a GPU
-    for many scans. Raises `InvalidInput` where torch has no compiler.
+    `compiled` has `torch.compile` write kernels for torch's operations, which takes up to a minute. Whether that pays
+    must be tried: on an H100 resnet50 gained nothing. Raises `InvalidInput` where torch has no compiler.
     """
     dtype = PRECISIONS[precision]
     try:

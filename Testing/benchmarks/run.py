@@ -199,12 +199,15 @@ def stitching(bench: Bench, shape: list[int]) -> list[str]:
 
 def growth(bench: Bench, depths: list[int]) -> list[str]:
     """Volumes of 512 x 512, ever more of them, 3 classes."""
-    lines, rates = ["| million voxels | CPU s | ns per voxel | peak MB |", "|---|---|---|---|"], []
-    for depth in depths:
-        found = bench({"ours": ("stitch_ours", {"shape": [512, 512, depth], "classes": 3})}, turns=1)["ours"]
-        million = 512 * 512 * depth / 1e6
-        rates.append(found.cpu / million)
-        lines.append(f"| {million:.0f} | {found.cpu:.2f} | {1e3 * rates[-1]:.0f} | {found.peak / 1e6:.0f} |")
+    forms = {
+        f"{512 * 512 * depth / 1e6:.0f}": ("stitch_ours", {"shape": [512, 512, depth], "classes": 3})
+        for depth in depths
+    }
+    found = bench(forms)
+    rates = [result.cpu / (512 * 512 * depth) for depth, result in zip(depths, found.values(), strict=True)]
+    lines = ["| million voxels | CPU s | ns per voxel | peak MB |", "|---|---|---|---|"]
+    for (million, result), rate in zip(found.items(), rates, strict=True):
+        lines.append(f"| {million} | {result.cpu:.2f} | {1e9 * rate:.0f} | {result.peak / 1e6:.0f} |")
     spread = 100 * (max(rates) / min(rates) - 1)
     return [*lines, "", *_bars([_bar("time per voxel, largest against smallest", spread, 15, "% apart", most=True)])]
 
@@ -224,7 +227,7 @@ def end_to_end(bench: Bench, shape: list[int]) -> list[str]:
         }
         if cpu_has_bf16():
             forms["ours, bf16"] = ("end_to_end", {**given, "precision": "bf16", "labels": at["bf16"]})
-        found = bench(forms, turns=2)
+        found = bench(forms)
         lines = ["| form | wall s | CPU s | peak MB | against medicai: CPU (wall) |", "|---|---|---|---|---|"]
         for form, result in found.items():
             lines.append(
