@@ -151,19 +151,17 @@ def read_head_map(path: str | Path, orientation: str, device: torch.device | Non
 
 
 def _end_stem(array: NDArray[np.int32], orientation: str) -> None:
-    """Let, in place, the brain stem end and the spinal cord begin where the cerebellum ends.
+    """Call, in place, the brain stem below the cerebellum spinal cord.
 
-    Each map's makers began the cord at a height of their own, from 20 mm above the end of the cerebellum to a few
-    millimetres below it: no network can see that in a scan.
+    Maps end the stem where their makers began to draw the cord, and it shows: a network learns that step, which no scan
+    has, instead of the height.
     """
     axis = next(n for n, letter in enumerate(orientation) if letter in "SI")
     upward = np.moveaxis(array, axis, 0)[:: 1 if orientation[axis] == "S" else -1]
     cerebellum = np.isin(upward, CEREBELLUM).any(axis=(1, 2))
     if cerebellum.any():
-        end = int(cerebellum.argmax())
-        below, above = upward[:end], upward[end:]
+        below = upward[: cerebellum.argmax()]
         below[below == BRAIN_STEM] = SPINAL_CORD
-        above[above == SPINAL_CORD] = BRAIN_STEM
 
 
 class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):
