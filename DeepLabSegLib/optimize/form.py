@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -68,18 +69,13 @@ def fast_form(
     must be tried: on an H100 resnet50 gained nothing. Raises `InvalidInput` where torch has no compiler.
     """
     dtype = PRECISIONS[precision]
+    onednn = device.type == "cpu" and not compiled and onednn_works(dtype)  # its weights are no tensors to a compiler
     try:
-        graph = capture(_Coarse(network), tuple(shape), dtype)
+        with _uncollected():
+            module = _folded(network, tuple(shape), device, dtype, onednn)
     except NotCapturable as reason:
         plain = network if (device, dtype) == _place(network) else copy.deepcopy(network).to(device, dtype)
         return FastForm(plain.coarse_logits, f"as written ({reason})", tuple(shape), device, dtype)
-    tensors = {name: tensor.detach() for name, tensor in _Coarse(network).state_dict().items()}
-    tensors |= {name: tensor for name, tensor in _Coarse(network).named_buffers() if name not in tensors}
-    onednn = device.type == "cpu" and not compiled and onednn_works(dtype)  # its weights are no tensors to a compiler
-    with torch.inference_mode():
-        rewrite(graph, tensors)
-        lower(graph, tensors, device, dtype, onednn)
-        module: Callable[[Tensor], Tensor] = fx.GraphModule(tensors, graph)
     how = f"folded, {'oneDNN fused and prepacked' if onednn else 'torch convolutions'}, {precision}"
     if compiled:
         module, how = _compiled(module, tuple(shape), device, dtype), f"{how}, compiled"
@@ -92,6 +88,31 @@ def fast_form(
         except RuntimeError as reason:  # an operation that can't be recorded
             how = f"{how}, without CUDA graph ({reason})"
     return FastForm(module, how, tuple(shape), device, dtype)
+
+
+def _folded(
+    network: DeepLabV3Plus, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, onednn: bool
+) -> Callable[[Tensor], Tensor]:
+    """The rewritten network as a function. Raises `NotCapturable`."""
+    graph = capture(_Coarse(network), shape, dtype)
+    tensors = {name: tensor.detach() for name, tensor in _Coarse(network).state_dict().items()}
+    tensors |= {name: tensor for name, tensor in _Coarse(network).named_buffers() if name not in tensors}
+    with torch.inference_mode():
+        rewrite(graph, tensors)
+        lower(graph, tensors, device, dtype, onednn)
+        return fx.GraphModule(tensors, graph)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Put off Python's search for unreachable objects, which among all of torch's takes a tenth of a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class FastForms:
