@@ -57,24 +57,23 @@ class Bench:
         self.others = others
         self.turns = turns
 
-    def command(self, function: str, arguments: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-        """What starts a function of `forms.py`, and in which environment: for all of them the worker's."""
+    def start(self, function: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
+        """A process that makes a function of `forms.py` ready, in the environment that the worker has."""
         interpreter = self.others if function in OTHERS else sys.executable
-        return [interpreter, str(HERE / "forms.py"), function, json.dumps(arguments)], {**os.environ, **ENVIRONMENT}
+        return subprocess.Popen(
+            [interpreter, str(HERE / "forms.py"), function, json.dumps(arguments)],
+            env={**os.environ, **ENVIRONMENT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def __call__(self, forms: Mapping[str, tuple[str, dict[str, Any]]], turns: int | None = None) -> dict[str, Result]:
         """`forms`: title -> (function of `forms.py`, arguments). Those that can't be made ready are left out."""
         running = {}
         for title, (function, arguments) in forms.items():
-            command, environment = self.command(function, arguments)
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            process = self.start(function, arguments)
             if _answer(process) is None:
                 said = process.communicate()[1].strip().splitlines()[-1:]
                 print(f"{title} is left out: {' '.join(said)}", file=sys.stderr)  # noqa: T201 its purpose
@@ -83,10 +82,7 @@ class Bench:
         seen: dict[str, list[dict[str, float]]] = {title: [] for title in running}
         for _ in range(turns or self.turns):
             for title, process in list(running.items()):
-                assert process.stdin is not None
-                process.stdin.write("go\n")
-                process.stdin.flush()
-                found = _answer(process)
+                found = _turn(process)
                 if found is None:
                     print(f"{title} failed: {process.communicate()[1][-300:]}", file=sys.stderr)  # noqa: T201
                     del running[title]
@@ -95,6 +91,14 @@ class Bench:
         for process in running.values():
             process.communicate()
         return {title: _summary(turns) for title, turns in seen.items() if turns}
+
+
+def _turn(process: subprocess.Popen[str]) -> dict[str, float] | None:
+    """What `process` says of one more turn."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    return _answer(process)
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, float] | None:
@@ -278,10 +282,10 @@ def cold(bench: Bench) -> list[str]:
     for _ in range(bench.turns):
         for title, (function, arguments) in forms.items():
             started = time.perf_counter()
-            command, environment = bench.command(function, arguments)
-            done = subprocess.run(command, env=environment, input="go\n", capture_output=True, text=True, check=False)
-            if done.returncode == 0:
+            process = bench.start(function, arguments)
+            if _answer(process) is not None and _turn(process) is not None:
                 seen[title].append(time.perf_counter() - started)
+            process.communicate()
     found = {title: median(times) for title, times in seen.items() if times}
     lines = ["| form | wall s |", "|---|---|", *(f"| {title} | {seconds:.1f} |" for title, seconds in found.items())]
     if "medicai" not in found:
