@@ -12,10 +12,10 @@ Grids here have three axes, and windows follow each other along the first. A 2D 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations, product
 from typing import Literal
 
@@ -29,6 +29,7 @@ __all__ = [
     "Activation",
     "Blender",
     "Blending",
+    "Corner",
     "Tiling",
     "Verdict",
     "mirrorings",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 Blending = Literal["gaussian", "constant"]
+Corner = tuple[int, int, int]
 
 Verdict = Callable[[Tensor], Tensor]
 """Logits `(mirrorings, classes, *low sizes)` to the label `(*low sizes)` that each of them stands for, or `UNDECIDED`.
@@ -95,14 +97,27 @@ class Tiling:
         """Voxels of a window before the grid's first, where the grid is smaller than the tile."""
         return tuple(max(0, t - s) // 2 for s, t in zip(self.shape, self.tile, strict=True))
 
-    @property
-    def corners(self) -> list[tuple[int, int, int]]:
-        """The grid's voxel at each window's first, which may lie before the grid; ordered along the first axis."""
-        starts = [
+    @cached_property
+    def starts(self) -> list[list[int]]:
+        """The grid's index at the windows' first along each axis, which may lie before the grid."""
+        return [
             [n - b for n in tile_starts(s, t, self.overlap)]
             for s, t, b in zip(self.shape, self.tile, self.before, strict=True)
         ]
-        return list(product(*starts))  # type: ignore[arg-type]  # three of them
+
+    @property
+    def corners(self) -> list[Corner]:
+        """The grid's voxel at each window's first; ordered along the first axis."""
+        return list(product(*self.starts))  # type: ignore[arg-type]  # three of them
+
+    def touching(self, box: Sequence[slice]) -> Iterator[Corner]:
+        """Those of `corners` whose windows cover a part of `box`."""
+        return product(  # type: ignore[return-value]  # three of them
+            *(
+                starts[bisect_right(starts, side.start - size) : bisect_left(starts, side.stop)]
+                for starts, size, side in zip(self.starts, self.tile, box, strict=True)
+            )
+        )
 
     def inside(self, corner: Sequence[int], box: Sequence[slice] | None = None) -> list[slice]:
         """The part of the grid, or of a `box` of it, that the window at `corner` covers."""
@@ -129,7 +144,7 @@ class _Window:
     what a `Verdict` says of them.
     """
 
-    corner: tuple[int, int, int]
+    corner: Corner
     logits: Tensor | None
     labels: Tensor | None = None
     close: bool = False
@@ -164,14 +179,14 @@ class Blender:
             tiling.tile[0] == 1 or len(tiling.corners) == 1
         )
         self.importance = tile_importance(tiling.tile, blending).to(device)
-        self.open: deque[_Window] = deque()
+        self.open: dict[Corner, _Window] = {}  # in the order in which they came
         self._free: list[tuple[Tensor, Tensor]] = []  # room for logits and labels, used again: fresh memory costs time
         self._room = torch.empty(0, device=device)  # for scores, likewise
 
-    def add(self, corner: tuple[int, int, int], logits: Tensor | None) -> None:
+    def add(self, corner: Corner, logits: Tensor | None) -> None:
         """Take the logits `(mirrorings, classes, *low sizes)` of the window at `corner`; None for background."""
         if logits is None:
-            self.open.append(_Window(corner, None))
+            self.open[corner] = _Window(corner, None)
             return
         close = False
         if self.activation.name == "softmax" and logits.device.type == "cpu":
@@ -189,12 +204,12 @@ class Blender:
         if self.verdict is not None:
             for_labels.copy_(self.verdict(logits))
         most = torch.finfo(self.keep_as).max  # infinite numbers would spoil their neighbours' enlargement
-        self.open.append(_Window(corner, room.copy_(logits.clamp(-most, most)), for_labels, close))
+        self.open[corner] = _Window(corner, room.copy_(logits.clamp(-most, most)), for_labels, close)
 
     def forget(self, before: int) -> None:
         """Let go of the windows that have no plane from `before` on."""
-        while self.open and self.open[0].corner[0] + self.tiling.tile[0] <= before:
-            window = self.open.popleft()
+        while self.open and (first := next(iter(self.open)))[0] + self.tiling.tile[0] <= before:
+            window = self.open.pop(first)
             if window.logits is not None and window.labels is not None:
                 self._free.append((window.logits, window.labels))
 
@@ -203,10 +218,7 @@ class Blender:
         if self.verdict is None:
             return None
         label = None
-        for window in self.open:
-            sides = self._shared(window, box)
-            if sides is None:
-                continue
+        for window, sides in self._covering(box):
             found = 0
             if window.labels is not None:
                 cells = window.labels.numpy()[tuple(self._cells(window.labels.shape, _moved(sides, window.corner)))]
@@ -232,10 +244,7 @@ class Blender:
         if not self.alone:
             scores.zero_()
             total = scores.new_zeros(sizes)
-        for window in self.open:
-            sides = self._shared(window, box)
-            if sides is None:
-                continue
+        for window, sides in self._covering(box):
             place = _moved(sides, [side.start for side in box])
             weight = None
             if total is not None:
@@ -246,10 +255,11 @@ class Blender:
             scores /= total
         return scores
 
-    def _shared(self, window: _Window, box: Sequence[slice]) -> list[slice] | None:
-        """The part of `box` that `window` covers; None where it covers nothing of it."""
-        sides = self.tiling.inside(window.corner, box)
-        return sides if all(side.start < side.stop for side in sides) else None
+    def _covering(self, box: Sequence[slice]) -> Iterator[tuple[_Window, list[slice]]]:
+        """The windows that cover a part of `box`, and which."""
+        for corner in self.tiling.touching(box):
+            if corner in self.open:
+                yield self.open[corner], self.tiling.inside(corner, box)
 
     def _score(self, window: _Window, sides: Sequence[slice], weight: Tensor | None, place: Tensor, raw: bool) -> None:
         """Add a window's weighed scores at `sides` of the grid to `place`, or write them where `weight` is None."""

@@ -15,11 +15,9 @@ from DeepLabSegLib.passage import Passage
 from DeepLabSegLib.preprocess import numbers
 from DeepLabSegLib.region import crop
 from DeepLabSegLib.resampling import Box, part, reach, resample
-from DeepLabSegLib.tiling import Tiling
+from DeepLabSegLib.tiling import Corner, Tiling
 
 __all__ = ["Windows"]
-
-Corner = tuple[int, int, int]
 
 
 class Windows:
