@@ -202,9 +202,9 @@ def stitching(bench: Bench, shape: list[int]) -> list[str]:
 
 
 def growth(bench: Bench, depths: list[int]) -> list[str]:
-    """Volumes of 512 x 512, ever more of them, 3 classes."""
+    """Ever more slices of 512 x 512, 3 classes."""
     forms = {
-        f"{512 * 512 * depth / 1e6:.0f}": ("stitch_ours", {"shape": [512, 512, depth], "classes": 3})
+        f"{512 * 512 * depth / 1e6:.0f}": ("stitch_ours", {"shape": [depth, 512, 512], "classes": 3})
         for depth in depths
     }
     found = bench(forms)
