@@ -117,3 +117,12 @@ def test_mirror_images_are_four_in_2d_and_eight_in_3d():
     assert mirrorings(range(2, 4)) == [(), (2,), (3,), (2, 3)]
     assert len(set(mirrorings(range(2, 5)))) == 8
     assert mirrorings([]) == [()]
+
+
+@pytest.mark.parametrize(("shape", "tile"), [((5, 40, 33), (1, 16, 16)), ((40, 9, 33), (16, 16, 12))])
+def test_the_windows_that_touch_a_box_are_those_that_cover_a_part_of_it(shape, tile, rng):
+    tiling = Tiling(shape, tile, 0.5)
+    for _ in range(50):
+        box = [slice(first := int(rng.integers(size)), int(rng.integers(first, size)) + 1) for size in shape]
+        parts = {corner: tiling.inside(corner, box) for corner in tiling.corners}
+        assert list(tiling.touching(box)) == [c for c, sides in parts.items() if all(s.start < s.stop for s in sides)]
