@@ -63,7 +63,7 @@ def run(
     blender = Blender(
         tiling, passage.blending, passage.activation, passage.device, passage.keep_on, passage.keep_as, verdict
     )
-    windows = Windows(passage, flow, tiling, order)
+    windows = Windows(passage, tiling, order)
     writer = _Writer(passage, flow, blender)
     corners = tiling.corners
     for first in range(0, len(corners), passage.at_once):

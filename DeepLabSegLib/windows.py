@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,18 +15,23 @@ from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Passage
 from DeepLabSegLib.preprocess import numbers
 from DeepLabSegLib.region import crop
-from DeepLabSegLib.resampling import Box, part, reach, resample
+from DeepLabSegLib.resampling import part, reach, resample
 from DeepLabSegLib.tiling import Corner, Tiling
 
 __all__ = ["Windows"]
 
+T = TypeVar("T")
+
 
 class Windows:
-    """The windows of `tiling` on the grid `flow`, which is the passage's with its axes in another `order`."""
+    """The windows of `tiling`, whose axes are those of the passage's grid in another `order`.
 
-    def __init__(self, passage: Passage, flow: Geometry, tiling: Tiling, order: Sequence[int]) -> None:
+    They are cut with the grid's own axes, which the scan's usually follow: turning every window twice would take as
+    long as cutting it.
+    """
+
+    def __init__(self, passage: Passage, tiling: Tiling, order: Sequence[int]) -> None:
         self.passage = passage
-        self.flow = flow
         self.tiling = tiling
         self.order = order
         self._batch = torch.empty(0)
@@ -47,33 +53,38 @@ class Windows:
     def _window(self, corner: Corner) -> Tensor | None:
         """The network's input `(C, *S)` at a corner of the flow, zeros outside it; None where it is all background."""
         passage = self.passage
-        inside: Box = tuple(self.tiling.inside(corner))  # type: ignore[assignment]
-        target = part(self.flow, inside)
-        values, given = self._voxels(inside, target)
+        inside = self.tiling.inside(corner)
+        target = part(passage.grid, self._on_grid(inside))
+        values, given = self._voxels(inside[0], target)
         x = resample(passage.scaling(values), given, target, fill=numbers(passage.outside, passage.device))
         if passage.background is not None:
             limits = numbers(passage.background, passage.device).view(-1, 1, 1, 1)
             if bool((x <= limits).all()):
                 return None
-        sides = []
-        for side, first, size in zip(inside, corner, self.tiling.tile, strict=True):
-            sides.append((side.start - first, first + size - side.stop))
-        if any(map(any, sides)):
-            x = F.pad(x, [n for pair in reversed(sides) for n in pair])
-        x = x.permute(0, *(1 + int(n) for n in np.argsort(self.order)))
+        missing = [
+            (side.start - first, first + size - side.stop)
+            for side, first, size in zip(inside, corner, self.tiling.tile, strict=True)
+        ]
+        if any(map(any, missing)):
+            x = F.pad(x, [n for pair in reversed(self._on_grid(missing)) for n in pair])
         return x[:, 0] if passage.dims == 2 else x
 
-    def _voxels(self, inside: Box, target: Geometry) -> tuple[Tensor, Geometry]:
-        """The source's voxels that `target` is made of, and where they lie."""
+    def _on_grid(self, sides: Sequence[T]) -> tuple[T, T, T]:
+        """What is said of each of the flow's axes, in the order of the passage's grid."""
+        first, second, third = (sides[self.order.index(axis)] for axis in range(3))
+        return first, second, third
+
+    def _voxels(self, front: slice, target: Geometry) -> tuple[Tensor, Geometry]:
+        """The source's voxels that `target`, at `front` of the flow's first axis, is made of, and where they lie."""
         source = self.passage.source
         if not is_gpu(self.passage.device):
             given = crop(source, reach(source.geometry, target))
             return torch.from_numpy(np.ascontiguousarray(given.array, dtype=np.float32)), given.geometry
-        if inside[0].start != self._front:
+        if front.start != self._front:
             # All that lies under the windows of one row goes to the GPU at once, in few bytes where it has few.
-            self._front = inside[0].start
-            _, height, width = self.flow.shape
-            row = part(self.flow, (inside[0], slice(0, height), slice(0, width)))
+            self._front = front.start
+            _, height, width = self.tiling.shape
+            row = part(self.passage.grid, self._on_grid((front, slice(0, height), slice(0, width))))
             under = crop(source, reach(source.geometry, row))
             kind = under.array.dtype if under.array.dtype in (np.uint8, np.int16) else np.float32
             slab = torch.from_numpy(np.ascontiguousarray(under.array, dtype=kind)).to(self.passage.device)
