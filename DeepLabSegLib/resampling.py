@@ -195,20 +195,21 @@ def _interpolate(x: Tensor, axis: int, coordinates: NDArray[np.float64], support
     A matrix product per block of voxels: the matrix has few entries outside its band, and products are what a
     processor does best.
     """
-    shape = list(x.shape)
-    shape[axis] = len(coordinates)
-    result = torch.empty(shape, device=x.device)
+    outer, inner = x.shape[:axis], x.shape[axis + 1 :]
+    result = torch.empty((*outer, len(coordinates), *inner), device=x.device)
+    rows = result.view(math.prod(outer), len(coordinates), math.prod(inner))
     for start in range(0, len(coordinates), BLOCK):
-        block = slice(start, min(start + BLOCK, len(coordinates)))
+        block = slice(start, start + BLOCK)
         weights, first = _band(tuple(coordinates[block].tolist()), support, x.shape[axis], x.device)
-        given = x.narrow(axis, first, weights.shape[1]).float()
-        outer, inner = shape[:axis], shape[axis + 1 :]
-        place = result.narrow(axis, start, block.stop - start)
+        given = x.narrow(axis, first, weights.shape[1]).float().reshape(len(rows), weights.shape[1], -1)
+        place = rows[:, block]
+        # Products are written in place where torch does so in one step: copying them takes as long as they do.
         if not inner:
-            place.copy_(given @ weights.T)
+            torch.mm(given[..., 0], weights.T, out=place[..., 0])
+        elif place.is_contiguous():
+            torch.bmm(weights.expand(len(rows), -1, -1), given, out=place)
         else:
-            flat = given.reshape(int(np.prod(outer)), given.shape[axis], int(np.prod(inner)))
-            place.copy_((weights @ flat).view(*outer, len(weights), *inner))
+            place.copy_(weights @ given)
     return result
 
 

@@ -386,16 +386,16 @@ def back_ours(classes: int) -> Run:
     import torch
 
     from DeepLabSegLib.resampling import part, resample
-    from DeepLabSegLib.streaming import largest
+    from DeepLabSegLib.streaming import SIDE, largest
 
     source, grid = _grids()
     scores = torch.randn(classes, *grid.shape)
 
     def run() -> Any:
         labels = np.zeros(source.shape, np.uint8)
-        for k in range(source.shape[0]):
-            for j in range(0, source.shape[1], 128):
-                box = (slice(k, k + 1), slice(j, j + 128), slice(0, source.shape[2]))
+        for k in range(0, source.shape[0], 4):
+            for j in range(0, source.shape[1], SIDE):
+                box = (slice(k, k + 4), slice(j, j + SIDE), slice(0, source.shape[2]))
                 labels[box] = largest(resample(scores, grid, part(source, box))).numpy()
         return labels
 
