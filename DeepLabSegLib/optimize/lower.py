@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -68,6 +69,9 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
     if device.type == "cpu" and dtype != torch.float32:
         for node in graph.find_nodes(op="call_function", target=aten.avg_pool3d.default):
             node.target = _avg_pool3d
+    if device.type == "cpu" and dtype == torch.bfloat16:  # fp16's sums would overflow
+        for node in graph.find_nodes(op="call_function", target=aten.mean.dim):
+            node.target = _mean
     for node in graph.find_nodes(op="get_attr"):
         name = str(node.target)
         if not node.users:
@@ -90,12 +94,13 @@ def _attribute(graph: fx.Graph, tensors: dict[str, Tensor], name: str, tensor: T
 
 def _overwrite(graph: fx.Graph) -> None:
     """Let results of voxel-by-voxel operations take the place of an argument that nobody reads any more."""
-    for op, in_place in IN_PLACE.items():
-        for node in graph.find_nodes(op="call_function", target=op):
+    # The last first: what was turned already shares memory with its argument.
+    for node in reversed(graph.nodes):
+        if node.target in IN_PLACE:
             first = node.args[0]
             same = isinstance(first, fx.Node) and _alike(value(first), value(node))
             if same and overwritable(first, node):
-                node.target = in_place
+                node.target = IN_PLACE[node.target]
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -158,6 +163,11 @@ def _convolve(
 def _avg_pool3d(x: Tensor, *args: Any) -> Tensor:
     """Average pooling for half precision, which torch lacks on the CPU."""
     return aten.avg_pool3d.default(x.float(), *args).to(x.dtype)
+
+
+def _mean(x: Tensor, axes: list[int], keep: bool = False) -> Tensor:
+    """The mean of bf16 from a sum, which torch rounds once at its end; its own mean copies all of `x` to float32."""
+    return x.sum(axes, keep).div_(math.prod(x.shape[axis] for axis in axes))
 
 
 @cache

@@ -69,8 +69,8 @@ class Conv:
         self.scale = scale if self.scale is None else self.scale * scale
 
 
-def rewrite(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> None:
-    """Apply every rule to `graph`, in place; `tensors` are the values of its `get_attr` nodes."""
+def rewrite(graph: fx.Graph, tensors: dict[str, Tensor]) -> None:
+    """Apply every rule to `graph`, in place; `tensors` are the values of its `get_attr` nodes, which new ones join."""
     _gather_convolutions(graph, tensors)
     _move_padding(graph)
     _drop_idle_taps(graph)
@@ -178,19 +178,49 @@ def _merge_channelwise(graph: fx.Graph) -> None:
             _replace(depthwise, depthwise.args[0])
 
 
-def _fold_batch_norm(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> None:
-    """Batch normalisation at inference is a scale and a shift per channel: the convolution before it takes them."""
+def _fold_batch_norm(graph: fx.Graph, tensors: dict[str, Tensor]) -> None:
+    """Batch normalisation at inference is a scale and a shift per channel: the convolution before it takes them.
+
+    Behind squeeze and excitation the gate takes the scale.
+    """
     for node in graph.find_nodes(op="call_function", target=aten.native_batch_norm.default):
         x, weight, bias, mean, variance, training, _, eps = arguments(node)
         conv = _conv_for_one(x, node)
-        if conv is None or training:
+        if training or (conv is None and not _gated(x, node)):
             continue
         numbers = [None if part is None else tensors[str(part.target)] for part in (weight, bias, mean, variance)]
         scale = torch.rsqrt(numbers[3] + eps) * (1 if numbers[0] is None else numbers[0])
-        conv.affine(scale, (0 if numbers[1] is None else numbers[1]) - numbers[2] * scale)  # type: ignore[operator]
+        shift = (0 if numbers[1] is None else numbers[1]) - numbers[2] * scale  # type: ignore[operator]
+        result = x
+        if conv is not None:
+            conv.affine(scale, shift)
+        else:
+            full, gate = x.args
+            x.args = (full, _with_channels(aten.mul.Tensor, gate, scale, tensors, before=x))
+            result = _with_channels(aten.add.Tensor, x, shift, tensors, before=node)
         for item in list(node.users):  # the normalised map; statistics are read in training only
-            _replace(item, x)
+            _replace(item, result)
         graph.erase_node(node)
+
+
+def _gated(x: fx.Node, user: fx.Node) -> bool:
+    """Whether `x`, read by `user` alone, is a map times one number per channel."""
+    if x.target is not aten.mul.Tensor or list(x.users) != [user] or not all(isinstance(n, fx.Node) for n in x.args):
+        return False
+    full, gate = (value(part) for part in x.args)
+    return full.shape == value(x).shape and gate.shape == (*full.shape[:2], *[1] * (full.ndim - 2))
+
+
+def _with_channels(
+    op: torch._ops.OpOverload, x: fx.Node, numbers: Tensor, tensors: dict[str, Tensor], before: fx.Node
+) -> fx.Node:
+    """A new node `op(x, numbers)`, `numbers` being one per channel."""
+    name = f"channels{len(tensors)}"
+    tensors[name] = numbers.view(-1, *[1] * (value(x).ndim - 2))
+    with x.graph.inserting_before(before):
+        node = x.graph.call_function(op, (x, x.graph.create_node("get_attr", name)))
+    node.meta["value"] = value(x)
+    return node
 
 
 def _fuse_sums(graph: fx.Graph) -> None:

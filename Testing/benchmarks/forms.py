@@ -116,15 +116,27 @@ def medicai(encoder: str, size: list[int]) -> Run:
     return run
 
 
+SMP_NAMES = {"seresnext50": "se_resnext50_32x4d", "efficientnet_b0": "efficientnet-b0"}
+
+
 def smp(encoder: str, size: list[int]) -> Run:
-    """segmentation-models-pytorch's DeepLabV3+ with the encoder of that name: the architecture, not the weights."""
+    """segmentation-models-pytorch's (for volumes -3d's) DeepLabV3+ of that encoder: the architecture, not the weights.
+
+    Both import torchvision, whose builds on PyPI are for a torch with CUDA: beside another it asks in vain for
+    operators of its own. None of them is run here, so it is enough that they have a name.
+    """
     import torch
 
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor boxes, Tensor scores, float most) -> Tensor")
     if len(size) == 2:
         from segmentation_models_pytorch import DeepLabV3Plus
     else:
         from segmentation_models_pytorch_3d import DeepLabV3Plus
-    network = DeepLabV3Plus(encoder, encoder_weights=None, in_channels=1, classes=3).eval()
+    network = DeepLabV3Plus(SMP_NAMES.get(encoder, encoder), encoder_weights=None, in_channels=1, classes=3).eval()
     x = torch.randn(1, 1, *size)
     return torch.inference_mode()(lambda: network(x))
 

@@ -202,7 +202,7 @@ def stitching(bench: Bench, shape: list[int]) -> list[str]:
 
 
 def growth(bench: Bench, depths: list[int]) -> list[str]:
-    """Ever more slices of 256 x 512, 3 classes; all volumes are thicker than a window, which overlap equally in each."""
+    """Ever more slices of 256 x 512, 3 classes. All are thicker than a window, and windows overlap equally in each."""
     plane = [256, 512]
     forms = {
         f"{math.prod([depth, *plane]) / 1e6:.0f}": ("stitch_ours", {"shape": [depth, *plane], "classes": 3})

@@ -81,7 +81,7 @@ def test_without_onednns_private_operators_the_numbers_are_the_same(encoder, dim
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("encoder", ["resnet18", "densenet121", "efficientnet_b0", "convnext_tiny"])
+@pytest.mark.parametrize("encoder", ["resnet18", "seresnet18", "densenet121", "efficientnet_b0", "convnext_tiny"])
 def test_bf16_is_near(encoder, dims):
     check(make(dims, encoder), torch.randn(1, 2, *(40, 50, 33)[:dims]), "bf16")
 
@@ -188,6 +188,12 @@ def test_the_rules_leave_only_convolutions_with_what_follows_them_fused():
     network = make(3, "resnet50")
     names = [str(node.target) for node in fast_form(network, (1, 2, 64, 64, 64), CPU, "fp32").run.graph.nodes]
     assert not any("norm" in name or "relu" in name or "add" in name for name in names)
+
+
+@pytest.mark.parametrize("encoder", ["seresnext50", "efficientnet_b0"])
+def test_batch_normalisation_behind_a_gate_is_folded_into_the_gate(encoder):
+    run = fast_form(make(3, encoder), (1, 2, 64, 64, 64), CPU, "fp32").run
+    assert not any("norm" in str(node.target) for node in run.graph.nodes)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles for the CPU with a C++ compiler")
