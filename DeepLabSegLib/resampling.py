@@ -1,8 +1,8 @@
 """Voxels from one grid to another, exactly where two `Geometry` objects say, as little at a time as wanted.
 
 Flips and permutations copy voxels unchanged, other grids along the same axes are interpolated axis by axis, oblique
-ones in one trilinear step. Positions are voxel centres in RAS mm. Any part of a target can be had alone: `part` cuts
-it out, `reach` says which part of the source it needs.
+ones in one trilinear step. Positions are voxel centres in RAS mm. Any part of a target can be had alone: a `Way` says
+which part of the source it needs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import product
 from typing import Literal, TypeVar
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from DeepLabSegLib.image import Geometry
 
-__all__ = ["Box", "Mode", "part", "permuted", "reach", "resample", "same_voxels"]
+__all__ = ["Box", "Mode", "Way", "moved", "part", "permuted", "resample"]
 
 T = TypeVar("T")
 
@@ -59,127 +59,176 @@ def permuted(geometry: Geometry, order: Sequence[int]) -> Geometry:
     )
 
 
-def reach(source: Geometry, target: Geometry, box: Box | None = None) -> Box:
-    """The block of `source` that `resample` reads for `box` of `target`, at least one voxel along each axis.
-
-    All of `target` where no box is given.
-    """
-    way = _Way.between(source, target)
-    ends = np.array([(0, size) for size in target.shape] if box is None else [(s.start, s.stop) for s in box]) - (0, 1)
-    if way.from_axis is None:
-        places = np.array(list(product(*ends))) @ way.matrix.T + way.offset
-        low, high = np.floor(places.min(axis=0)) - 1, np.ceil(places.max(axis=0)) + 1
-    else:
-        low, high = np.empty(3), np.empty(3)
-        for axis, column in enumerate(way.from_axis):
-            coordinates, step = way.along(axis, ends[axis])
-            margin = 0.5 if _copies(coordinates, step) else max(1.0, abs(step)) + 1
-            low[column], high[column] = coordinates.min() - margin, coordinates.max() + margin
-        low, high = np.ceil(low), np.floor(high)
-    last = np.array(source.shape) - 1
-    low, high = np.clip(low, 0, last).astype(int), np.clip(high, 0, last).astype(int)
-    return tuple(slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))  # type: ignore[return-value]
-
-
-def same_voxels(source: Geometry, target: Geometry) -> bool:
-    """Whether every voxel of `target` is one of `source`, so that nothing is interpolated."""
-    way = _Way.between(source, target)
-    return way.from_axis is not None and all(
-        _copies(*way.along(axis, np.array([0, size - 1]))) for axis, size in enumerate(target.shape)
-    )
+def moved(sides: Sequence[slice], corner: Sequence[int]) -> tuple[slice, ...]:
+    """`sides` of a grid, counted from `corner`."""
+    return tuple(slice(side.start - c, side.stop - c) for side, c in zip(sides, corner, strict=True))
 
 
 def resample(
     array: Tensor, source: Geometry, target: Geometry, mode: Mode = "linear", fill: Tensor | None = None
 ) -> Tensor:
-    """`(C, *source.shape) -> (C, *target.shape)`.
+    """`(C, *source.shape) -> (C, *target.shape)`. See `Way.resample`."""
+    return Way.between(source, target).resample(array, mode=mode, fill=fill)
 
-    Linear interpolation is widened to the target's voxel where that is larger (a triangle filter), so that shrinking
-    doesn't alias. Voxels whose centres lie outside the source get `fill` `(C,)`, by default each channel's minimum.
+
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """An axis of a target that runs along a source's axis `column` of `size` voxels.
+
+    `coordinates` are the target's voxels there, in the source's voxels, `step` apart.
     """
 
-    @cache
-    def outside() -> Tensor:
-        return array.flatten(1).amin(1) if fill is None else fill
+    column: int
+    size: int
+    coordinates: NDArray[np.float64]
+    step: float
 
-    planes = max(1, SLAB // math.prod(target.shape[1:]))
-    if target.shape[0] <= planes:
-        return _resample(array, source, target, mode, outside)
-    result: Tensor | None = None
-    for start in range(0, target.shape[0], planes):
-        stop = min(start + planes, target.shape[0])
-        slab = part(target, (slice(start, stop), slice(0, target.shape[1]), slice(0, target.shape[2])))
-        found = _resample(array, source, slab, mode, outside)
-        if result is None:
-            result = found.new_empty((len(array), *target.shape))
-        result[:, start:stop] = found
-    assert result is not None
-    return result
+    @cached_property
+    def copies(self) -> bool:
+        """Whether every coordinate is a voxel's centre."""
+        return bool(
+            np.abs(self.coordinates - np.rint(self.coordinates)).max() < 1e-4 and abs(abs(self.step) - 1) < 1e-6
+        )
 
+    @cached_property
+    def inside(self) -> NDArray[np.bool_]:
+        """Per voxel of the target, whether its centre lies in the source."""
+        return (self.coordinates >= -0.5) & (self.coordinates <= self.size - 0.5)
 
-def _resample(array: Tensor, source: Geometry, target: Geometry, mode: Mode, fill: Callable[[], Tensor]) -> Tensor:
-    """`resample` of one slab, from no more of `array` than it needs."""
-    needed = reach(source, target)
-    array, source = array[(slice(None), *needed)], part(source, needed)
-    way = _Way.between(source, target)
-    if way.from_axis is None:
-        return _resample_oblique(array, way, target.shape, mode, fill)
-    result = array.permute(0, *(1 + way.from_axis).tolist())
-    outside = []
-    # First what shrinks most: there is less to do then along the other axes.
-    shrinkage = np.array(target.shape) / np.array(source.shape)[way.from_axis]
-    for axis in np.argsort(shrinkage).tolist():
-        coordinates, step = way.along(axis, np.arange(target.shape[axis]))
-        size = result.shape[1 + axis]
-        if mode == "nearest" or _copies(coordinates, step):
-            index = np.clip(np.rint(coordinates), 0, size - 1).astype(np.int64)
-            result = _pick(result, 1 + axis, index)
-        else:
-            result = _interpolate(result, 1 + axis, coordinates, max(1.0, abs(step)))
-        outside.append((1 + axis, np.flatnonzero((coordinates < -0.5) | (coordinates > size - 0.5))))
-    result = result.contiguous()
-    for axis, index in outside:
-        if len(index):
-            if result.data_ptr() == array.data_ptr():
-                result = result.clone()
-            result.index_copy_(axis, _tensor(index, result), fill().to(result).view(-1, 1, 1, 1).expand(
-                *(len(index) if n == axis else size for n, size in enumerate(result.shape))
-            ))  # fmt: skip
-    return result
+    def reach(self, side: slice) -> slice:
+        """The source's voxels that `side` of the target is made of."""
+        low, high = sorted((float(self.coordinates[side.start]), float(self.coordinates[side.stop - 1])))
+        margin = 0.5 if self.copies else max(1.0, abs(self.step)) + 1
+        first, last = (min(max(n, 0), self.size - 1) for n in (math.ceil(low - margin), math.floor(high + margin)))
+        return slice(first, last + 1)
+
+    def along(self, x: Tensor, axis: int, side: slice, first: int, mode: Mode) -> Tensor:
+        """`x` at `side` of the target along `axis`, of which `x` has the source's voxels from `first` on."""
+        coordinates = self.coordinates[side] - first
+        if mode == "nearest" or self.copies:
+            return _pick(x, axis, np.clip(np.rint(coordinates), 0, x.shape[axis] - 1).astype(np.int64))
+        return _interpolate(x, axis, coordinates, max(1.0, abs(self.step)))
 
 
-@dataclass(frozen=True)
-class _Way:
-    """From a target's indices to a source's: `matrix @ index + offset`.
+@dataclass(frozen=True, eq=False)
+class Way:
+    """From a source's voxels to a target's: worked out once for two grids, then good for any box of the target.
 
-    `from_axis[n]` is the source's axis that the target's axis n runs along; None where the axes are not parallel.
+    `matrix @ index + offset` takes a target's indices to a source's. `axes` are the target's, each along one of the
+    source's; None where the grids are not parallel.
     """
 
+    source: tuple[int, int, int]
+    target: tuple[int, int, int]
     matrix: NDArray[np.float64]
     offset: NDArray[np.float64]
-    from_axis: NDArray[np.int64] | None
+    axes: tuple[_Axis, ...] | None
 
     @classmethod
     @lru_cache(maxsize=64)
-    def between(cls, source: Geometry, target: Geometry) -> _Way:
+    def between(cls, source: Geometry, target: Geometry) -> Way:
+        """The way from grid `source` to grid `target`."""
         index = np.linalg.inv(source.affine) @ target.affine
         matrix, offset = index[:3, :3], index[:3, 3]
         # A grid that differs by less than 1e-3 voxels over its whole length is the same grid.
         matrix = np.where(np.abs(matrix) * np.array(target.shape) < 1e-3, 0.0, matrix)
-        single = all((np.count_nonzero(matrix, axis=axis) == 1).all() for axis in (0, 1))
-        return cls(matrix, offset, np.abs(matrix).argmax(axis=0) if single else None)
+        axes = None
+        if all((np.count_nonzero(matrix, axis=axis) == 1).all() for axis in (0, 1)):
+            columns = np.abs(matrix).argmax(axis=0).tolist()
+            axes = tuple(
+                _Axis(column, source.shape[column], offset[column] + step * np.arange(size), step)
+                for column, step, size in zip(columns, matrix[columns, range(3)].tolist(), target.shape, strict=True)
+            )
+        return cls(source.shape, target.shape, matrix, offset, axes)
 
-    def along(self, axis: int, index: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
-        """Where the target's voxels `index` along `axis` lie on the source's axis, in voxels; and their distance."""
-        assert self.from_axis is not None
-        column = self.from_axis[axis]
-        step = float(self.matrix[column, axis])
-        return self.offset[column] + step * index, step
+    @property
+    def copies(self) -> bool:
+        """Whether every voxel of the target is one of the source, so that nothing is interpolated."""
+        return self.axes is not None and all(axis.copies for axis in self.axes)
+
+    def reach(self, box: Box | None = None) -> Box:
+        """The block of the source that `resample` reads for `box` of the target, at least one voxel along each axis.
+
+        All of the target where no box is given.
+        """
+        sides = box or _whole(self.target)
+        if self.axes is not None:
+            found = {axis.column: axis.reach(side) for axis, side in zip(self.axes, sides, strict=True)}
+            return found[0], found[1], found[2]
+        corners = np.array(list(product(*((side.start, side.stop - 1) for side in sides))))
+        places = corners @ self.matrix.T + self.offset
+        last = np.array(self.source) - 1
+        low = np.clip(np.floor(places.min(axis=0)) - 1, 0, last).astype(int)
+        high = np.clip(np.ceil(places.max(axis=0)) + 1, 0, last).astype(int)
+        return tuple(slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))  # type: ignore[return-value]
+
+    def resample(
+        self,
+        array: Tensor,
+        box: Box | None = None,
+        held: Box | None = None,
+        mode: Mode = "linear",
+        fill: Tensor | None = None,
+    ) -> Tensor:
+        """Voxels `(C, ...)` of the target in `box`, by default all, from the source's in `array`.
+
+        `array` is `(C, *source)`, or no more of the source than the block `held`, which holds `reach(box)`.
+
+        Linear interpolation is widened to the target's voxel where that is larger (a triangle filter), so that
+        shrinking doesn't alias. Voxels whose centres lie outside the source get `fill` `(C,)`, by default each
+        channel's minimum.
+        """
+        sides, held = box or _whole(self.target), held or _whole(self.source)
+
+        @cache
+        def outside() -> Tensor:
+            return array.flatten(1).amin(1) if fill is None else fill
+
+        first, rows, columns = sides
+        planes = max(1, SLAB // (_length(rows) * _length(columns)))
+        if _length(first) <= planes:
+            return self._slab(array, sides, held, mode, outside)
+        result: Tensor | None = None
+        for start in range(first.start, first.stop, planes):
+            stop = min(start + planes, first.stop)
+            found = self._slab(array, (slice(start, stop), rows, columns), held, mode, outside)
+            if result is None:
+                result = found.new_empty((len(array), *map(_length, sides)))
+            result[:, start - first.start : stop - first.start] = found
+        assert result is not None
+        return result
+
+    def _slab(self, array: Tensor, box: Box, held: Box, mode: Mode, fill: Callable[[], Tensor]) -> Tensor:
+        """`resample`, from no more of `array` than it needs."""
+        needed = self.reach(box)
+        array = array[(slice(None), *moved(needed, [side.start for side in held]))]
+        if self.axes is None:
+            offset = self.offset + self.matrix @ [side.start for side in box] - [side.start for side in needed]
+            return _resample_oblique(array, self.matrix, offset, [_length(side) for side in box], mode, fill)
+        result = array.permute(0, *(1 + axis.column for axis in self.axes))
+        # First what shrinks most: there is less to do then along the other axes.
+        for n in sorted(range(3), key=lambda n: _length(box[n]) / result.shape[1 + n]):
+            axis = self.axes[n]
+            result = axis.along(result, 1 + n, box[n], needed[axis.column].start, mode)
+        result = result.contiguous()
+        for n, axis in enumerate(self.axes):
+            index = np.flatnonzero(~axis.inside[box[n]])
+            if len(index):
+                if result.data_ptr() == array.data_ptr():
+                    result = result.clone()
+                filling = fill().to(result).view(-1, 1, 1, 1)
+                sizes = [len(index) if axis == n else size for axis, size in enumerate(result.shape[1:])]
+                result.index_copy_(1 + n, _tensor(index, result), filling.expand(-1, *sizes))
+        return result
 
 
-def _copies(coordinates: NDArray[np.float64], step: float) -> bool:
-    """Whether every coordinate is a voxel's centre."""
-    return bool(np.abs(coordinates - np.rint(coordinates)).max() < 1e-4 and abs(abs(step) - 1) < 1e-6)
+def _whole(shape: tuple[int, int, int]) -> Box:
+    first, second, third = shape
+    return slice(0, first), slice(0, second), slice(0, third)
+
+
+def _length(side: slice) -> int:
+    return side.stop - side.start
 
 
 def _pick(x: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:
@@ -235,8 +284,15 @@ def _band(places: tuple[float, ...], support: float, size: int, device: torch.de
     return torch.from_numpy(matrix.astype(np.float32)).to(device), start
 
 
-def _resample_oblique(array: Tensor, way: _Way, shape: Sequence[int], mode: Mode, fill: Callable[[], Tensor]) -> Tensor:
-    """One trilinear (or nearest) step for grids whose axes are not parallel."""
+def _resample_oblique(
+    array: Tensor,
+    matrix: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    shape: Sequence[int],
+    mode: Mode,
+    fill: Callable[[], Tensor],
+) -> Tensor:
+    """One trilinear (or nearest) step for grids whose axes are not parallel; see `Way` for `matrix` and `offset`."""
     kind, home = array.dtype, array.device
     array = array.float()  # grid_sample takes no integers; labels stay exact up to 2**24
     if home.type == "mps":  # which lacks it for volumes
@@ -246,9 +302,9 @@ def _resample_oblique(array: Tensor, way: _Way, shape: Sequence[int], mode: Mode
     scale = 2 / sizes
     result = array.new_empty((array.shape[0], *shape))
     jj, ii = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
-    in_plane = way.matrix[:, 1, None, None] * jj + way.matrix[:, 2, None, None] * ii + way.offset[:, None, None]
+    in_plane = matrix[:, 1, None, None] * jj + matrix[:, 2, None, None] * ii + offset[:, None, None]
     for k in range(shape[0]):
-        points = (in_plane + way.matrix[:, 0, None, None] * k + 0.5) * scale[:, None, None] - 1
+        points = (in_plane + matrix[:, 0, None, None] * k + 0.5) * scale[:, None, None] - 1
         grid = _tensor(np.ascontiguousarray(np.moveaxis(points[::-1], 0, -1), dtype=np.float32), array)[None, None]
         mode_name = "bilinear" if mode == "linear" else "nearest"
         plane = F.grid_sample(array[None], grid, mode=mode_name, padding_mode="border", align_corners=False)[0, :, 0]

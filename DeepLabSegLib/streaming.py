@@ -18,7 +18,7 @@ from torch import Tensor
 from DeepLabSegLib.devices import is_gpu
 from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Passage
-from DeepLabSegLib.resampling import Box, part, permuted, reach, resample, same_voxels
+from DeepLabSegLib.resampling import Box, Way, permuted
 from DeepLabSegLib.tiling import UNDECIDED, Blender, Tiling, Verdict
 from DeepLabSegLib.windows import Windows
 
@@ -135,7 +135,6 @@ class _Writer:
     def __init__(self, passage: Passage, flow: Geometry, blender: Blender) -> None:
         target, decision = passage.source.geometry, passage.decision
         self.decision = decision
-        self.flow = flow
         self.blender = blender
         kind = np.uint8 if decision.classes <= 256 - (not decision.exclusive) else np.uint16
         self.kind = torch.uint8 if kind is np.uint8 else torch.int32
@@ -157,7 +156,8 @@ class _Writer:
         ]
         # Activations that keep the order of logits needn't be computed where nothing is blended or interpolated.
         decided = decision.labels_alone and passage.activation.name in ("softmax", "sigmoid")
-        self.raw = decided and blender.alone and not passage.mirror_axes and same_voxels(flow, self.target)
+        self.way = Way.between(flow, self.target)
+        self.raw = decided and blender.alone and not passage.mirror_axes and self.way.copies
         finer = max(1.0, math.prod(flow.shape) / math.prod(target.shape))
         depth, height, width = self.target.shape
         self.numbers = _numbers_at_once(passage.device)
@@ -166,7 +166,7 @@ class _Writer:
         plane = min(self.side, height) * min(self.side, width)
         self.depth = max(1, min(self.side, int(self.numbers / (decision.classes * finer * plane))))
         area = slice(0, height), slice(0, width)
-        self.needed = [self._reach((slice(n, n + 1), *area))[0] for n in range(depth)]  # the flow's planes
+        self.needed = [self.way.reach((slice(n, n + 1), *area))[0] for n in range(depth)]  # the flow's planes
         self.waiting = range(depth)[::-1] if along[front] < 0 else range(depth)
 
     def write(self, finished: int, on_planes: Callable[[int, int], None]) -> None:
@@ -181,13 +181,9 @@ class _Writer:
                 self.blender.forget(self.needed[self.waiting[0]].start)
             on_planes(self.target.shape[0] - len(self.waiting), self.target.shape[0])
 
-    def _reach(self, box: Box) -> Box:
-        """The flow's voxels that the target's in `box` are made of."""
-        return reach(self.flow, self.target, box)
-
     def _numbers(self, box: Box) -> int:
         """Class scores that are blended, or interpolated, for `box`: whichever are more."""
-        return self.decision.classes * max(_voxels(box), _voxels(self._reach(box)))
+        return self.decision.classes * max(_voxels(box), _voxels(self.way.reach(box)))
 
     def _write_slab(self, planes: slice) -> None:
         _, height, width = self.target.shape
@@ -201,7 +197,7 @@ class _Writer:
         left = slice(0, 0)
         for i in range(0, width, self.side):
             columns = slice(i, min(i + self.side, width))
-            label = self.blender.agreed(self._reach((planes, rows, columns)))
+            label = self.blender.agreed(self.way.reach((planes, rows, columns)))
             if label is not None:
                 self._labels[:, planes, rows, columns] = label
                 continue
@@ -216,9 +212,9 @@ class _Writer:
             yield left
 
     def _write_box(self, box: Box) -> None:
-        needed = self._reach(box)
+        needed = self.way.reach(box)
         scores = self.blender.scores(needed, self.decision.classes, self.raw)
-        values = resample(scores, part(self.flow, needed), part(self.target, box))
+        values = self.way.resample(scores, box, needed)
         for array, of_scores in self._maps:
             array[(..., *box)] = of_scores(values).cpu().numpy()
         self._labels[(slice(None), *box)] = self._decide(values).to(self.kind).cpu().numpy()

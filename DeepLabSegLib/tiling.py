@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from DeepLabSegLib.resampling import moved
+
 __all__ = [
     "UNDECIDED",
     "Activation",
@@ -221,7 +223,7 @@ class Blender:
         for window, sides in self._covering(box):
             found = 0
             if window.labels is not None:
-                cells = window.labels.numpy()[tuple(self._cells(window.labels.shape, _moved(sides, window.corner)))]
+                cells = window.labels.numpy()[tuple(self._cells(window.labels.shape, moved(sides, window.corner)))]
                 found = int(cells[0, 0, 0])
                 if found == UNDECIDED or (cells != found).any():
                     return None
@@ -245,10 +247,10 @@ class Blender:
             scores.zero_()
             total = scores.new_zeros(sizes)
         for window, sides in self._covering(box):
-            place = _moved(sides, [side.start for side in box])
+            place = moved(sides, [side.start for side in box])
             weight = None
             if total is not None:
-                weight = self.importance[_moved(sides, window.corner)]
+                weight = self.importance[moved(sides, window.corner)]
                 total[place] += weight
             self._score(window, sides, weight, scores[(slice(None), *place)], raw)
         if total is not None:
@@ -269,7 +271,7 @@ class Blender:
             if self.activation.name != "sigmoid":
                 place[0] += 1 if weight is None else weight
             return
-        sides = _moved(sides, window.corner)
+        sides = moved(sides, window.corner)
         count = len(window.logits)
         for turn, logits in enumerate(window.logits):
             enlarged = self._enlarge(logits, sides)
@@ -306,11 +308,6 @@ class Blender:
             _read(cells, size, side.start, side.stop)
             for cells, size, side in zip(low, self.tiling.tile, sides, strict=True)
         ]
-
-
-def _moved(sides: Sequence[slice], corner: Sequence[int]) -> tuple[slice, ...]:
-    """`sides` of a grid, counted from `corner`."""
-    return tuple(slice(side.start - c, side.stop - c) for side, c in zip(sides, corner, strict=True))
 
 
 @lru_cache(maxsize=64)

@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from DeepLabSegLib.devices import is_gpu
-from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Passage
 from DeepLabSegLib.preprocess import numbers
-from DeepLabSegLib.region import crop
-from DeepLabSegLib.resampling import part, reach, resample
+from DeepLabSegLib.resampling import Box, Way, moved
 from DeepLabSegLib.tiling import Corner, Tiling
 
 __all__ = ["Windows"]
@@ -32,11 +30,13 @@ class Windows:
 
     def __init__(self, passage: Passage, tiling: Tiling, order: Sequence[int]) -> None:
         self.passage = passage
+        self.way = Way.between(passage.source.geometry, passage.grid)
         self.tiling = tiling
         self.order = order
         self._batch = torch.empty(0)
         self._front: int | None = None
-        self._slab = torch.empty(0), passage.source.geometry
+        self._slab = torch.empty(0)
+        self._held = self.way.reach()
 
     def read(self, corners: Iterable[Corner]) -> tuple[list[Corner], Tensor]:
         """Those of `corners` whose windows aren't all background, and these: `(N, C, *S)`, until the next call."""
@@ -54,9 +54,10 @@ class Windows:
         """The network's input `(C, *S)` at a corner of the flow, zeros outside it; None where it is all background."""
         passage = self.passage
         inside = self.tiling.inside(corner)
-        target = part(passage.grid, self._on_grid(inside))
-        values, given = self._voxels(inside[0], target)
-        x = resample(passage.scaling(values), given, target, fill=numbers(passage.outside, passage.device))
+        box = self._on_grid(inside)
+        needed = self.way.reach(box)
+        values = passage.scaling(self._voxels(inside[0], needed))
+        x = self.way.resample(values, box, needed, fill=numbers(passage.outside, passage.device))
         if passage.background is not None:
             limits = numbers(passage.background, passage.device).view(-1, 1, 1, 1)
             if bool((x <= limits).all()):
@@ -74,21 +75,17 @@ class Windows:
         first, second, third = (sides[self.order.index(axis)] for axis in range(3))
         return first, second, third
 
-    def _voxels(self, front: slice, target: Geometry) -> tuple[Tensor, Geometry]:
-        """The source's voxels that `target`, at `front` of the flow's first axis, is made of, and where they lie."""
-        source = self.passage.source
-        if not is_gpu(self.passage.device):
-            given = crop(source, reach(source.geometry, target))
-            return torch.from_numpy(np.ascontiguousarray(given.array, dtype=np.float32)), given.geometry
+    def _voxels(self, front: slice, needed: Box) -> Tensor:
+        """The source's voxels in `needed`, for a window at `front` of the flow's first axis."""
+        source, device = self.passage.source.array, self.passage.device
+        if not is_gpu(device):
+            return torch.from_numpy(np.ascontiguousarray(source[(slice(None), *needed)], dtype=np.float32))
         if front.start != self._front:
             # All that lies under the windows of one row goes to the GPU at once, in few bytes where it has few.
             self._front = front.start
             _, height, width = self.tiling.shape
-            row = part(self.passage.grid, self._on_grid((front, slice(0, height), slice(0, width))))
-            under = crop(source, reach(source.geometry, row))
-            kind = under.array.dtype if under.array.dtype in (np.uint8, np.int16) else np.float32
-            slab = torch.from_numpy(np.ascontiguousarray(under.array, dtype=kind)).to(self.passage.device)
-            self._slab = slab, under.geometry
-        slab, geometry = self._slab
-        box = reach(geometry, target)
-        return slab[(slice(None), *box)], part(geometry, box)
+            self._held = self.way.reach(self._on_grid((front, slice(0, height), slice(0, width))))
+            under = source[(slice(None), *self._held)]
+            kind = under.dtype if under.dtype in (np.uint8, np.int16) else np.float32
+            self._slab = torch.from_numpy(np.ascontiguousarray(under, dtype=kind)).to(device)
+        return self._slab[(slice(None), *moved(needed, [side.start for side in self._held]))]

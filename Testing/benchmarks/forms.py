@@ -397,18 +397,19 @@ def back_ours(classes: int) -> Run:
     import numpy as np
     import torch
 
-    from DeepLabSegLib.resampling import part, resample
+    from DeepLabSegLib.resampling import Way
     from DeepLabSegLib.streaming import SIDE, largest
 
     source, grid = _grids()
     scores = torch.randn(classes, *grid.shape)
+    way = Way.between(grid, source)
 
     def run() -> Any:
         labels = np.zeros(source.shape, np.uint8)
         for k in range(0, source.shape[0], 4):
             for j in range(0, source.shape[1], SIDE):
                 box = (slice(k, k + 4), slice(j, j + SIDE), slice(0, source.shape[2]))
-                labels[box] = largest(resample(scores, grid, part(source, box))).numpy()
+                labels[box] = largest(way.resample(scores, box)).numpy()
         return labels
 
     return torch.inference_mode()(run)

@@ -6,7 +6,7 @@ from helpers import make_scan, physically_equal
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry, Image
 from DeepLabSegLib.preprocess import Normalization, axis_letters, check_voxels, model_grid
-from DeepLabSegLib.resampling import part, reach, resample
+from DeepLabSegLib.resampling import Way, resample
 
 
 def tensor(image: Image) -> torch.Tensor:
@@ -118,10 +118,10 @@ def test_any_part_of_a_grid_can_be_had_alone_from_the_part_of_the_scan_that_it_r
     turned = Geometry(image.geometry.shape, (3.0, 1.5, 1.2), (1, 2, 3), ((c, s, 0.0), (-s, c, 0.0), (0, 0, 1)))
     grid, fill = model_grid(turned, "ASL", spacing), tensor(image).amin().view(1)
     whole = resample(tensor(image), turned, grid)
+    way = Way.between(turned, grid)
     for box in [(slice(3, 9), slice(0, 5), slice(2, 9)), (slice(0, 1), slice(0, grid.shape[1]), slice(7, 8))]:
-        target = part(grid, box)
-        needed = reach(turned, target)
-        found = resample(tensor(image)[(slice(None), *needed)], part(turned, needed), target, fill=fill)
+        needed = way.reach(box)
+        found = way.resample(tensor(image)[(slice(None), *needed)], box, needed, fill=fill)
         torch.testing.assert_close(found, whole[(slice(None), *box)], atol=1e-3, rtol=1e-5)
 
 
