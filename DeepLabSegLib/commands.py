@@ -18,6 +18,7 @@ from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.image import SCORE_MAPS, Image, Labels, Segment
 from DeepLabSegLib.outputs import check_output, replacing
 from DeepLabSegLib.schema import from_json, to_json
+from DeepLabSegLib.startup import load_torch
 from DeepLabSegLib.texts import parse_names
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def segment(options: argparse.Namespace) -> Report:
 
 def batch(options: argparse.Namespace) -> Report:
     """Segment every scan of a folder, with a table of all; what is there already is kept."""
+    load_torch()
     from DeepLabSegLib import batch as batches
     from DeepLabSegLib.devices import kept_pages
 
@@ -72,6 +74,7 @@ def batch(options: argparse.Namespace) -> Report:
 
 def demo(options: argparse.Namespace) -> Report:
     """Segment the bundled scan with the bundled model; write the result and a picture of it."""
+    load_torch()
     from DeepLabSegLib import catalog, files, overlay
 
     folder = Path(options.output)
@@ -313,6 +316,7 @@ def _labels(text: str | None) -> list[Any] | None:
 def _segment_file(
     sources: Sequence[str | Path], output: Path, options: argparse.Namespace
 ) -> tuple[dict[str, Any], Image, Labels]:
+    load_torch()
     from DeepLabSegLib.devices import kept_pages
     from DeepLabSegLib.preprocess import stack_channels
 

@@ -48,6 +48,12 @@ Verdict = Callable[[Tensor], Tensor]
 It must be such that blending and interpolating scores of one label gives that label.
 """
 
+Part = tuple[slice, ...]
+"""A block of a window's voxels."""
+
+AT_ONCE = 2**24
+"""Class scores of windows that are computed at once: a GPU would wait for the telling of each."""
+
 BANK = 16
 """Windows whose logits get room at once."""
 
@@ -220,10 +226,10 @@ class Blender:
         if self.verdict is None:
             return None
         label = None
-        for window, sides in self._covering(box):
+        for window, part in self._covering(box):
             found = 0
             if window.labels is not None:
-                cells = window.labels.numpy()[tuple(self._cells(window.labels.shape, moved(sides, window.corner)))]
+                cells = window.labels.numpy()[tuple(self._cells(window.labels.shape, part))]
                 found = int(cells[0, 0, 0])
                 if found == UNDECIDED or (cells != found).any():
                     return None
@@ -246,61 +252,84 @@ class Blender:
         if not self.alone:
             scores.zero_()
             total = scores.new_zeros(sizes)
-        for window, sides in self._covering(box):
-            place = moved(sides, [side.start for side in box])
-            weight = None
+        starts = [side.start for side in box]
+        for part, windows in self._alike(box, classes):
+            weight = self.importance[part]
+            places = [moved(moved(part, [-c for c in window.corner]), starts) for window in windows]
             if total is not None:
-                weight = self.importance[moved(sides, window.corner)]
-                total[place] += weight
-            self._score(window, sides, weight, scores[(slice(None), *place)], raw)
+                for place in places:
+                    total[place] += weight
+            into = [scores[(slice(None), *place)] for place in places]
+            self._score(windows, part, into, None if total is None else weight, raw)
         if total is not None:
             scores /= total
         return scores
 
-    def _covering(self, box: Sequence[slice]) -> Iterator[tuple[_Window, list[slice]]]:
-        """The windows that cover a part of `box`, and which."""
+    def _covering(self, box: Sequence[slice]) -> Iterator[tuple[_Window, Part]]:
+        """The windows that cover a part of `box`, and which part of theirs that is."""
         for corner in self.tiling.touching(box):
             if corner in self.open:
-                yield self.open[corner], self.tiling.inside(corner, box)
+                yield self.open[corner], moved(self.tiling.inside(corner, box), corner)
 
-    def _score(self, window: _Window, sides: Sequence[slice], weight: Tensor | None, place: Tensor, raw: bool) -> None:
-        """Add a window's weighed scores at `sides` of the grid to `place`, or write them where `weight` is None."""
-        if window.logits is None:
-            if weight is None:
-                place.zero_()
-            if self.activation.name != "sigmoid":
-                place[0] += 1 if weight is None else weight
+    def _alike(self, box: Sequence[slice], classes: int) -> Iterator[tuple[Part, list[_Window]]]:
+        """The windows that cover `box`, those together that are scored at once: the same part of each lies in it."""
+        found: dict[object, tuple[Part, list[_Window]]] = {}
+        for window, part in self._covering(box):
+            key = *((side.start, side.stop) for side in part), window.logits is None, window.close
+            found.setdefault(key, (part, []))[1].append(window)
+        for part, windows in found.values():
+            most = max(1, AT_ONCE // (classes * math.prod(side.stop - side.start for side in part)))
+            for first in range(0, len(windows), most):
+                yield part, windows[first : first + most]
+
+    def _score(
+        self, windows: Sequence[_Window], part: Part, places: Sequence[Tensor], weight: Tensor | None, raw: bool
+    ) -> None:
+        """Add the weighed scores of a part of each window to its place, or write them where `weight` is None."""
+        kept = [window.logits for window in windows if window.logits is not None]
+        if not kept:
+            for place in places:
+                if weight is None:
+                    place.zero_()
+                if self.activation.name != "sigmoid":
+                    place[0] += 1 if weight is None else weight
             return
-        sides = moved(sides, window.corner)
-        count = len(window.logits)
-        for turn, logits in enumerate(window.logits):
-            enlarged = self._enlarge(logits, sides)
+        count = len(kept[0])
+        for turn in range(count):
+            enlarged = self._enlarge([logits[turn] for logits in kept], part)
             if raw:
-                place.copy_(enlarged)
+                for place, values in zip(places, enlarged, strict=True):
+                    place.copy_(values)
                 return
-            if window.close:
+            if windows[0].close:
                 values = enlarged.exp_()
-                share = (1 if weight is None else weight) / values.sum(0).mul_(count)
+                shares = (1 if weight is None else weight) / values.sum(1).mul_(count)
             else:
-                values = self.activation.function(enlarged[None])[0]
-                share = place.new_ones(()) / count if weight is None else weight / count
-            if weight is not None or turn > 0:
-                place.addcmul_(values, share)
-            else:
-                torch.mul(values, share, out=place)
+                values = self.activation.function(enlarged)
+                share = values.new_ones(()) / count if weight is None else weight / count
+                shares = share.expand(len(values), *share.shape)
+            for place, value, share in zip(places, values, shares, strict=True):
+                if weight is not None or turn > 0:
+                    place.addcmul_(value, share)
+                else:
+                    torch.mul(value, share, out=place)
 
-    def _enlarge(self, logits: Tensor, sides: Sequence[slice]) -> Tensor:
-        """`(classes, *low) -> (classes, planes, rows, columns)` at `sides` of the window: linear, an axis at a time."""
-        cells = self._cells(logits.shape[1:], sides)
-        given = logits[(slice(None), *cells)].to(self.device, torch.float32)
+    def _enlarge(self, kept: Sequence[Tensor], part: Part) -> Tensor:
+        """Logits `(classes, *low)` of some windows to `(windows, classes, planes, rows, columns)` at a part of each.
+
+        Linear, an axis at a time.
+        """
+        low = kept[0].shape[1:]
+        cells = (slice(None), *self._cells(low, part))
+        given = torch.stack([logits[cells] for logits in kept]).to(self.device, torch.float32)
         planes, rows, columns = (
-            _matrix_part(low, size, side.start, side.stop, self.device)
-            for low, size, side in zip(logits.shape[1:], self.tiling.tile, sides, strict=True)
+            _matrix_part(cells, size, side.start, side.stop, self.device)
+            for cells, size, side in zip(low, self.tiling.tile, part, strict=True)
         )
-        classes, l0, l1, l2 = given.shape
-        result = planes @ given.reshape(classes, l0, l1 * l2)
+        count, classes, l0, l1, l2 = given.shape
+        result = planes @ given.view(count * classes, l0, l1 * l2)
         result = (result.view(-1, l2) @ columns.T).view(-1, l1, len(columns))
-        return (rows @ result).view(classes, len(planes), len(rows), len(columns))
+        return (rows @ result).view(count, classes, len(planes), len(rows), len(columns))
 
     def _cells(self, low: Sequence[int], sides: Sequence[slice]) -> list[slice]:
         """What is read, of `low` cells along each axis, to enlarge them at `sides` of a window."""

@@ -32,6 +32,7 @@ import numpy as np
 from DeepLabSegLib.errors import DeepLabSegError
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels
 from DeepLabSegLib.schema import from_json, to_json
+from DeepLabSegLib.startup import load_torch
 
 __all__ = ["ENVIRONMENT", "Worker", "main"]
 
@@ -86,6 +87,7 @@ class Worker:
     # --- requests, each named after its `do` ---
 
     def _hello(self, _: dict[str, Any]) -> dict[str, Any]:
+        load_torch()
         import torch
 
         from DeepLabSegLib.devices import list_devices

@@ -75,7 +75,10 @@ def plain(encoder: str, size: list[int]) -> Run:
 
 
 def fast(encoder: str, size: list[int], precision: str) -> Run:
-    """Our network in its fast form, up to class scores, as a segmenter runs it."""
+    """Our network in its fast form, up to class scores, as a segmenter runs it in a process of its own."""
+    from DeepLabSegLib.startup import load_torch
+
+    load_torch()
     import torch
 
     from DeepLabSegLib.devices import kept_pages

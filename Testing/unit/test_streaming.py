@@ -4,6 +4,7 @@ The reference here holds everything at once: the scan on the model's grid, each 
 resampled back, then decided. Voxels whose two best scores differ by rounding only may fall to either side.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from helpers import make_bundle, make_network, make_scan
 from torch.nn import functional as F
 
 import DeepLabSegLib.streaming as streaming
+import DeepLabSegLib.tiling as tiling
 import DeepLabSegLib.windows as windows
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry
@@ -125,10 +127,15 @@ def test_oblique(dims, tile, scan):
 
 @pytest.mark.parametrize(("classes", "activation"), [(3, "softmax"), (3, "sigmoid")])
 @pytest.mark.parametrize("orientation", ["SAR", "RIP"])
-@pytest.mark.parametrize(("dims", "tile"), [(2, (16, 16)), (3, (16, 16, 24))])
-def test_in_the_larger_pieces_that_a_gpu_takes(dims, tile, orientation, classes, activation, scan, monkeypatch):
+@pytest.mark.parametrize(
+    ("dims", "tile", "windows_at_once"), [(2, (16, 16), 5), (3, (16, 16, 24), 2), (3, (16, 16, 24), 99)]
+)
+def test_in_the_larger_pieces_that_a_gpu_takes(
+    dims, tile, windows_at_once, orientation, classes, activation, scan, monkeypatch
+):
     for module in (streaming, windows):
         monkeypatch.setattr(module, "is_gpu", lambda device: True)
+    monkeypatch.setattr(tiling, "AT_ONCE", windows_at_once * classes * math.prod(tile))
     segmenter = make(dims, classes, activation, orientation=orientation, spacing=(2.0, 1.7, 1.4))
     for kind in (np.float32, np.int16):
         check(segmenter, type(scan)(scan.array.astype(kind), scan.geometry), SegmentOptions(tile=tile, overlap=0.5))
