@@ -26,6 +26,7 @@ from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.models.layers import is_counter
 from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.postprocess import End
 from DeepLabSegLib.preprocess import Normalization, check_orientation
 from DeepLabSegLib.schema import dumps, from_json, to_json
 
@@ -79,8 +80,9 @@ class Bundle:
 
     `labels` has one entry per class: values 1, 2, ... in the order of the network's classes, class 0 of a softmax
     being background. `one_piece` says that they hang together, as a brain does: what isn't connected to the largest
-    part is left out of a result. `figures` are measured results, by name, and `limits` says what the model is not for.
-    `reproduce` is the command that makes it. `sha256` is that of the tensors (see `digest`).
+    part is left out of a result, and so is what lies beyond one of `ends`. `figures` are measured results, by name, and
+    `limits` says what the model is not for. `reproduce` is the command that makes it. `sha256` is that of the tensors
+    (see `digest`).
     """
 
     name: str
@@ -92,6 +94,7 @@ class Bundle:
     training_data: str
     figures: Mapping[str, float] = field(default_factory=dict)
     one_piece: bool = False
+    ends: tuple[End, ...] = ()
     limits: str | None = None
     reproduce: str | None = None
     sha256: str = ""
@@ -128,6 +131,13 @@ class Bundle:
             if not all(0 <= part <= 255 for part in segment.color):
                 raise InvalidInput(
                     f"the colour of {segment.name!r} is {list(segment.color)}; each part must be 0 to 255"
+                )
+
+        for end in self.ends:
+            if not {end.label, *end.at} <= set(values) or not end.at:
+                raise InvalidInput(
+                    f"ends: label {end.label} ends at {list(end.at)}; "
+                    f"all must be labels of the model, 1 to {foreground}"
                 )
 
     @property

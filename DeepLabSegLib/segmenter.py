@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, ModelInput, read_bundle, read_network
@@ -24,6 +23,7 @@ from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.optimize import FastForm, FastForms
 from DeepLabSegLib.passage import Decision, Passage
+from DeepLabSegLib.postprocess import end_label, keep_largest_piece
 from DeepLabSegLib.preprocess import LETTERS, Scaling, check_voxels, model_grid
 from DeepLabSegLib.region import Region, crop
 from DeepLabSegLib.streaming import Found, run
@@ -150,7 +150,9 @@ class Segmenter:
         report("prepare", 1, 1)
         found = self._run(passage, report)
         if self.bundle.one_piece:
-            _keep_largest_piece(found.labels)
+            keep_largest_piece(found.labels)
+        for end in self.bundle.ends:
+            end_label(found.labels, seen.geometry, end)
         labels = Labels(
             found.labels if self.bundle.overlapping else found.labels[0],
             seen.geometry,
@@ -390,17 +392,6 @@ def _put_back(
         uncertainty=put(labels.uncertainty),
         probabilities=probabilities,
     )
-
-
-def _keep_largest_piece(array: NDArray) -> None:
-    """Clear in `(layers, k, j, i)` what isn't connected, by faces of voxels, to the largest part of all labels."""
-    from scipy import ndimage  # for the models that need it
-
-    pieces, count = ndimage.label((array > 0).any(axis=0))
-    if count > 1:
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        array[:, pieces != sizes.argmax()] = 0
 
 
 def _flat(values: Tensor) -> tuple[float, ...]:

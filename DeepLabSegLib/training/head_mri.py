@@ -16,12 +16,13 @@ from torch.utils.data import Dataset
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import read_image
 from DeepLabSegLib.image import Segment, Terminology
+from DeepLabSegLib.postprocess import End
 from DeepLabSegLib.preprocess import model_grid
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.training.draw import sent
 from DeepLabSegLib.training.synthesis import Contrast, LabelMap, SynthesisSpec, synthesize
 
-__all__ = ["SEGMENTS", "STRUCTURES", "Structure", "SyntheticHeads", "intracranial", "read_head_map"]
+__all__ = ["SEGMENTS", "STEM_END", "STRUCTURES", "Structure", "SyntheticHeads", "intracranial", "read_head_map"]
 
 ANATOMY = ("SCT", "123037004", "Anatomical Structure")
 SUBSTANCE = ("SCT", "91720002", "Body Substance")
@@ -89,6 +90,9 @@ SEGMENTS = tuple(
     Segment(n, s.name, s.color, Terminology(s.category, s.code)) for n, s in enumerate(STRUCTURES, start=1)
 )
 CLASSES = {value: n for n, s in enumerate(STRUCTURES, start=1) for value in s.sources}
+STEM_END = End(CLASSES[BRAIN_STEM], "I", tuple(sorted({CLASSES[value] for value in CEREBELLUM})))
+"""Where `_end_stem` ends the stem of a label map a result's ends too."""
+
 CONTRASTS = tuple(
     Contrast(share, {n: getattr(s.tissue, name) for n, s in enumerate(STRUCTURES, start=1)})
     for name, share in {"t1": 0.4, "t2": 0.15, "flair": 0.15}.items()

@@ -9,7 +9,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Segment, Terminology
 from DeepLabSegLib.models.deeplab import DeepLabSpec
 from DeepLabSegLib.preprocess import Normalization
-from DeepLabSegLib.training.head_mri import ANATOMY, SEGMENTS, STRUCTURES, SUBSTANCE
+from DeepLabSegLib.training.head_mri import ANATOMY, SEGMENTS, STEM_END, STRUCTURES, SUBSTANCE
 from DeepLabSegLib.training.planning import Overrides
 from DeepLabSegLib.training.trainer import TrainingSpec
 
@@ -136,6 +136,7 @@ RECIPES = {
             license="Apache-2.0",
             training_data=HEAD_DATA,
             one_piece=True,
+            ends=(STEM_END,),
             limits=HEAD_LIMITS,
         ),
         TrainingSpec(steps=9000, batch_size=4, every=2),

@@ -16,6 +16,7 @@ FLOORS = [
     {
         "models",
         "preprocess",
+        "postprocess",
         "resampling",
         "tiling",
         "passage",

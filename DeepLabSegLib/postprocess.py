@@ -1,0 +1,58 @@
+"""What a model knows of all of its labels together, which a network that sees voxel by voxel may miss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from DeepLabSegLib.image import Geometry
+from DeepLabSegLib.preprocess import LETTERS
+
+__all__ = ["End", "end_label", "keep_largest_piece"]
+
+Direction = Literal["R", "L", "A", "P", "S", "I"]
+
+ROUNDING = 1e-3
+"""mm by which voxels that lie equally far may differ."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The label `label` reaches no farther `toward` a side of the body than any of the labels `at` does."""
+
+    label: int
+    toward: Direction
+    at: tuple[int, ...]
+
+
+def keep_largest_piece(labels: NDArray) -> None:
+    """Clear in `(layers, k, j, i)` what isn't connected, by faces of voxels, to the largest part of all labels."""
+    from scipy import ndimage  # for the models that need it
+
+    pieces, count = ndimage.label((labels > 0).any(axis=0))
+    if count > 1:
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        labels[:, pieces != sizes.argmax()] = 0
+
+
+def end_label(labels: NDArray, geometry: Geometry, end: End) -> None:
+    """Clear in `(layers, k, j, i)` what is beyond `end`; nothing where none of the labels that it ends at is there."""
+    there = [far[np.isin(plane, end.at).any(axis=0)] for plane, far in _planes(labels, geometry, end.toward)]
+    farthest = max((far.max() for far in there if far.size), default=np.inf)
+    for plane, far in _planes(labels, geometry, end.toward):
+        plane[(plane == end.label) & (far > farthest + ROUNDING)] = 0
+
+
+def _planes(labels: NDArray, geometry: Geometry, toward: Direction) -> Iterator[tuple[NDArray, NDArray[np.float64]]]:
+    """Per plane k its labels `(layers, j, i)`, a view, and how many mm its voxels `(j, i)` lie toward a side."""
+    axis, sign = LETTERS[toward]
+    steps = sign * geometry.affine[axis]
+    j, i = np.ogrid[: geometry.shape[1], : geometry.shape[2]]
+    in_plane = steps[1] * j + steps[2] * i + steps[3]
+    for k in range(geometry.shape[0]):
+        yield labels[:, k], in_plane + steps[0] * k

@@ -1,0 +1,84 @@
+"""What a model knows of its labels together holds under any geometry."""
+
+from dataclasses import replace
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_scan, make_segmenter
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.image import Geometry
+from DeepLabSegLib.postprocess import End, end_label
+from DeepLabSegLib.preprocess import LETTERS
+from DeepLabSegLib.segmenter import Segmenter
+
+STEM, CEREBELLUM, OTHER = 1, 2, 3
+END = End(STEM, "I", (CEREBELLUM,))
+
+
+def body(layers: int = 1) -> np.ndarray:
+    """`(layers, z, y, x)`, z growing upward: a stem from 2 on, a cerebellum from 6 on, another label all along."""
+    labels = np.zeros((layers, 12, 5, 5), np.uint8)
+    labels[0, 2:, 2, 2] = STEM
+    labels[-1, 6:, 4, 4] = CEREBELLUM
+    labels[-1, :, 0, 0] = OTHER
+    return labels
+
+
+def turned(labels: np.ndarray, letters: str) -> tuple[np.ndarray, Geometry]:
+    """The same body with its axes (k, j, i) growing toward `letters`."""
+    axes = [LETTERS[letter] for letter in letters]
+    array = np.transpose(labels, [0, *(3 - ras for ras, _ in axes)])
+    array = np.flip(array, [1 + n for n, (_, sign) in enumerate(axes) if sign < 0])
+    rows = tuple(tuple(sign * float(n == ras) for n in range(3)) for ras, sign in axes)
+    return np.ascontiguousarray(array), Geometry(array.shape[1:], (2.0, 1.0, 1.5), (5.0, -60.0, 30.0), rows)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("letters", ["SAR", "IPL", "ASL", "RIP"])
+def test_a_label_ends_where_those_it_ends_at_do_however_the_scan_lies(letters, layers):
+    expected = body(layers)
+    expected[0, 2:6, 2, 2] = 0
+    labels, geometry = turned(body(layers), letters)
+    end_label(labels, geometry, END)
+    np.testing.assert_array_equal(labels, turned(expected, letters)[0])
+
+
+def test_in_a_tilted_scan_height_counts_and_not_the_slice():
+    labels = np.zeros((1, 9, 9, 1), np.uint8)
+    labels[0, 4, :, 0] = STEM
+    labels[0, 4, 4, 0] = CEREBELLUM
+    c, s = np.cos(0.3), np.sin(0.3)
+    end_label(labels, Geometry((9, 9, 1), direction=((0, -s, c), (0, c, s), (1, 0, 0))), END)  # j rises a little
+    assert labels[0, 4, :, 0].tolist() == [0] * 4 + [CEREBELLUM] + [STEM] * 4
+
+
+def test_where_none_of_the_labels_is_seen_nothing_is_cleared():
+    labels, geometry = turned(body(), "SAR")
+    labels[labels == CEREBELLUM] = 0
+    before = labels.copy()
+    end_label(labels, geometry, END)
+    np.testing.assert_array_equal(labels, before)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_models_result_ends_where_the_model_says(dims, rng):
+    torch.manual_seed(1)  # weights that give both labels
+    segmenter, scan = make_segmenter(dims, classes=4), make_scan(rng, (16, 60, 60))
+    everything = segmenter.segment(scan)
+    for side, (label, other) in product(LETTERS, permutations((1, 2, 3), 2)):
+        end, expected = End(label, side, (other,)), everything.layers.copy()
+        end_label(expected, everything.geometry, end)
+        if (expected != everything.layers).any():
+            break
+    assert (expected != everything.layers).any(), "something lies beyond, or this test shows nothing"
+    found = Segmenter(replace(segmenter.bundle, ends=(end,)), segmenter.network, "cpu").segment(scan)
+    np.testing.assert_array_equal(found.layers, expected)
+
+
+@pytest.mark.parametrize("end", [End(9, "I", (1,)), End(1, "I", (9,)), End(1, "I", ())])
+def test_an_end_of_labels_that_a_model_lacks_is_refused(end):
+    with pytest.raises(InvalidInput, match="all must be labels of the model"):
+        replace(make_segmenter(3).bundle, ends=(end,))
