@@ -208,7 +208,7 @@ def growth(bench: Bench, depths: list[int]) -> list[str]:
         f"{math.prod([depth, *plane]) / 1e6:.0f}": ("stitch_ours", {"shape": [depth, *plane], "classes": 3})
         for depth in depths
     }
-    found = bench(forms)
+    found = bench(forms, 3 * bench.turns)  # seconds each, and small differences
     rates = [result.cpu / math.prod([depth, *plane]) for depth, result in zip(depths, found.values(), strict=True)]
     lines = ["| million voxels | CPU s | ns per voxel | peak MB |", "|---|---|---|---|"]
     for (million, result), rate in zip(found.items(), rates, strict=True):
