@@ -323,8 +323,8 @@ class Blender:
         cells = (slice(None), *self._cells(low, part))
         given = torch.stack([logits[cells] for logits in kept]).to(self.device, torch.float32)
         planes, rows, columns = (
-            _matrix_part(cells, size, side.start, side.stop, self.device)
-            for cells, size, side in zip(low, self.tiling.tile, part, strict=True)
+            _matrix_part(count, size, side.start, side.stop, self.device)
+            for count, size, side in zip(low, self.tiling.tile, part, strict=True)
         )
         count, classes, l0, l1, l2 = given.shape
         result = planes @ given.view(count * classes, l0, l1 * l2)
