@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from DeepLabSegLib.image import Geometry
 
-__all__ = ["Box", "Mode", "Way", "moved", "part", "permuted", "resample"]
+__all__ = ["Box", "Mode", "Way", "lengths", "moved", "part", "permuted", "resample"]
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ BLOCK = 32
 def part(geometry: Geometry, box: Box) -> Geometry:
     """The grid of the voxels in `box`."""
     origin = (geometry.affine @ np.array([*(side.start for side in box), 1.0]))[:3]
-    return replace(geometry, shape=tuple(side.stop - side.start for side in box), origin=tuple(origin))
+    return replace(geometry, shape=lengths(box), origin=tuple(origin))  # type: ignore[arg-type]  # three of them
 
 
 def permuted(geometry: Geometry, order: Sequence[int]) -> Geometry:
@@ -57,6 +57,11 @@ def permuted(geometry: Geometry, order: Sequence[int]) -> Geometry:
         spacing=ordered(geometry.spacing),
         direction=ordered(geometry.direction),
     )
+
+
+def lengths(sides: Sequence[slice]) -> tuple[int, ...]:
+    """Voxels along each of `sides` of a grid."""
+    return tuple(side.stop - side.start for side in sides)
 
 
 def moved(sides: Sequence[slice], corner: Sequence[int]) -> tuple[slice, ...]:
@@ -185,15 +190,16 @@ class Way:
             return array.flatten(1).amin(1) if fill is None else fill
 
         first, rows, columns = sides
-        planes = max(1, SLAB // (_length(rows) * _length(columns)))
-        if _length(first) <= planes:
+        sizes = lengths(sides)
+        planes = max(1, SLAB // math.prod(sizes[1:]))
+        if sizes[0] <= planes:
             return self._slab(array, sides, held, mode, outside)
         result: Tensor | None = None
         for start in range(first.start, first.stop, planes):
             stop = min(start + planes, first.stop)
             found = self._slab(array, (slice(start, stop), rows, columns), held, mode, outside)
             if result is None:
-                result = found.new_empty((len(array), *map(_length, sides)))
+                result = found.new_empty((len(array), *sizes))
             result[:, start - first.start : stop - first.start] = found
         assert result is not None
         return result
@@ -204,10 +210,11 @@ class Way:
         array = array[(slice(None), *moved(needed, [side.start for side in held]))]
         if self.axes is None:
             offset = self.offset + self.matrix @ [side.start for side in box] - [side.start for side in needed]
-            return _resample_oblique(array, self.matrix, offset, [_length(side) for side in box], mode, fill)
+            return _resample_oblique(array, self.matrix, offset, lengths(box), mode, fill)
         result = array.permute(0, *(1 + axis.column for axis in self.axes))
         # First what shrinks most: there is less to do then along the other axes.
-        for n in sorted(range(3), key=lambda n: _length(box[n]) / result.shape[1 + n]):
+        shrinkage = [size / given for size, given in zip(lengths(box), result.shape[1:], strict=True)]
+        for n in sorted(range(3), key=shrinkage.__getitem__):
             axis = self.axes[n]
             result = axis.along(result, 1 + n, box[n], needed[axis.column].start, mode)
         result = result.contiguous()
@@ -225,10 +232,6 @@ class Way:
 def _whole(shape: tuple[int, int, int]) -> Box:
     first, second, third = shape
     return slice(0, first), slice(0, second), slice(0, third)
-
-
-def _length(side: slice) -> int:
-    return side.stop - side.start
 
 
 def _pick(x: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:

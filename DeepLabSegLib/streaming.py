@@ -18,7 +18,7 @@ from torch import Tensor
 from DeepLabSegLib.devices import is_gpu
 from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Passage
-from DeepLabSegLib.resampling import Box, Way, permuted
+from DeepLabSegLib.resampling import Box, Way, lengths, permuted
 from DeepLabSegLib.tiling import UNDECIDED, Blender, Tiling, Verdict
 from DeepLabSegLib.windows import Windows
 
@@ -183,7 +183,7 @@ class _Writer:
 
     def _numbers(self, box: Box) -> int:
         """Class scores that are blended, or interpolated, for `box`: whichever are more."""
-        return self.decision.classes * max(_voxels(box), _voxels(self.way.reach(box)))
+        return self.decision.classes * max(math.prod(lengths(box)), math.prod(lengths(self.way.reach(box))))
 
     def _write_slab(self, planes: slice) -> None:
         _, height, width = self.target.shape
@@ -237,10 +237,6 @@ def _numbers_at_once(device: torch.device) -> int:
     if device.type == "cuda":
         return min(GPU_NUMBERS, max(NUMBERS, torch.cuda.mem_get_info(device)[0] // BYTES_PER_NUMBER))
     return GPU_NUMBERS // 16 if is_gpu(device) else NUMBERS
-
-
-def _voxels(box: Box) -> int:
-    return math.prod(side.stop - side.start for side in box)
 
 
 def largest(scores: Tensor) -> Tensor:

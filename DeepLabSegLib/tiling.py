@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from DeepLabSegLib.resampling import moved
+from DeepLabSegLib.resampling import lengths, moved
 
 __all__ = [
     "UNDECIDED",
@@ -243,7 +243,7 @@ class Blender:
 
         `raw` leaves out an activation that keeps order, where no other window has a say (see `alone`).
         """
-        sizes = [side.stop - side.start for side in box]
+        sizes = lengths(box)
         numbers = classes * math.prod(sizes)
         if self._room.numel() < numbers:
             self._room = torch.empty(2 ** math.ceil(math.log2(numbers)), device=self.device)
@@ -255,7 +255,7 @@ class Blender:
         starts = [side.start for side in box]
         for part, windows in self._alike(box, classes):
             weight = self.importance[part]
-            places = [moved(moved(part, [-c for c in window.corner]), starts) for window in windows]
+            places = [moved(part, np.subtract(starts, window.corner).tolist()) for window in windows]
             if total is not None:
                 for place in places:
                     total[place] += weight
@@ -278,7 +278,7 @@ class Blender:
             key = *((side.start, side.stop) for side in part), window.logits is None, window.close
             found.setdefault(key, (part, []))[1].append(window)
         for part, windows in found.values():
-            most = max(1, AT_ONCE // (classes * math.prod(side.stop - side.start for side in part)))
+            most = max(1, AT_ONCE // (classes * math.prod(lengths(part))))
             for first in range(0, len(windows), most):
                 yield part, windows[first : first + most]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize.capture import NotCapturable, capture
 from DeepLabSegLib.optimize.lower import channels_last, lower, onednn_works
 from DeepLabSegLib.optimize.rewrite import rewrite
+from DeepLabSegLib.startup import uncollected
 
 __all__ = ["FastForm", "FastForms", "fast_form"]
 
@@ -71,7 +71,7 @@ def fast_form(
     dtype = PRECISIONS[precision]
     onednn = device.type == "cpu" and not compiled and onednn_works(dtype)  # its weights are no tensors to a compiler
     try:
-        with _uncollected():
+        with uncollected():
             module = _folded(network, tuple(shape), device, dtype, onednn)
     except NotCapturable as reason:
         plain = network if (device, dtype) == _place(network) else copy.deepcopy(network).to(device, dtype)
@@ -101,18 +101,6 @@ def _folded(
         rewrite(graph, tensors)
         lower(graph, tensors, device, dtype, onednn)
         return fx.GraphModule(tensors, graph)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Put off Python's search for unreachable objects, which among all of torch's takes a tenth of a second."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class FastForms:
