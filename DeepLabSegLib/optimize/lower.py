@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from DeepLabSegLib.optimize.blocks import kernel_on_blocks, takes_blocks, to_blocks
+from DeepLabSegLib.optimize.blocks import block_for, conv_on_blocks, to_blocks
 from DeepLabSegLib.optimize.capture import value
 from DeepLabSegLib.optimize.rewrite import Conv, convolution, overwritable
+from DeepLabSegLib.optimize.winograd import at_points, convolve_by_points, results_at_once, tiles
 
-__all__ = ["lower", "onednn_works"]
+__all__ = ["lower", "onednn_works", "packed"]
 
 aten = torch.ops.aten
 
@@ -48,21 +49,25 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
     for number, node in enumerate(graph.find_nodes(op="call_function", target=convolution)):
         conv: Conv = node.meta["conv"]
         half_on_gpu = device.type == "cuda" and dtype != torch.float32
-        if half_on_gpu and takes_blocks(conv.weight, conv.stride, conv.dilation, conv.groups):
-            _put_on_blocks(graph, node, conv)
-        weight = conv.scaled_weight().to(device, dtype)
-        bias = None if conv.bias is None else conv.bias.to(device, dtype)
+        if 2 in (block := block_for(conv, device, dtype)):
+            _put_on_blocks(graph, node, conv, block)
+        conv.weight, conv.scale = conv.scaled_weight().to(device, dtype), None
+        weights, call = [conv.weight], _call_torch
         if onednn:
             shape = list(value(node.args[0]).shape)
-            weight = torch.ops.mkldnn._reorder_convolution_weight(
-                weight.contiguous(), conv.padding, conv.stride, conv.dilation, conv.groups, shape
-            )
+            at_once = results_at_once(conv, shape[2:]) if dtype == torch.float32 else 1
+            if at_once > 1:
+                shape[2] = tiles(conv, shape[2], at_once)
+                weights, call = [packed(part, shape) for part in at_points(conv, at_once)], _call_onednn_by_points
+            else:
+                weights, call = [packed(conv, shape)], _call_onednn
         elif half_on_gpu:
-            weight = weight.contiguous(memory_format=channels_last(weight.ndim))
+            weights = [conv.weight.contiguous(memory_format=channels_last(conv.weight.ndim))]
+        bias = None if conv.bias is None else conv.bias.to(device, dtype)
         with graph.inserting_before(node):
-            given = _attribute(graph, tensors, f"conv{number}_weight", weight)
+            given = [_attribute(graph, tensors, f"conv{number}_weight{n}", part) for n, part in enumerate(weights)]
             shift = None if bias is None else _attribute(graph, tensors, f"conv{number}_bias", bias)
-        (_call_onednn if onednn else _call_torch)(node, conv, given, shift)
+        call(node, conv, given, shift)
         del node.meta["conv"]  # and with it the original weights
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default  # the layout in memory is another than the one that was captured
@@ -107,20 +112,30 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
-def _put_on_blocks(graph: fx.Graph, node: fx.Node, conv: Conv) -> None:
+def _put_on_blocks(graph: fx.Graph, node: fx.Node, conv: Conv, block: list[int]) -> None:
     """See `blocks`."""
     x, *others = node.args
+    how = (conv.kernel, conv.padding, block)
     with graph.inserting_before(node):
-        node.args = (graph.call_function(to_blocks, (x, conv.kernel, conv.padding)), *others)
-    conv.weight = kernel_on_blocks(conv.weight, conv.padding)
-    conv.stride, conv.padding = [1, 1, 1], [0, 0, 0]
+        blocks = graph.call_function(to_blocks, (x, *how))
+    blocks.meta["value"] = to_blocks(value(x), *how)
+    node.args = (blocks, *others)
+    conv_on_blocks(conv, block)
+
+
+def packed(conv: Conv, shape: Sequence[int]) -> Tensor:
+    """The weights as oneDNN wants them for inputs of that shape."""
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        conv.weight.contiguous(), conv.padding, conv.stride, conv.dilation, conv.groups, list(shape)
+    )
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
 
 
-def _call_onednn(node: fx.Node, conv: Conv, weight: fx.Node, bias: fx.Node | None) -> None:
+def _call_onednn(node: fx.Node, conv: Conv, weights: list[fx.Node], bias: fx.Node | None) -> None:
     x, *others = node.args
+    (weight,) = weights
     place = (conv.padding, conv.stride, conv.dilation, conv.groups)
     if not others:
         algorithm = "none" if conv.activation == "gelu" else ""
@@ -136,10 +151,16 @@ def _call_onednn(node: fx.Node, conv: Conv, weight: fx.Node, bias: fx.Node | Non
         node.args = (x, others[0], weight, bias, *place, *follow)
 
 
-def _call_torch(node: fx.Node, conv: Conv, weight: fx.Node, bias: fx.Node | None) -> None:
+def _call_onednn_by_points(node: fx.Node, conv: Conv, weights: list[fx.Node], bias: fx.Node | None) -> None:
+    x, *others = node.args
+    node.target = _convolve_by_points
+    node.args = (x, weights, bias, conv.stride, conv.padding, conv.dilation, conv.activation, *others)
+
+
+def _call_torch(node: fx.Node, conv: Conv, weights: list[fx.Node], bias: fx.Node | None) -> None:
     x, *others = node.args
     node.target = _convolve
-    node.args = (x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups, conv.activation, *others)
+    node.args = (x, *weights, bias, conv.stride, conv.padding, conv.dilation, conv.groups, conv.activation, *others)
 
 
 def _convolve(
@@ -154,7 +175,23 @@ def _convolve(
     other: Tensor | None = None,
 ) -> Tensor:
     function: Any = F.conv2d if x.ndim == 4 else F.conv3d
-    result = function(x, weight, bias, stride, padding, dilation, groups)
+    return _finish(function(x, weight, bias, stride, padding, dilation, groups), activation, other)
+
+
+def _convolve_by_points(
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    activation: str | None,
+    other: Tensor | None = None,
+) -> Tensor:
+    return _finish(convolve_by_points(x, weights, bias, stride, padding, dilation), activation, other)
+
+
+def _finish(result: Tensor, activation: str | None, other: Tensor | None) -> Tensor:
     if other is not None:
         result += other
     return APPLIED[activation](result)

@@ -16,11 +16,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import DeepLabSegLib.optimize.form as form
+import DeepLabSegLib.optimize.winograd as winograd
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize import FastForms, fast_form
-from DeepLabSegLib.optimize.blocks import kernel_on_blocks, takes_blocks, to_blocks
-from DeepLabSegLib.optimize.lower import onednn_works
+from DeepLabSegLib.optimize.blocks import block_for, conv_on_blocks, to_blocks
+from DeepLabSegLib.optimize.lower import onednn_works, packed
+from DeepLabSegLib.optimize.rewrite import Conv
+from DeepLabSegLib.optimize.winograd import AT_ONCE, at_points, convolve_by_points, results_at_once, tiles
 
 CPU = torch.device("cpu")
 FAMILIES = [
@@ -107,13 +110,63 @@ def test_dilated_taps_that_meet_padding_only_are_left_out(size, separable, dims)
 
 @pytest.mark.parametrize(("taps", "padding"), [(7, 3), (3, 1), (4, 1), (2, 0), (5, 2), (7, 0)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_stem_on_blocks_of_voxels_gives_the_same_numbers(channels, taps, padding):
-    weight = torch.randn(6, channels, *(taps,) * 3, dtype=torch.float64)
-    assert takes_blocks(weight, [2, 2, 2], [1, 1, 1], 1)
+@pytest.mark.parametrize("block", [(2, 2, 2), (1, 1, 2), (2, 1), (1, 2)])
+def test_a_stem_on_blocks_of_voxels_gives_the_same_numbers(block, channels, taps, padding):
+    dims = len(block)
+    convolve = F.conv2d if dims == 2 else F.conv3d
+    weight = torch.randn(6, channels, *(taps,) * dims, dtype=torch.float64)
     for size in ((14, 15, 16), (9, 11, 8)):
-        x = torch.randn(2, channels, *size, dtype=torch.float64)
-        found = F.conv3d(to_blocks(x, [taps] * 3, [padding] * 3), kernel_on_blocks(weight, [padding] * 3))
-        torch.testing.assert_close(found, F.conv3d(x, weight, stride=2, padding=padding))
+        x = torch.randn(2, channels, *size[:dims], dtype=torch.float64)
+        conv = Conv(weight, None, [2] * dims, [padding] * dims, [1] * dims, 1)
+        blocks = to_blocks(x, conv.kernel, conv.padding, block)
+        conv_on_blocks(conv, block)
+        found = convolve(blocks, conv.weight, stride=conv.stride, padding=conv.padding)
+        torch.testing.assert_close(found, convolve(x, weight, stride=2, padding=padding))
+
+
+def test_blocks_are_for_half_precision_and_few_channels_only():
+    conv = Conv(torch.zeros(8, 1, 7, 7, 7), None, [2, 2, 2], [3, 3, 3], [1, 1, 1], 1)
+    more = Conv(torch.zeros(8, 8, 7, 7, 7), None, [2, 2, 2], [3, 3, 3], [1, 1, 1], 1)
+    gpu = torch.device("cuda")
+    assert block_for(conv, gpu, torch.float16) == block_for(conv, gpu, torch.bfloat16) == [2, 2, 2]
+    assert block_for(conv, CPU, torch.bfloat16) == [1, 1, 2]
+    for device in (CPU, gpu):
+        assert block_for(conv, device, torch.float32) == block_for(more, device, torch.bfloat16) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("results", AT_ONCE)
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_three_taps_by_points_give_the_same_numbers(padding, results, dims):
+    convolve = F.conv2d if dims == 2 else F.conv3d
+    place = ([1] * dims, [padding] * dims, [1] * dims)
+    conv = Conv(torch.randn(16, 8, *(3,) * dims), torch.randn(16), *place, 1)
+    for size in ((11, 6, 5), (12, 9, 8), (3, 4, 4)):
+        x = torch.randn(2, 8, *size[:dims])
+        shape = [2, 8, tiles(conv, size[0], results), *size[1:dims]]
+        weights = [packed(part, shape) for part in at_points(conv, results)]
+        found = convolve_by_points(x, weights, conv.bias, *place)
+        exact = convolve(x.double(), conv.weight.double(), conv.bias.double(), padding=padding)
+        assert found.shape == exact.shape
+        assert (found - exact).norm() < 5e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50_v2", "seresnet18", "densenet121"])
+def test_networks_whose_convolutions_go_by_points_give_the_same_numbers(encoder, dims, monkeypatch):
+    for effort in ("TRANSFORM", "WEIGHT", "START"):  # without them all that can go by points does
+        monkeypatch.setattr(winograd, effort, 0)
+    check(make(dims, encoder), torch.randn(1, 2, *(45, 50, 66)[:dims]))
+
+
+def test_points_are_for_large_maps_of_many_channels():
+    wide, narrow, strided, image = (
+        Conv(torch.zeros(channels, channels, *(3,) * dims), None, [stride] * dims, [1] * dims, [1] * dims, 1)
+        for channels, dims, stride in ((64, 3, 1), (16, 3, 1), (64, 3, 2), (64, 2, 1))
+    )
+    assert results_at_once(wide, (36, 36, 36)) > 1
+    for conv, sizes in ((narrow, (36, 36, 36)), (strided, (36, 36, 36)), (wide, (4, 4, 4)), (image, (56, 56))):
+        assert results_at_once(conv, sizes) == 1
 
 
 class OwnEncoder(nn.Module):
