@@ -88,7 +88,7 @@ def convolve_by_points(
     shape = products[0].shape
     stacked = torch.stack([product.flatten(2) for product in products], 2)
     del products
-    results = _powers(len(weights), len(weights) - TAPS + 1).T.to(stacked) @ stacked
+    results = _matrices(len(weights))[1] @ stacked
     return results.view(shape[0], -1, *shape[2:])[:, :count].movedim(-1, 1)
 
 
@@ -98,12 +98,18 @@ def _values(planes: Tensor, padding: int, points: int) -> list[Tensor]:
     step = points - TAPS + 1
     count = -(-(depth + 2 * padding - TAPS + 1) // step)
     filled = F.pad(planes.reshape(number, depth, -1), (0, 0, padding, step * count + TAPS - 1 - depth - padding))
-    values = torch.linalg.inv(_powers(points, points)).T.to(filled) @ filled.unfold(1, points, step).transpose(2, 3)
+    values = _matrices(points)[0] @ filled.unfold(1, points, step).transpose(2, 3)
     return [part.movedim(-1, 1) for part in values.view(number, count, points, *rest).unbind(2)]
 
 
 @cache
+def _matrices(points: int) -> tuple[Tensor, Tensor]:
+    """From neighbouring planes to so many points, and from points to results."""
+    whole, results = (_powers(points, degree) for degree in (points, points - TAPS + 1))
+    return torch.linalg.inv(whole).T.float().contiguous(), results.T.float().contiguous()
+
+
 def _powers(points: int, degree: int) -> Tensor:
-    """Powers 0 to `degree - 1` of so many points, a row each, in float64; of infinity the highest alone counts."""
-    rows = [[float(point) ** power for power in range(degree)] for point in POINTS[: points - 1]]
-    return torch.tensor([*rows, [0.0] * (degree - 1) + [1.0]], dtype=torch.float64)
+    """Powers 0 to `degree - 1` of so many points, a row each, the last for infinity, where the highest alone counts."""
+    finite = torch.tensor(POINTS[: points - 1], dtype=torch.float64)
+    return torch.cat([torch.vander(finite, degree, increasing=True), torch.eye(degree, dtype=torch.float64)[-1:]])
