@@ -33,10 +33,10 @@ POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2)
 ONE = 1
 """The number of the point 1, which has the same share in every result: a constant is added there."""
 
-TRANSFORM, WEIGHT, START = 150, 50, 6e7
+TRANSFORM, WEIGHT, START = 150, 50, 3e7
 """What it takes, in products: to bring a number to a point or back from it, to read a weight, to begin at all.
 
-As seen in 2D and 3D on two cores of a Zen 5.
+The last is time that more threads don't share. As seen in 2D and 3D on two cores of a Zen 5.
 """
 
 
@@ -50,7 +50,7 @@ def results_at_once(conv: Conv, sizes: Sequence[int]) -> int:
     for results in AT_ONCE:
         planes = tiles(conv, sizes[0], results) * area
         once = planes * (weights + TRANSFORM * (inputs + outputs)) + WEIGHT * weights
-        efforts[results] = (results + TAPS - 1) * once + START
+        efforts[results] = (results + TAPS - 1) * once + START * torch.get_num_threads()
     return min(efforts, key=lambda results: efforts[results])
 
 

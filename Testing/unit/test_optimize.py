@@ -164,8 +164,8 @@ def test_points_are_for_large_maps_of_many_channels():
         Conv(torch.zeros(channels, channels, *(3,) * dims), None, [stride] * dims, [1] * dims, [1] * dims, 1)
         for channels, dims, stride in ((64, 3, 1), (16, 3, 1), (64, 3, 2), (64, 2, 1))
     )
-    assert results_at_once(wide, (36, 36, 36)) > 1
-    for conv, sizes in ((narrow, (36, 36, 36)), (strided, (36, 36, 36)), (wide, (4, 4, 4)), (image, (56, 56))):
+    assert results_at_once(wide, (72, 72, 72)) > 1
+    for conv, sizes in ((narrow, (72, 72, 72)), (strided, (72, 72, 72)), (wide, (4, 4, 4)), (image, (56, 56))):
         assert results_at_once(conv, sizes) == 1
 
 
