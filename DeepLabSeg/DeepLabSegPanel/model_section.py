@@ -215,8 +215,11 @@ class ModelSection:
         label.text = text
         label.visible = bool(text)
         label.styleSheet = BAD if self.problem else DOUBT
-        self.ui.modelInfoLabel.text = "" if self.card is None else card_html(self.card)
-        self.ui.modelInfoLabel.visible = self.card is not None
+        card = self.card
+        self.ui.modelDescriptionLabel.text = "" if card is None else card.description
+        self.ui.modelDescriptionLabel.visible = card is not None and bool(card.description)
+        self.ui.modelInfoLabel.text = "" if card is None else card_html(card)
+        self.ui.aboutCollapsibleButton.visible = card is not None
         said = {
             "normalizationComboBoxLabel": self._parameters.normalization,
             "labelsLineEditLabel": self._parameters.labels,
@@ -242,7 +245,7 @@ DICE = ", Dice"
 
 
 def card_html(card: ModelCard) -> str:
-    """What the model says of itself, for reading."""
+    """What the model says of itself beside its description, for reading."""
     figures = dict(card.figures)
     legend = []
     for segment in card.labels:
@@ -259,7 +262,7 @@ def card_html(card: ModelCard) -> str:
         *([(_("Limits"), html.escape(card.limits))] if card.limits else []),
     ]
     table = "".join(f"<tr><td><b>{name}:</b>&nbsp;</td><td>{value}</td></tr>" for name, value in rows)
-    return f"{html.escape(card.description)}<table>{table}</table>"
+    return f"<table>{table}</table>"
 
 
 def _family(family: str, names: tuple[str, ...]) -> list[tuple[str, str | None]]:

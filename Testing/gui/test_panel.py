@@ -134,10 +134,23 @@ def test_choosing_a_model_fills_and_locks_what_it_tells(widget):
     assert (ui.classesValueLabel.text, ui.channelsValueLabel.text) == ("3", "1 (c0)")
     locked = ("encoderComboBox", "depthComboBox", "dimensionsComboBox", "sliceAxisComboBox")
     assert [name for name in locked if getattr(ui, name).enabled] == []
+    assert ui.modelDescriptionLabel.text == "a small network with random weights"
     text = ui.modelInfoLabel.text
-    for words in ("Part&nbsp;1", "Apache-2.0", "small network"):
+    for words in ("Part&nbsp;1", "Apache-2.0"):
         assert words in text
     assert not ui.weightsPathLineEdit.visible
+
+
+def test_segment_and_what_goes_on_are_seen_on_a_small_screen(widget, volume, qt_app):
+    ui = widget.ui
+    select(ui.modelComboBox, DEFAULT_MODEL)
+    widget.parent.resize(480, 900)
+    widget.parent.show()
+    ui.progressBar.visible = True
+    qt_app.processEvents()
+    assert ui.inputSelector.currentNode() is not None
+    assert ui.statusLabel.y < 440, "a laptop's panel shows this much without scrolling"
+    assert ui.segmentButton.y < ui.progressBar.y < ui.statusLabel.y < ui.aboutCollapsibleButton.y
 
 
 def test_a_figure_stands_beside_the_segment_that_it_is_of(widget):
