@@ -13,7 +13,7 @@ from pathlib import Path
 import slicer
 
 
-def wait_until(condition, timeout_s=120.0):
+def wait_until(condition, timeout_s=600.0):
     """Let Slicer live until `condition()` holds."""
     end = time.monotonic() + timeout_s
     while not condition():
