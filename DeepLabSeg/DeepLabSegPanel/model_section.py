@@ -108,6 +108,7 @@ class ModelSection:
                 self._lookSoon()
         except DeepLabSegError as error:
             self.problem = str(error)
+        self.ui.networkCollapsibleButton.collapsed = not self._isWeights
         self._tell()
 
     def _path(self) -> Path:
@@ -187,11 +188,11 @@ class ModelSection:
     def _lock(self) -> None:
         """Fill what is known, and lock what is certain."""
         card = self.card
-        known = {name for text in self._assumed for name in text.split(" ")[:1]}
+        assumed = self._namesAssumed()
         ui = self.ui
         ui.weightsFrame.visible = self._isWeights
-        ui.encoderComboBox.enabled = self._isWeights and (card is None or "encoder_name" in known)
-        ui.depthComboBox.enabled = self._isWeights and (card is None or "encoder_depth" in known)
+        ui.encoderComboBox.enabled = self._isWeights and (card is None or "encoder_name" in assumed)
+        ui.depthComboBox.enabled = self._isWeights and (card is None or "encoder_depth" in assumed)
         ui.dimensionsComboBox.enabled = False
         if card is not None:
             combo.choose(ui.encoderComboBox, card.network.encoder_name)
@@ -201,8 +202,10 @@ class ModelSection:
         ui.channelsValueLabel.text = (
             "" if card is None else f"{len(card.input.channels)} ({', '.join(card.input.channels)})"
         )
-        if self._isWeights:
-            ui.networkCollapsibleButton.collapsed = False
+
+    def _namesAssumed(self) -> set[str]:
+        """The network's arguments that its file doesn't tell; each remark begins with one."""
+        return {remark.split(" ")[0] for remark in self._assumed}
 
     def _tell(self) -> None:
         label = self.ui.modelMessageLabel
@@ -220,12 +223,15 @@ class ModelSection:
         self.ui.modelDescriptionLabel.visible = card is not None and bool(card.description)
         self.ui.modelInfoLabel.text = "" if card is None else card_html(card)
         self.ui.aboutCollapsibleButton.visible = card is not None
+        assumed = self._namesAssumed()
         said = {
-            "normalizationComboBoxLabel": self._parameters.normalization,
-            "labelsLineEditLabel": self._parameters.labels,
+            "labelsLineEditLabel": bool(self._parameters.labels.strip()),
+            "activationComboBoxLabel": "classifier_activation" not in assumed,
+            "normalizationComboBoxLabel": bool(self._parameters.normalization.strip()),
+            "dilationLineEditLabel": "decoder_dilation_rates" not in assumed,
         }
-        for name, value in said.items():
-            getattr(self.ui, name).styleSheet = "" if value.strip() else DOUBT
+        for name, isSaid in said.items():
+            getattr(self.ui, name).styleSheet = "" if isSaid else DOUBT
 
 
 SAID = (

@@ -216,6 +216,8 @@ class Panel(VTKObservationMixin):
     def _outputRemark(self) -> str:
         output = self._parameters.outputSegmentation
         count = 0 if output is None else output.GetSegmentation().GetNumberOfSegments()
+        if count == 1:
+            return _("Its segment will be replaced.")
         return _("Its {n} segments will be replaced.").format(n=count) if count else ""
 
     def _volumes(self) -> list[Any]:

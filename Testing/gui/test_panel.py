@@ -173,13 +173,20 @@ def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget,
     assert (ui.encoderComboBox.currentText, ui.dimensionsComboBox.currentText) == ("resnet18", "3D")
     assert "without normalisation" in ui.modelMessageLabel.text
     assert ui.weightsFrame.visible
+    assert not ui.networkCollapsibleButton.collapsed
+    names = ("labelsLineEditLabel", "activationComboBoxLabel", "normalizationComboBoxLabel", "dilationLineEditLabel")
+    unsaid = [getattr(ui, name) for name in names]
+    assert all(label.styleSheet for label in unsaid), "what is assumed stands out"
     screenshot(widget.parent, "panel-weights")
     ui.normalizationComboBox.setEditText("zscore")
     ui.labelsLineEdit.text = "Liver, Spleen"
     wait_until(lambda: "Liver" in ui.modelInfoLabel.text, 60)
     assert "without normalisation" not in ui.modelMessageLabel.text
+    assert [bool(label.styleSheet) for label in unsaid] == [False, False, False, True], "the labels tell the activation"
     ui.labelsLineEdit.text = "one, two, three, four, five"
     wait_until(lambda: "5 labels are given" in ui.modelMessageLabel.text, 60)
+    select(ui.modelComboBox, DEFAULT_MODEL)
+    assert ui.networkCollapsibleButton.collapsed, "nothing is asked of a model that says all of itself"
 
 
 def test_weights_from_a_file_are_run_as_they_were_described(widget, tmp_path, volume, scan):
@@ -261,7 +268,9 @@ def test_a_click_segments_as_the_logic_does(widget, volume, dims, screenshot):
 def test_the_chosen_output_is_filled_and_another_volume_gets_its_own(widget, volume, scan):
     select(widget.ui.modelComboBox, "tiny-2d")
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    mine.GetSegmentation().AddEmptySegment()
     widget.ui.outputSelector.setCurrentNode(mine)
+    assert "Its segment will be replaced" in widget.ui.outputMessageLabel.text
     assert "Mine is ready" in segment(widget)
     assert mine.GetSegmentation().GetNumberOfSegments() == 2
     assert "2 segments will be replaced" in widget.ui.outputMessageLabel.text
