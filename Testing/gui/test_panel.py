@@ -268,12 +268,14 @@ def test_a_click_segments_as_the_logic_does(widget, volume, dims, screenshot):
 def test_the_chosen_output_is_filled_and_another_volume_gets_its_own(widget, volume, scan):
     select(widget.ui.modelComboBox, "tiny-2d")
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
-    mine.GetSegmentation().AddEmptySegment()
     widget.ui.outputSelector.setCurrentNode(mine)
-    assert "Its segment will be replaced" in widget.ui.outputMessageLabel.text
     assert "Mine is ready" in segment(widget)
     assert mine.GetSegmentation().GetNumberOfSegments() == 2
     assert "2 segments will be replaced" in widget.ui.outputMessageLabel.text
+    mine.GetSegmentation().RemoveSegment("Segment_1")
+    for node in (None, mine):
+        widget.ui.outputSelector.setCurrentNode(node)
+    assert "Its segment will be replaced" in widget.ui.outputMessageLabel.text
     widget.ui.inputSelector.setCurrentNode(add_volume(slicer.mrmlScene, scan, "Second"))
     assert widget.ui.outputSelector.currentNode() is None
     assert "Second segmentation is ready" in segment(widget)
