@@ -9,6 +9,7 @@ import vtk.util.numpy_support
 from helpers import itk, make_scan, make_segmenter, physically_equal
 from mrml_scenes import add_output, add_transform, add_volume, masks, turn
 
+import DeepLabSegLib.surface as surface_module
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.files import read_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
@@ -226,7 +227,9 @@ def test_probabilities_are_the_components_of_a_volume(scene, scan):
     assert read_volumes([node]).geometry.is_close(read_volumes([volume]).geometry)
 
 
-def test_a_surface_lies_around_its_segment(scene, rng):
+@pytest.mark.parametrize(("largest", "off"), [(surface_module.LARGEST, 0.01), (4000, surface_module.LOST)])
+def test_a_surface_lies_around_its_segment(scene, rng, largest, off, monkeypatch):
+    monkeypatch.setattr(surface_module, "LARGEST", largest)
     geometry = Geometry((40, 60, 50), (3.0, 1.0, 1.5), (5.0, 6.0, 7.0), OBLIQUE)
     centre = geometry.affine @ [20, 30, 25, 1]
     k, j, i = np.indices(geometry.shape)
@@ -244,7 +247,7 @@ def test_a_surface_lies_around_its_segment(scene, rng):
     surface = segmentation.GetSegment("Segment_1").GetRepresentation("Closed surface")
     properties = vtk.vtkMassProperties()
     properties.SetInputData(surface)
-    assert properties.GetVolume() == pytest.approx(ball.sum() * geometry.voxel_volume, rel=0.01)
+    assert properties.GetVolume() == pytest.approx(ball.sum() * geometry.voxel_volume, rel=off)
     points = vtk.util.numpy_support.vtk_to_numpy(surface.GetPoints().GetData())
     normals = vtk.util.numpy_support.vtk_to_numpy(surface.GetPointData().GetNormals())
     assert (np.sum((points - centre[:3]) * normals, axis=1) > 0).all(), "all point outwards"
@@ -257,6 +260,20 @@ def test_a_surface_lies_around_its_segment(scene, rng):
     bounds = np.zeros(6)
     output.GetRASBounds(bounds)
     np.testing.assert_allclose((bounds[::2] + bounds[1::2]) / 2, (matrix @ centre)[:3], atol=3)
+
+
+def test_steps_thin_out_a_large_surface_and_spare_a_vessel(monkeypatch):
+    array = np.zeros((70, 60, 50), np.uint8)
+    array[5:65, 5:55, 5:45] = 1
+    array[:, 2, 2] = 2
+    labels = Labels(array, Geometry(array.shape), (Segment(1, "Block", (255, 0, 0)), Segment(2, "Vessel", (0, 0, 255))))
+    fine = closed_surfaces(labels)
+    monkeypatch.setattr(surface_module, "LARGEST", 60 * 50 * 40 // 8)
+    coarse = closed_surfaces(labels)
+    assert coarse["Segment_1"].GetNumberOfPoints() < 0.3 * fine["Segment_1"].GetNumberOfPoints()
+    np.testing.assert_allclose(coarse["Segment_1"].GetBounds(), fine["Segment_1"].GetBounds(), atol=0.5)
+    monkeypatch.setattr(surface_module, "LARGEST", 9)
+    assert closed_surfaces(labels)["Segment_2"].GetNumberOfPoints() == fine["Segment_2"].GetNumberOfPoints()
 
 
 def test_a_surface_survives_its_file(tmp_path, rng):
