@@ -314,13 +314,13 @@ def _resample_oblique(
     result = array.new_empty((len(array), *shape))
     at_once = max(1, POINTS // math.prod(shape[1:]))
     for start in range(0, shape[0], at_once):
-        part = slice(start, start + at_once)
-        points = (planes[part, None, None] + in_plane).float()
+        some = slice(start, start + at_once)
+        points = (planes[some, None, None] + in_plane).float()
         found = F.grid_sample(array[None], points[None], kernel, padding_mode="border", align_corners=False)[0]
         outside = (points.abs() > 1 + 1e-4).any(dim=-1)
         if bool(outside.any()):
             found = torch.where(outside, fill().to(found).view(-1, 1, 1, 1), found)
-        result[:, part] = found
+        result[:, some] = found
     return result.to(home, kind)
 
 

@@ -75,10 +75,10 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
 def _coarser(mask: np.ndarray, spacing: Sequence[float]) -> tuple[list[int], np.ndarray]:
     """Voxels per step along each axis, and `mask` in such steps: those of which at least half is inside."""
     ones = [1, 1, 1]
-    if mask.size <= LARGEST:
-        return ones, mask
     pitch = np.cbrt(mask.size * np.prod(spacing) / LARGEST)
     steps = [max(1, round(pitch / size)) for size in spacing]
+    if mask.size <= LARGEST or steps == ones:
+        return ones, mask
     whole = np.pad(mask, [(0, -size % step) for size, step in zip(mask.shape, steps, strict=True)])
     k, j, i = (size // step for size, step in zip(whole.shape, steps, strict=True))
     inside = whole.reshape(k, steps[0], j, steps[1], i, steps[2]).sum(axis=(1, 3, 5), dtype=np.int32)

@@ -219,8 +219,9 @@ class ModelSection:
         label.visible = bool(text)
         label.styleSheet = BAD if self.problem else DOUBT
         card = self.card
-        self.ui.modelDescriptionLabel.text = "" if card is None else card.description
-        self.ui.modelDescriptionLabel.visible = card is not None and bool(card.description)
+        description = "" if card is None else card.description
+        self.ui.modelDescriptionLabel.text = description
+        self.ui.modelDescriptionLabel.visible = bool(description)
         self.ui.modelInfoLabel.text = "" if card is None else card_html(card)
         self.ui.aboutCollapsibleButton.visible = card is not None
         assumed = self._namesAssumed()

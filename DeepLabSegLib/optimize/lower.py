@@ -57,7 +57,7 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
             shape = list(value(node.args[0]).shape)
             at_once = results_at_once(conv, shape[2:]) if dtype == torch.float32 else 1
             if at_once > 1:
-                shape[2] = tiles(conv, shape[2], at_once)
+                shape[2] = tiles(shape[2], conv.padding[0], at_once)
                 weights, call = [packed(part, shape) for part in at_points(conv, at_once)], _call_onednn_by_points
             else:
                 weights, call = [packed(conv, shape)], _call_onednn

@@ -48,15 +48,19 @@ def results_at_once(conv: Conv, sizes: Sequence[int]) -> int:
     area, weights = prod(sizes[1:]), conv.weight.numel() // TAPS
     efforts: dict[int, float] = {1: TAPS * weights * (sizes[0] * area + WEIGHT)}
     for results in AT_ONCE:
-        planes = tiles(conv, sizes[0], results) * area
+        planes = tiles(sizes[0], conv.padding[0], results) * area
         once = planes * (weights + TRANSFORM * (inputs + outputs)) + WEIGHT * weights
         efforts[results] = (results + TAPS - 1) * once + START * torch.get_num_threads()
     return min(efforts, key=lambda results: efforts[results])
 
 
-def tiles(conv: Conv, size: int, results: int) -> int:
-    """Into how many groups of so many results `size` planes are cut."""
-    return -(-(size + 2 * conv.padding[0] - TAPS + 1) // results)
+def tiles(size: int, padding: int, results: int) -> int:
+    """Groups of so many results that `size` planes give, with `padding` at both ends; the last may be too long."""
+    return -(-_outputs(size, padding) // results)
+
+
+def _outputs(size: int, padding: int) -> int:
+    return size + 2 * padding - TAPS + 1
 
 
 def at_points(conv: Conv, results: int) -> list[Conv]:
@@ -77,7 +81,6 @@ def convolve_by_points(
 ) -> Tensor:
     """The whole convolution of `x` `(N, C, *S)`, by the weights of `at_points`, packed by oneDNN."""
     planes = x.movedim(1, -1)
-    count = planes.shape[1] + 2 * padding[0] - TAPS + 1
     place = ([0, *padding[1:]], stride, dilation, 1)
     products = [
         torch.ops.mkldnn._convolution_pointwise(
@@ -89,14 +92,15 @@ def convolve_by_points(
     stacked = torch.stack([product.flatten(2) for product in products], 2)
     del products
     results = _matrices(len(weights))[1] @ stacked
-    return results.view(shape[0], -1, *shape[2:])[:, :count].movedim(-1, 1)
+    outputs = _outputs(planes.shape[1], padding[0])
+    return results.view(shape[0], -1, *shape[2:])[:, :outputs].movedim(-1, 1)
 
 
 def _values(planes: Tensor, padding: int, points: int) -> list[Tensor]:
     """`planes` `(N, D, *S, C)` in tiles that overlap: what stands for them at each point, `(N, C, tiles, *S)`."""
     number, depth, *rest = planes.shape
     step = points - TAPS + 1
-    count = -(-(depth + 2 * padding - TAPS + 1) // step)
+    count = tiles(depth, padding, step)
     filled = F.pad(planes.reshape(number, depth, -1), (0, 0, padding, step * count + TAPS - 1 - depth - padding))
     values = _matrices(points)[0] @ filled.unfold(1, points, step).transpose(2, 3)
     return [part.movedim(-1, 1) for part in values.view(number, count, points, *rest).unbind(2)]

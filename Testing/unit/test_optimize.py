@@ -143,7 +143,7 @@ def test_three_taps_by_points_give_the_same_numbers(padding, results, dims):
     conv = Conv(torch.randn(16, 8, *(3,) * dims), torch.randn(16), *place, 1)
     for size in ((11, 6, 5), (12, 9, 8), (3, 4, 4)):
         x = torch.randn(2, 8, *size[:dims])
-        shape = [2, 8, tiles(conv, size[0], results), *size[1:dims]]
+        shape = [2, 8, tiles(size[0], padding, results), *size[1:dims]]
         weights = [packed(part, shape) for part in at_points(conv, results)]
         found = convolve_by_points(x, weights, conv.bias, *place)
         exact = convolve(x.double(), conv.weight.double(), conv.bias.double(), padding=padding)
