@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["NotCapturable", "arguments", "capture", "value"]
+__all__ = ["NotCapturable", "arguments", "capture", "stand_in", "value"]
 
 aten = torch.ops.aten
 
@@ -42,10 +42,10 @@ def capture(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx
 
 def _record(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Graph:
     tensors = {
-        name: _stand_in(tensor.shape, dtype if tensor.is_floating_point() else tensor.dtype)
+        name: stand_in(tensor.shape, dtype if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]
     }
-    x = _stand_in(shape, dtype)
+    x = stand_in(shape, dtype)
     recorder = _Recorder(x, tensors)
     try:
         with recorder:
@@ -60,7 +60,7 @@ def _record(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx
     return recorder.graph
 
 
-def _stand_in(shape: Any, dtype: torch.dtype) -> Tensor:
+def stand_in(shape: Any, dtype: torch.dtype) -> Tensor:
     """A tensor of one number that has any shape: memory for the others is never taken.
 
     Meta tensors would do, but torch imports its compiler for their shapes, which takes a second.
@@ -100,9 +100,9 @@ class _Recorder(TorchDispatchMode):
         node = self.graph.call_function(op, map_aggregate(args, named), map_aggregate(kwargs or {}, named))
         result = _carry_out(op, args, kwargs or {})
         if isinstance(result, Tensor):
-            return self._remember(node, _stand_in(result.shape, result.dtype))
+            return self._remember(node, stand_in(result.shape, result.dtype))
         return tuple(
-            self._remember(self.graph.call_function(operator.getitem, (node, n)), _stand_in(part.shape, part.dtype))
+            self._remember(self.graph.call_function(operator.getitem, (node, n)), stand_in(part.shape, part.dtype))
             for n, part in enumerate(result)
         )
 
@@ -112,7 +112,7 @@ def _carry_out(op: Any, args: Any, kwargs: Any) -> Any:
     if op is aten.convolution.default:
         return _convolved(*args)
     if op in (aten.mm.default, aten.addmm.default):
-        return _stand_in((len(args[-2]), args[-1].shape[1]), args[-1].dtype)
+        return stand_in((len(args[-2]), args[-1].shape[1]), args[-1].dtype)
     try:
         return op(*args, **kwargs)
     except NotImplementedError:  # half precision on the CPU
@@ -140,4 +140,4 @@ def _convolved(
         (size + 2 * pad - apart * (taps - 1) - 1) // step + 1
         for size, taps, step, pad, apart in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     ]
-    return _stand_in((len(x), len(weight), *sizes), x.dtype)
+    return stand_in((len(x), len(weight), *sizes), x.dtype)

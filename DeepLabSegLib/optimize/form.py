@@ -15,6 +15,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.ladder import out_of_memory
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize.capture import NotCapturable, capture
+from DeepLabSegLib.optimize.enlarged import convolve_before_enlarging
 from DeepLabSegLib.optimize.lower import channels_last, lower, onednn_works
 from DeepLabSegLib.optimize.rewrite import rewrite
 from DeepLabSegLib.startup import uncollected
@@ -99,6 +100,7 @@ def _folded(
     tensors |= {name: tensor for name, tensor in _Coarse(network).named_buffers() if name not in tensors}
     with torch.inference_mode():
         rewrite(graph, tensors)
+        convolve_before_enlarging(graph, tensors)
         lower(graph, tensors, device, dtype, onednn)
         return fx.GraphModule(tensors, graph)
 

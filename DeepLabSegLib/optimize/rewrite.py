@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from DeepLabSegLib.optimize.capture import arguments, value
 
-__all__ = ["Conv", "convolution", "overwritable", "rewrite"]
+__all__ = ["Conv", "conv_for_one", "convolution", "overwritable", "rewrite"]
 
 aten = torch.ops.aten
 
@@ -117,7 +117,7 @@ def _convolutions(graph: fx.Graph) -> list[tuple[fx.Node, Conv]]:
     return [(node, node.meta["conv"]) for node in graph.find_nodes(op="call_function", target=convolution)]
 
 
-def _conv_for_one(node: object, user: fx.Node) -> Conv | None:
+def conv_for_one(node: object, user: fx.Node) -> Conv | None:
     """The `Conv` at `node` where `user` alone reads its result and nothing was fused to it yet."""
     if not isinstance(node, fx.Node) or node.target is not convolution or list(node.users) != [user]:
         return None
@@ -169,7 +169,7 @@ def _drop_idle_taps(graph: fx.Graph) -> None:
 def _merge_channelwise(graph: fx.Graph) -> None:
     """A depthwise convolution of one tap only weighs its channels: so may the convolution after it."""
     for node, conv in _convolutions(graph):
-        first = _conv_for_one(node.args[0], node)
+        first = conv_for_one(node.args[0], node)
         if first is None or conv.groups != 1 or first.bias is not None or first.groups != len(first.weight):
             continue
         if set(first.kernel) == {1} == set(first.stride) and not any(first.padding) and first.weight.shape[1] == 1:
@@ -185,7 +185,7 @@ def _fold_batch_norm(graph: fx.Graph, tensors: dict[str, Tensor]) -> None:
     """
     for node in graph.find_nodes(op="call_function", target=aten.native_batch_norm.default):
         x, weight, bias, mean, variance, training, _, eps = arguments(node)
-        conv = _conv_for_one(x, node)
+        conv = conv_for_one(x, node)
         if training or (conv is None and not _gated(x, node)):
             continue
         numbers = [None if part is None else tensors[str(part.target)] for part in (weight, bias, mean, variance)]
@@ -230,7 +230,7 @@ def _fuse_sums(graph: fx.Graph) -> None:
             continue
         # The later convolution takes the sum: the other argument is there by then.
         for own, other in sorted((node.args, node.args[::-1]), key=lambda pair: pair[0], reverse=True):
-            conv = _conv_for_one(own, node)
+            conv = conv_for_one(own, node)
             if conv is None or own is other or value(own).shape != value(other).shape or other > own:
                 continue
             own.args = (own.args[0], other)

@@ -21,6 +21,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize import FastForms, fast_form
 from DeepLabSegLib.optimize.blocks import block_for, conv_on_blocks, to_blocks
+from DeepLabSegLib.optimize.enlarged import enlarge, enlarging
 from DeepLabSegLib.optimize.lower import onednn_works, packed
 from DeepLabSegLib.optimize.rewrite import Conv
 from DeepLabSegLib.optimize.winograd import AT_ONCE, at_points, convolve_by_points, results_at_once, tiles
@@ -132,6 +133,35 @@ def test_blocks_are_for_half_precision_and_few_channels_only():
     assert block_for(conv, CPU, torch.bfloat16) == [1, 1, 2]
     for device in (CPU, gpu):
         assert block_for(conv, device, torch.float32) == block_for(more, device, torch.bfloat16) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize(("taps", "padding", "dilation"), [(3, 1, 1), (5, 2, 1), (3, 2, 2), (3, 0, 1), (1, 0, 1)])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_is_convolved_before_it_is_enlarged_gives_the_same_numbers(dims, taps, padding, dilation, layout):
+    low, large = (3, 2, 4)[:dims], (13, 9, 16)[:dims]
+    convolve, mode = ((F.conv2d, "bilinear"), (F.conv3d, "trilinear"))[dims - 2]
+    x, weight = torch.randn(2, 6, *low, dtype=torch.float64), torch.randn(6, 1, *(taps,) * dims, dtype=torch.float64)
+    mixing = torch.randn(5, 6, dtype=torch.float64)
+    wide = convolve(F.interpolate(x, large, mode=mode), weight, padding=padding, dilation=dilation, groups=6)
+    small = torch.einsum("nc...,ck,oc->nko...", x, weight.flatten(1), mixing).flatten(1, 2)
+    if layout == "channels last":
+        small = small.movedim(1, -1).contiguous().movedim(-1, 1)
+    matrices = [enlarging(*sizes, taps, padding, dilation).double() for sizes in zip(low, large, strict=True)]
+    torch.testing.assert_close(
+        enlarge(small, matrices), torch.einsum("nc...,oc->no...", wide, mixing), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_decoder_convolves_before_it_enlarges_where_that_is_less_work(dims, activation):
+    x = torch.randn(1, 2, *(64,) * dims)
+    for depth, wanted in ((5, activation == "relu"), (3, False)):
+        network = make(dims, decoder_channels=64, decoder_activation=activation, encoder_depth=depth)
+        targets = [node.target for node in fast_form(network, x.shape, CPU, "fp32").run.graph.nodes]
+        assert (enlarge in targets) == wanted
+        check(network, x)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
