@@ -24,6 +24,7 @@ __all__ = [
     "is_gpu",
     "kept_pages",
     "list_devices",
+    "memory_of",
 ]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
@@ -72,6 +73,13 @@ def choose_device(name: str) -> torch.device:
     if not here.get(device.type, False):
         raise InvalidInput(f"device {name!r} isn't available to this torch ({torch.__version__}); choose auto or cpu")
     return device
+
+
+def memory_of(device: torch.device) -> int | None:
+    """The bytes of a CUDA GPU, used ones too; None for other devices, which don't tell."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.mem_get_info(device)[1]
 
 
 def is_gpu(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, ModelInput, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
-from DeepLabSegLib.devices import PRECISIONS, choose_device, choose_precision, list_devices
+from DeepLabSegLib.devices import PRECISIONS, choose_device, choose_precision, is_gpu, list_devices, memory_of
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels, Segment
 from DeepLabSegLib.ladder import next_step, out_of_memory, release
@@ -27,7 +28,7 @@ from DeepLabSegLib.postprocess import end_label, keep_largest_piece
 from DeepLabSegLib.preprocess import LETTERS, Scaling, check_voxels, model_grid
 from DeepLabSegLib.region import Region, crop
 from DeepLabSegLib.streaming import Found, run
-from DeepLabSegLib.tiling import Activation, Blending, mirrorings
+from DeepLabSegLib.tiling import Activation, Blending, Tiling, mirrorings
 from DeepLabSegLib.weights.convert import convert
 
 __all__ = ["OnProgress", "Progress", "SegmentOptions", "Segmenter", "load_model"]
@@ -36,8 +37,14 @@ SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Slice direction -> the RAS axis that the slices are stacked along."""
 
 MAX_GRID_VOXELS = 2**30
-AT_ONCE = {(True, 2): 8, (True, 3): 1, (False, 2): 32, (False, 3): 8}
-"""(on the CPU, dimensions) -> windows that go through the network together: a processor gains nothing from more."""
+CPU_AT_ONCE = {2: 8, 3: 1}
+"""Dimensions -> windows that go through the network together on a CPU, which gains nothing from more."""
+
+GPU_AT_ONCE = 8
+"""The same on a GPU, at least. Small maps leave most of it idle, so of many windows more go together."""
+
+GPU_VOXELS, NUMBERS_PER_VOXEL = 2**25, 128
+"""The most voxels that a GPU takes at once, and the numbers for each of which it must have room."""
 
 REGION_MARGIN = 2
 
@@ -168,7 +175,7 @@ class Segmenter:
         """What runs where, in words: "device", "precision" and the network's "form" (see `optimize.FastForm.how`)."""
         spec = self.bundle.network
         tile = self.bundle.input.tile or (2 * self.network.stride,) * spec.dims
-        shape = (AT_ONCE[self.device.type == "cpu", spec.dims], spec.in_channels, *tile)
+        shape = (self._at_once(tile), spec.in_channels, *tile)
         titles = {torch.device(device.name): device.title for device in list_devices()}
         title = titles.get(self.device, titles.get(torch.device(self.device.type, 0), ""))
         return {
@@ -282,6 +289,7 @@ class Segmenter:
         # A network whose maps don't fit into each other a whole number of times sees them slightly out of place.
         whole = [-(-size // self.network.stride) * self.network.stride for size in grid.shape[-spec.dims :]]
         tile = tuple(options.tile or self.bundle.input.tile or whole)
+        window: tuple[int, int, int] = (1, *tile) if flat else tile  # type: ignore[assignment]
         background = None
         if self.bundle.input.background is not None:
             background = _flat(scaling(torch.full((spec.in_channels, 1), self.bundle.input.background)))
@@ -290,7 +298,7 @@ class Segmenter:
             scaling=scaling,
             outside=outside,
             grid=grid,
-            tile=(1, *tile) if flat else tile,  # type: ignore[arg-type]
+            tile=window,
             dims=spec.dims,
             overlap=options.overlap,
             blending=options.blending,
@@ -305,11 +313,22 @@ class Segmenter:
             ),
             background=background,
             mirror_axes=self._mirror_axes(options),
-            at_once=AT_ONCE[self.device.type == "cpu", spec.dims],
+            at_once=self._at_once(tile, len(Tiling(grid.shape, window, options.overlap).corners)),
             device=self.device,
             keep_on=self.device,
             keep_as=PRECISIONS[self.precision],
         )
+
+    def _at_once(self, tile: Sequence[int], windows: int = 0) -> int:
+        """How many windows of size `tile`, of so many, go through the network together; a power of two on a GPU."""
+        if not is_gpu(self.device):
+            return CPU_AT_ONCE[len(tile)]
+        # Of all its memory, not of what is free: that would be less in the next run, and the network be made ready anew.
+        room = memory_of(self.device)
+        numbers = NUMBERS_PER_VOXEL * PRECISIONS[self.precision].itemsize
+        voxels = GPU_AT_ONCE * 2**20 if room is None else min(GPU_VOXELS, room // numbers)
+        most = min(voxels // math.prod(tile), max(GPU_AT_ONCE, windows // 4))
+        return 2 ** (max(1, most).bit_length() - 1)
 
     def _logits_of(self, passage: Passage) -> Callable[[Tensor], Tensor]:
         """From windows `(N, C, *S)` to `(mirrorings, N, classes, *low sizes)`."""

@@ -212,7 +212,7 @@ class Blender:
         if self.verdict is not None:
             for_labels.copy_(self.verdict(logits))
         most = torch.finfo(self.keep_as).max  # infinite numbers would spoil their neighbours' enlargement
-        self.open[corner] = _Window(corner, room.copy_(logits.clamp(-most, most)), for_labels, close)
+        self.open[corner] = _Window(corner, room.copy_(logits).clamp_(-most, most), for_labels, close)
 
     def forget(self, before: int) -> None:
         """Let go of the windows that have no plane from `before` on."""

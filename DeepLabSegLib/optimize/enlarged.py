@@ -94,7 +94,9 @@ def _convolve_before_enlarging(pointwise: fx.Node, joined: fx.Node, deep: fx.Nod
         matrices = []
         for n, (size, large) in enumerate(zip(low.shape[2:], value(deep).shape[2:], strict=True)):
             name = f"{pointwise.name}_axis{n}"
-            tensors[name] = enlarging(size, large, first.kernel[n], first.padding[n], first.dilation[n])
+            matrix = enlarging(size, large, first.kernel[n], first.padding[n], first.dilation[n])
+            # Voxels side by side: a GPU reads several numbers at once, and those of taps and cells are odd.
+            tensors[name] = matrix.T.contiguous().T
             matrices.append(graph.create_node("get_attr", name))
         added = graph.call_function(enlarge, (small, matrices))
     small.meta["conv"] = Conv(mixing, None, one, none, one, 1)

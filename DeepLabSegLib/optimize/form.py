@@ -16,11 +16,18 @@ from DeepLabSegLib.ladder import out_of_memory
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize.capture import NotCapturable, capture
 from DeepLabSegLib.optimize.enlarged import convolve_before_enlarging
-from DeepLabSegLib.optimize.lower import channels_last, lower, onednn_works
+from DeepLabSegLib.optimize.gpu import channels_last
+from DeepLabSegLib.optimize.lower import Library, lower, works
 from DeepLabSegLib.optimize.rewrite import rewrite
 from DeepLabSegLib.startup import uncollected
 
 __all__ = ["FastForm", "FastForms", "fast_form"]
+
+CONVOLUTIONS: dict[Library, str] = {
+    "onednn": "oneDNN fused and prepacked",
+    "cudnn": "cuDNN fused",
+    "torch": "torch convolutions",
+}
 
 
 class _Coarse(nn.Module):
@@ -62,22 +69,25 @@ def fast_form(
 ) -> FastForm:
     """The fastest form of `network`, in evaluation mode, for inputs `(N, C, *S)` of exactly that `shape`.
 
-    On the CPU that is oneDNN's fused convolutions on weights in its own layout, where this torch has them; elsewhere
-    torch's convolutions, with batch normalisation folded in. A network that can't be captured, such as one with an
-    encoder that looks at its input's values, runs as it is. Later changes to `network`'s weights are not seen.
+    On the CPU that is oneDNN's fused convolutions on weights in its own layout, on NVIDIA's GPUs cuDNN's, where this
+    torch has them; elsewhere torch's convolutions, with batch normalisation folded in. A network that can't be
+    captured, such as one with an encoder that looks at its input's values, runs as it is. Later changes to `network`'s
+    weights are not seen.
 
     `compiled` has `torch.compile` write kernels for torch's operations, which takes up to a minute. Whether that pays
     must be tried: on an H100 resnet50 gained nothing. Raises `InvalidInput` where torch has no compiler.
     """
     dtype = PRECISIONS[precision]
-    onednn = device.type == "cpu" and not compiled and onednn_works(dtype)  # its weights are no tensors to a compiler
+    by: Library = "onednn" if device.type == "cpu" else "cudnn"
+    if compiled or not works(by, device, dtype):  # oneDNN's weights are no tensors to a compiler
+        by = "torch"
     try:
         with uncollected():
-            module = _folded(network, tuple(shape), device, dtype, onednn)
+            module = _folded(network, tuple(shape), device, dtype, by)
     except NotCapturable as reason:
         plain = network if (device, dtype) == _place(network) else copy.deepcopy(network).to(device, dtype)
         return FastForm(plain.coarse_logits, f"as written ({reason})", tuple(shape), device, dtype)
-    how = f"folded, {'oneDNN fused and prepacked' if onednn else 'torch convolutions'}, {precision}"
+    how = f"folded, {CONVOLUTIONS[by]}, {precision}"
     if compiled:
         module, how = _compiled(module, tuple(shape), device, dtype), f"{how}, compiled"
     if device.type == "cuda":
@@ -92,7 +102,7 @@ def fast_form(
 
 
 def _folded(
-    network: DeepLabV3Plus, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, onednn: bool
+    network: DeepLabV3Plus, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, by: Library
 ) -> Callable[[Tensor], Tensor]:
     """The rewritten network as a function. Raises `NotCapturable`."""
     graph = capture(_Coarse(network), shape, dtype)
@@ -101,7 +111,7 @@ def _folded(
     with torch.inference_mode():
         rewrite(graph, tensors)
         convolve_before_enlarging(graph, tensors)
-        lower(graph, tensors, device, dtype, onednn)
+        lower(graph, tensors, device, dtype, by)
         return fx.GraphModule(tensors, graph)
 
 

@@ -1,22 +1,27 @@
-"""From `Conv` to calls: oneDNN's fused, prepacked convolutions where this torch has them, torch's own elsewhere."""
+"""From `Conv` to calls: oneDNN's fused, prepacked convolutions or cuDNN's fused ones where this torch has them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from DeepLabSegLib.optimize.blocks import block_for, conv_on_blocks, to_blocks
-from DeepLabSegLib.optimize.capture import value
+from DeepLabSegLib.optimize.blocks import conv_on_pairs, conv_on_rows, on_pairs, on_rows, to_pairs, to_rows
+from DeepLabSegLib.optimize.calls import by_points, convolve
+from DeepLabSegLib.optimize.capture import arguments, stand_in, value
+from DeepLabSegLib.optimize.gpu import for_gpu
 from DeepLabSegLib.optimize.rewrite import Conv, convolution, overwritable
-from DeepLabSegLib.optimize.winograd import at_points, convolve_by_points, results_at_once, tiles
+from DeepLabSegLib.optimize.winograd import at_points, results_at_once, tiles
 
-__all__ = ["lower", "onednn_works", "packed"]
+__all__ = ["Library", "lower", "packed", "works"]
+
+Library = Literal["onednn", "cudnn", "torch"]
+"""Whose convolutions are called; with "torch" these are torch's public ones."""
 
 aten = torch.ops.aten
 
@@ -31,43 +36,33 @@ IN_PLACE = {
     aten.sub.Tensor: aten.sub_.Tensor,
 }
 
-APPLIED: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda x: x,
-    "relu": torch.relu_,
-    "swish": lambda x: F.silu(x, inplace=True),
-    "gelu": F.gelu,
-    "sigmoid": torch.sigmoid_,
-    "tanh": torch.tanh_,
-    "hardswish": lambda x: F.hardswish(x, inplace=True),
-}
-"""The activations that a `Conv` may have, by oneDNN's names."""
 
-
-def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype, onednn: bool) -> None:
+def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype, by: Library) -> None:
     """Turn `graph` into calls that run, in place; new tensors join `tensors`, on `device` and of `dtype`."""
     _overwrite(graph)
     for number, node in enumerate(graph.find_nodes(op="call_function", target=convolution)):
         conv: Conv = node.meta["conv"]
-        half_on_gpu = device.type == "cuda" and dtype != torch.float32
-        if 2 in (block := block_for(conv, device, dtype)):
-            _put_on_blocks(graph, node, conv, block)
+        if on_pairs(conv, device, dtype):
+            _put_on_pairs(graph, node, conv)
+        elif on_rows(conv, device, dtype):
+            _put_on_rows(graph, node, conv)
         conv.weight, conv.scale = conv.scaled_weight().to(device, dtype), None
-        weights, call = [conv.weight], _call_torch
-        if onednn:
-            shape = list(value(node.args[0]).shape)
-            at_once = results_at_once(conv, shape[2:]) if dtype == torch.float32 else 1
-            if at_once > 1:
-                shape[2] = tiles(shape[2], conv.padding[0], at_once)
-                weights, call = [packed(part, shape) for part in at_points(conv, at_once)], _call_onednn_by_points
-            else:
-                weights, call = [packed(conv, shape)], _call_onednn
-        elif half_on_gpu:
-            weights = [conv.weight.contiguous(memory_format=channels_last(conv.weight.ndim))]
+        if by == "onednn":
+            weights, call = _for_onednn(conv, list(value(node.args[0]).shape))
+        elif device.type == "cuda":
+            weights, call = for_gpu(conv, fused=by == "cudnn")
+        else:
+            weights, call = [conv.weight], convolve
         bias = None if conv.bias is None else conv.bias.to(device, dtype)
         with graph.inserting_before(node):
             given = [_attribute(graph, tensors, f"conv{number}_weight{n}", part) for n, part in enumerate(weights)]
             shift = None if bias is None else _attribute(graph, tensors, f"conv{number}_bias", bias)
-        call(node, conv, given, shift)
+        if call is None:
+            _call_onednn(node, conv, given, shift)
+        else:
+            x, *others = node.args
+            place = (conv.stride, conv.padding, conv.dilation, conv.groups)
+            node.target, node.args = call, (x, given, shift, *place, conv.activation, *others)
         del node.meta["conv"]  # and with it the original weights
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default  # the layout in memory is another than the one that was captured
@@ -85,11 +80,6 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
             # Batch normalisation takes its numbers in full precision with maps in any.
             exact = all(user.target is aten.native_batch_norm.default for user in node.users)
             tensors[name] = tensors[name].detach().to(device, torch.float32 if exact else dtype)
-
-
-def channels_last(ndim: int) -> torch.memory_format:
-    """The layout in which a voxel's channels lie side by side, for tensors of 4 or 5 axes."""
-    return torch.channels_last if ndim == 4 else torch.channels_last_3d
 
 
 def _attribute(graph: fx.Graph, tensors: dict[str, Tensor], name: str, tensor: Tensor) -> fx.Node:
@@ -112,15 +102,40 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
-def _put_on_blocks(graph: fx.Graph, node: fx.Node, conv: Conv, block: list[int]) -> None:
+def _put_on_pairs(graph: fx.Graph, node: fx.Node, conv: Conv) -> None:
     """See `blocks`."""
-    x, *others = node.args
-    how = (conv.kernel, conv.padding, block)
+    _take(graph, node, to_pairs, conv.kernel[-1], conv.padding[-1])
+    conv_on_pairs(conv)
+
+
+def _put_on_rows(graph: fx.Graph, node: fx.Node, conv: Conv) -> None:
+    """See `blocks`; the result is an image of which a volume is made again."""
+    result = value(node)
+    _take(graph, node, to_rows, conv.kernel, conv.padding)
+    conv_on_rows(conv, result.shape[-1])
+    node.meta["value"] = stand_in(result.flatten(3).shape, result.dtype)
+    with graph.inserting_after(node):
+        volume = graph.call_function(aten.reshape.default, (node, list(result.shape)))
+    volume.meta["value"] = result
+    node.replace_all_uses_with(volume, lambda user: user is not volume)
+
+
+def _take(graph: fx.Graph, node: fx.Node, function: Callable[..., Tensor], *how: Any) -> None:
+    """Let `node` take what `function` makes of its first argument."""
+    x, *others = arguments(node)
     with graph.inserting_before(node):
-        blocks = graph.call_function(to_blocks, (x, *how))
-    blocks.meta["value"] = to_blocks(value(x), *how)
-    node.args = (blocks, *others)
-    conv_on_blocks(conv, block)
+        made = graph.call_function(function, (x, *how))
+    made.meta["value"] = stand_in(function(value(x), *how).shape, value(x).dtype)
+    node.args = (made, *others)
+
+
+def _for_onednn(conv: Conv, shape: list[int]) -> tuple[list[Tensor], Callable[..., Tensor] | None]:
+    """Packed weights for inputs of that shape, and the call; None is for oneDNN's own."""
+    at_once = results_at_once(conv, shape[2:]) if conv.weight.dtype == torch.float32 else 1
+    if at_once == 1:
+        return [packed(conv, shape)], None
+    shape[2] = tiles(shape[2], conv.padding[0], at_once)
+    return [packed(part, shape) for part in at_points(conv, at_once)], by_points
 
 
 def packed(conv: Conv, shape: Sequence[int]) -> Tensor:
@@ -128,9 +143,6 @@ def packed(conv: Conv, shape: Sequence[int]) -> Tensor:
     return torch.ops.mkldnn._reorder_convolution_weight(
         conv.weight.contiguous(), conv.padding, conv.stride, conv.dilation, conv.groups, list(shape)
     )
-
-
-# --- calls -----------------------------------------------------------------------------------------------------------
 
 
 def _call_onednn(node: fx.Node, conv: Conv, weights: list[fx.Node], bias: fx.Node | None) -> None:
@@ -151,52 +163,6 @@ def _call_onednn(node: fx.Node, conv: Conv, weights: list[fx.Node], bias: fx.Nod
         node.args = (x, others[0], weight, bias, *place, *follow)
 
 
-def _call_onednn_by_points(node: fx.Node, conv: Conv, weights: list[fx.Node], bias: fx.Node | None) -> None:
-    x, *others = node.args
-    node.target = _convolve_by_points
-    node.args = (x, weights, bias, conv.stride, conv.padding, conv.dilation, conv.activation, *others)
-
-
-def _call_torch(node: fx.Node, conv: Conv, weights: list[fx.Node], bias: fx.Node | None) -> None:
-    x, *others = node.args
-    node.target = _convolve
-    node.args = (x, *weights, bias, conv.stride, conv.padding, conv.dilation, conv.groups, conv.activation, *others)
-
-
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    activation: str | None,
-    other: Tensor | None = None,
-) -> Tensor:
-    function: Any = F.conv2d if x.ndim == 4 else F.conv3d
-    return _finish(function(x, weight, bias, stride, padding, dilation, groups), activation, other)
-
-
-def _convolve_by_points(
-    x: Tensor,
-    weights: list[Tensor],
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    activation: str | None,
-    other: Tensor | None = None,
-) -> Tensor:
-    return _finish(convolve_by_points(x, weights, bias, stride, padding, dilation), activation, other)
-
-
-def _finish(result: Tensor, activation: str | None, other: Tensor | None) -> Tensor:
-    if other is not None:
-        result += other
-    return APPLIED[activation](result)
-
-
 def _avg_pool3d(x: Tensor, *args: Any) -> Tensor:
     """Average pooling for half precision, which torch lacks on the CPU."""
     return aten.avg_pool3d.default(x.float(), *args).to(x.dtype)
@@ -208,32 +174,35 @@ def _mean(x: Tensor, axes: list[int], keep: bool = False) -> Tensor:
 
 
 @cache
-def onednn_works(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's private operators are in this torch and compute what its public ones do, in 2D and 3D."""
+def works(by: Library, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a library's private operators are in this torch and compute what its public ones do, in 2D and 3D."""
+    if by == "torch" or device.type != {"onednn": "cpu", "cudnn": "cuda"}[by]:
+        return by == "torch"
     try:
-        return all(_onednn_agrees(dims, dtype) for dims in (2, 3))
+        return all(_agrees(by, device, dims, dtype) for dims in (2, 3))
     except (AttributeError, RuntimeError, TypeError):  # gone, renamed, called otherwise, or not for this processor
         return False
 
 
-def _onednn_agrees(dims: int, dtype: torch.dtype) -> bool:
+def _agrees(by: Library, device: torch.device, dims: int, dtype: torch.dtype) -> bool:
+    """Whether convolutions that depend on each other come out right, with and without bias, sum and ReLU."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, *(5, 6, 7)[:dims], generator=generator)
     weight = torch.randn(16, 16, *[3] * dims, generator=generator) / 4**dims
-    conv = Conv(weight, weight.flatten(1).mean(1), [1] * dims, [1] * dims, [1] * dims, 1, activation="relu")
-    graph = fx.Graph()
-    node = graph.call_function(convolution, (graph.placeholder("x"),))
-    node.meta["conv"], node.args[0].meta["value"] = conv, x  # type: ignore[union-attr]
-    again = graph.call_function(convolution, (node, node))
-    again.meta["conv"] = Conv(weight, None, [1] * dims, [1] * dims, [1] * dims, 1)
+    place = ([1] * dims, [1] * dims, [1] * dims, 1)
+    graph, wanted = fx.Graph(), x
+    node = graph.placeholder("x")
     node.meta["value"] = x
-    graph.output(again)
-    tensors: dict[str, Tensor] = {}
-    lower(graph, tensors, torch.device("cpu"), dtype, onednn=True)
-    found = fx.GraphModule(tensors, graph)(x.to(dtype)).float()
     function: Any = F.conv2d if dims == 2 else F.conv3d
-    middle = torch.relu(function(x, weight, conv.bias, 1, 1))
-    return bool(
-        (found - (function(middle, weight, None, 1, 1) + middle)).abs().max()
-        < (1e-4 if dtype == torch.float32 else 0.1)
-    )
+    shift = weight.flatten(1).mean(1)
+    for bias, add, activation in ((shift, 0, "relu"), (None, 1, None), (shift, 1, "relu")):
+        node = graph.call_function(convolution, (node,) * (1 + add))
+        node.meta |= {"conv": Conv(weight, bias, *place, activation=activation), "value": x}
+        sums = function(wanted, weight, bias, 1, 1) + add * wanted
+        wanted = torch.relu(sums) if activation else sums
+    graph.output(node)
+    tensors: dict[str, Tensor] = {}
+    lower(graph, tensors, device, dtype, by)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = fx.GraphModule(tensors, graph)(x.to(device, dtype)).float().cpu()
+    return bool((found - wanted).abs().max() < (1e-4 if dtype == torch.float32 else 0.1))

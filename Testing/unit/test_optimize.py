@@ -20,9 +20,10 @@ import DeepLabSegLib.optimize.winograd as winograd
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize import FastForms, fast_form
-from DeepLabSegLib.optimize.blocks import block_for, conv_on_blocks, to_blocks
+from DeepLabSegLib.optimize.blocks import conv_on_pairs, conv_on_rows, on_pairs, on_rows, to_pairs, to_rows
 from DeepLabSegLib.optimize.enlarged import enlarge, enlarging
-from DeepLabSegLib.optimize.lower import onednn_works, packed
+from DeepLabSegLib.optimize.gpu import for_gpu
+from DeepLabSegLib.optimize.lower import packed, works
 from DeepLabSegLib.optimize.rewrite import Conv
 from DeepLabSegLib.optimize.winograd import AT_ONCE, at_points, convolve_by_points, results_at_once, tiles
 
@@ -78,7 +79,7 @@ def test_whole_networks_give_the_same_numbers_at_the_sizes_they_are_used_at(enco
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("encoder", ["resnet50_v2", "densenet121", "efficientnet_b0", "convnext_v2_atto"])
 def test_without_onednns_private_operators_the_numbers_are_the_same(encoder, dims, monkeypatch):
-    monkeypatch.setattr(form, "onednn_works", lambda dtype: False)
+    monkeypatch.setattr(form, "works", lambda *_: False)
     x = torch.randn(2, 2, *(33, 50, 40)[:dims])
     assert "torch convolutions" in fast_form(make(dims, encoder), x.shape, CPU, "fp32").how
     check(make(dims, encoder), x)
@@ -111,28 +112,78 @@ def test_dilated_taps_that_meet_padding_only_are_left_out(size, separable, dims)
 
 @pytest.mark.parametrize(("taps", "padding"), [(7, 3), (3, 1), (4, 1), (2, 0), (5, 2), (7, 0)])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("block", [(2, 2, 2), (1, 1, 2), (2, 1), (1, 2)])
-def test_a_stem_on_blocks_of_voxels_gives_the_same_numbers(block, channels, taps, padding):
-    dims = len(block)
-    convolve = F.conv2d if dims == 2 else F.conv3d
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_stem_on_pairs_or_rows_of_voxels_gives_the_same_numbers(dims, channels, taps, padding):
     weight = torch.randn(6, channels, *(taps,) * dims, dtype=torch.float64)
     for size in ((14, 15, 16), (9, 11, 8)):
         x = torch.randn(2, channels, *size[:dims], dtype=torch.float64)
-        conv = Conv(weight, None, [2] * dims, [padding] * dims, [1] * dims, 1)
-        blocks = to_blocks(x, conv.kernel, conv.padding, block)
-        conv_on_blocks(conv, block)
-        found = convolve(blocks, conv.weight, stride=conv.stride, padding=conv.padding)
-        torch.testing.assert_close(found, convolve(x, weight, stride=2, padding=padding))
+        pairs, rows = (Conv(weight, None, [2] * dims, [padding] * dims, [1] * dims, 1) for _ in range(2))
+        wanted = _convolved(x, pairs)
+        given = to_pairs(x, taps, padding)
+        conv_on_pairs(pairs)
+        torch.testing.assert_close(_convolved(given, pairs), wanted)
+        if dims == 3:
+            given = to_rows(x, rows.kernel, rows.padding)
+            assert given.is_contiguous(memory_format=torch.channels_last)
+            conv_on_rows(rows, wanted.shape[-1])
+            torch.testing.assert_close(_convolved(given, rows).view(wanted.shape), wanted)
 
 
-def test_blocks_are_for_half_precision_and_few_channels_only():
+def _convolved(x: torch.Tensor, conv: Conv) -> torch.Tensor:
+    function = F.conv2d if x.ndim == 4 else F.conv3d
+    return function(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def test_pairs_and_rows_are_for_half_precision_and_few_channels_only():
     conv = Conv(torch.zeros(8, 1, 7, 7, 7), None, [2, 2, 2], [3, 3, 3], [1, 1, 1], 1)
     more = Conv(torch.zeros(8, 8, 7, 7, 7), None, [2, 2, 2], [3, 3, 3], [1, 1, 1], 1)
     gpu = torch.device("cuda")
-    assert block_for(conv, gpu, torch.float16) == block_for(conv, gpu, torch.bfloat16) == [2, 2, 2]
-    assert block_for(conv, CPU, torch.bfloat16) == [1, 1, 2]
+    assert on_rows(conv, gpu, torch.float16)
+    assert on_rows(conv, gpu, torch.bfloat16)
+    assert on_pairs(conv, CPU, torch.bfloat16)
     for device in (CPU, gpu):
-        assert block_for(conv, device, torch.float32) == block_for(more, device, torch.bfloat16) == [1, 1, 1]
+        for chosen in (on_pairs, on_rows):
+            assert not chosen(conv, device, torch.float32)
+            assert not chosen(more, device, torch.bfloat16)
+
+
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("activation", [None, "relu", "swish", "gelu"])
+@pytest.mark.parametrize(
+    ("channels", "taps", "stride", "dilation", "groups"),
+    [
+        (16, 3, 1, 1, 1),
+        (16, 1, 1, 1, 1),
+        (16, 3, 1, 1, 4),
+        (16, 3, 2, 1, 16),
+        (16, 3, 1, 2, 16),
+        (16, 7, 1, 1, 16),
+        (16, 5, 2, 1, 16),
+        (16, 4, 2, 1, 16),
+        (16, 4, 1, 1, 16),
+        (6, 1, 1, 1, 1),
+    ],
+)
+@pytest.mark.parametrize("size", [(9, 5, 7), (4, 8, 6)])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_a_gpu_calls_gives_the_same_numbers(
+    dims, size, channels, taps, stride, dilation, groups, activation, other
+):
+    """On the CPU, but for cuDNN's own operators."""
+    place = ([stride] * dims, [dilation * ((taps - 1) // 2)] * dims, [dilation] * dims, groups)
+    weight = (torch.randn(channels, channels // groups, *(taps,) * dims) / taps**dims).bfloat16()
+    bias = torch.randn(channels).bfloat16()
+    x = torch.randn(2, channels, *size[:dims]).bfloat16()
+    plain = _convolved(x.float(), Conv(weight.float(), bias.float(), *place))
+    added = torch.randn_like(plain).bfloat16() if other else None
+    applied = {None: lambda y: y, "relu": torch.relu, "swish": F.silu, "gelu": F.gelu}[activation]
+    wanted = applied(plain if added is None else plain + added.float())
+    conv = Conv(weight, bias, *place, activation=activation)
+    weights, call = for_gpu(conv, fused=False)
+    last = torch.channels_last if dims == 2 else torch.channels_last_3d
+    for given in (x, x.contiguous(memory_format=last)):
+        found = call(given, weights, bias, *place[:3], conv.groups, activation, *([] if added is None else [added]))
+        torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0.03)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
@@ -266,7 +317,7 @@ def test_a_form_is_made_again_only_for_another_shape_or_other_weights():
 
 
 def test_the_rules_leave_only_convolutions_with_what_follows_them_fused():
-    if not onednn_works(torch.float32):
+    if not works("onednn", CPU, torch.float32):
         pytest.skip("this torch has no oneDNN")
     network = make(3, "resnet50")
     names = [str(node.target) for node in fast_form(network, (1, 2, 64, 64, 64), CPU, "fp32").run.graph.nodes]

@@ -1,0 +1,143 @@
+"""Convolutions on an NVIDIA GPU, by whichever of torch's and cuDNN's ways is fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from DeepLabSegLib.optimize.calls import convolve, finish
+from DeepLabSegLib.optimize.rewrite import Conv
+
+__all__ = ["channels_last", "for_gpu"]
+
+LEAST_WIDTH = 8
+"""Channels of a group below which cuDNN, for volumes in half precision, is slower by a magnitude."""
+
+
+def for_gpu(conv: Conv, fused: bool) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    """The weights, of the type to compute in, and the call; `fused` says whether cuDNN adds and applies ReLU itself."""
+    half, volumes = conv.weight.dtype != torch.float32, len(conv.kernel) == 3
+    if half and volumes and 1 < conv.groups == len(conv.weight):
+        if _centred(conv):
+            return [_lined(plane) for plane in conv.weight.unbind(2)], by_planes
+        return [conv.weight.contiguous()], channelwise
+    if half and volumes:
+        _widen_groups(conv)
+    if half:
+        conv.weight = _lined(conv.weight)
+    if fused and conv.activation == "relu":
+        return [conv.weight], convolve_and_relu
+    if half and _pointwise(conv) and conv.bias is not None:
+        return [conv.weight.flatten(1).T], multiply
+    return [conv.weight], convolve
+
+
+def channels_last(ndim: int) -> torch.memory_format:
+    """The layout in which a voxel's channels lie side by side, for tensors of 4 or 5 axes."""
+    return torch.channels_last if ndim == 4 else torch.channels_last_3d
+
+
+def _lined(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=channels_last(x.ndim))
+
+
+def _centred(conv: Conv) -> bool:
+    """Whether the middle of the kernel's planes meets a plane for every result."""
+    return conv.padding[0] == (conv.kernel[0] - 1) // 2 * conv.dilation[0]
+
+
+def _pointwise(conv: Conv) -> bool:
+    """Whether it is a product of matrices, of sizes that a GPU reads at once."""
+    single = conv.groups == 1 == max(conv.kernel) == max(conv.stride) and not any(conv.padding)
+    return single and all(size % 8 == 0 for size in conv.weight.shape[:2])
+
+
+def _widen_groups(conv: Conv) -> None:
+    """Join neighbouring groups, with zeros where a channel meets another group's, until they are wide enough."""
+    while conv.groups % 2 == 0 and conv.weight.shape[1] < LEAST_WIDTH:
+        outputs = len(conv.weight) // conv.groups
+        first, second = conv.weight.unflatten(0, (-1, 2, outputs)).unbind(1)
+        zeros = torch.zeros_like(first)
+        joined = torch.stack([torch.cat([first, zeros], 2), torch.cat([zeros, second], 2)], 1)
+        conv.weight, conv.groups = joined.flatten(0, 2), conv.groups // 2
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
+
+
+def convolve_and_relu(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    _: str | None,
+    other: Tensor | None = None,
+) -> Tensor:
+    """All in one of cuDNN's calls; `torch` adds and applies in passes of their own, each as long as a convolution."""
+    place = (stride, padding, dilation, groups)
+    if other is None:
+        return torch.ops.aten.cudnn_convolution_relu(x, *weights, bias, *place)
+    return torch.ops.aten.cudnn_convolution_add_relu(x, *weights, other, 1.0, bias, *place)
+
+
+def multiply(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str | None,
+    other: Tensor | None = None,
+) -> Tensor:
+    """A convolution of one tap as a product of matrices, which adds the bias on its way."""
+    voxels = x.movedim(1, -1)
+    result = torch.addmm(bias, voxels.reshape(-1, voxels.shape[-1]), *weights)
+    return finish(result.view(*voxels.shape[:-1], -1).movedim(-1, 1), activation, other)
+
+
+def by_planes(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str | None,
+    other: Tensor | None = None,
+) -> Tensor:
+    """A depthwise convolution of a volume as sums of such of its planes, for which cuDNN is several times faster."""
+    number, _, depth = x.shape[:3]
+    (step, *steps), (margin, *margins), (apart, *others) = stride, padding, dilation
+    outputs = (depth + 2 * margin - apart * (len(weights) - 1) - 1) // step + 1
+    planes = x.transpose(1, 2)
+    every = [_lined(planes[:, first::step].flatten(0, 1)) for first in range(step)]
+
+    def convolved(tap: int, shift: Tensor | None = None) -> tuple[int, Tensor]:
+        """What a tap's plane gives, and which of it belongs to the first result."""
+        after, first = divmod(tap * apart - margin, step)
+        found = F.conv2d(every[first], weights[tap], shift, steps, margins, others, groups)
+        return after, found.unflatten(0, (number, -1))
+
+    middle = (len(weights) - 1) // 2
+    result = convolved(middle, bias)[1][:, :outputs]
+    for tap in range(len(weights)):
+        if tap != middle:
+            after, found = convolved(tap)
+            low, high = max(0, -after), min(outputs, found.shape[1] - after)
+            if low < high:
+                result[:, low:high] += found[:, low + after : high + after]
+    return finish(result.transpose(1, 2), activation, other)
+
+
+def channelwise(x: Tensor, *rest: object) -> Tensor:
+    """Torch has a kernel for depthwise convolutions of volumes whose channels lie apart; cuDNN's is slower."""
+    return convolve(x.contiguous(), *rest)  # type: ignore[arg-type]  # the same
