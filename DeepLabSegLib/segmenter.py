@@ -323,7 +323,7 @@ class Segmenter:
         """How many windows of size `tile`, of so many, go through the network together; a power of two on a GPU."""
         if not is_gpu(self.device):
             return CPU_AT_ONCE[len(tile)]
-        # Of all its memory, not of what is free: that would be less in the next run, and the network be made ready anew.
+        # Of all memory: what is free would be less in the next run, and the network be made ready anew.
         room = memory_of(self.device)
         numbers = NUMBERS_PER_VOXEL * PRECISIONS[self.precision].itemsize
         voxels = GPU_AT_ONCE * 2**20 if room is None else min(GPU_VOXELS, room // numbers)

@@ -96,7 +96,7 @@ def test_from_a_gpu_the_cpu_takes_over_with_the_same_result(monkeypatch, dims, s
     monkeypatch.setattr(segmenting, "release", lambda device: None)
     found, notes = run(segmenter, scan, options)
     np.testing.assert_array_equal(found, expected)
-    assert tried[0] == (32 if dims == 2 else 8, "cuda", "cuda")
+    assert tried[0] == (8, "cuda", "cuda")
     assert tried[-2:] == [(1, "cpu", "cuda"), (1, "cpu", "cpu")]
     assert len(notes) == len(tried) - 1
     assert notes[-2:] == [

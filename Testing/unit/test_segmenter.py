@@ -6,6 +6,7 @@ import torch
 from helpers import make_bundle, make_network, make_scan, make_segmenter, physically_equal
 from scipy import ndimage
 
+import DeepLabSegLib.segmenter as segmenting
 from DeepLabSegLib.devices import choose_device, choose_precision, computes_right, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image
@@ -285,3 +286,22 @@ def test_a_model_of_one_piece_leaves_out_what_hangs_apart(dims, rng):
     largest = pieces == np.bincount(pieces[pieces > 0]).argmax()
     whole = Segmenter(replace(segmenter.bundle, one_piece=True), segmenter.network, "cpu").segment(scan)
     np.testing.assert_array_equal(whole.layers, everything.layers * largest)
+
+
+@pytest.mark.parametrize(
+    ("tile", "count", "gigabytes", "wanted"),
+    [
+        ((96, 96, 96), 400, 80, 32),  # as many as a GPU gains by
+        ((96, 96, 96), 400, 4, 16),  # what its memory holds
+        ((96, 96, 96), 400, None, 8),  # where nobody can tell of it
+        ((96, 96, 96), 60, 80, 8),  # few windows: most of the last batch might be empty
+        ((256, 256, 256), 400, 80, 2),
+        ((512, 512), 400, 80, 64),
+        ((1, 1), 0, 80, 8),
+    ],
+)
+def test_a_gpu_takes_more_windows_at_once_the_more_there_are_and_fit(monkeypatch, tile, count, gigabytes, wanted):
+    segmenter = make_segmenter(len(tile))
+    segmenter.device, segmenter.precision = torch.device("cuda"), "bf16"
+    monkeypatch.setattr(segmenting, "memory_of", lambda device: gigabytes and gigabytes * 2**30)
+    assert segmenter._at_once(tile, count) == wanted
