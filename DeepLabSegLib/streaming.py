@@ -20,6 +20,7 @@ from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Passage
 from DeepLabSegLib.resampling import Box, Way, lengths, permuted
 from DeepLabSegLib.tiling import UNDECIDED, Blender, Tiling, Verdict
+from DeepLabSegLib.transfer import Downloads
 from DeepLabSegLib.windows import Windows
 
 __all__ = ["Found", "entropy", "largest", "run"]
@@ -82,6 +83,7 @@ def run(
         if done < len(corners):
             writer.write(corners[done][0], lambda planes, total: None)
     writer.write(flow.shape[0], on_planes)
+    writer.downloads.finish()
     return writer.found
 
 
@@ -136,6 +138,7 @@ class _Writer:
         target, decision = passage.source.geometry, passage.decision
         self.decision = decision
         self.blender = blender
+        self.downloads = Downloads()
         kind = np.uint8 if decision.classes <= 256 - (not decision.exclusive) else np.uint16
         self.kind = torch.uint8 if kind is np.uint8 else torch.int32
         self.found = Found(
@@ -216,8 +219,8 @@ class _Writer:
         scores = self.blender.scores(needed, self.decision.classes, self.raw)
         values = self.way.resample(scores, box, needed)
         for array, of_scores in self._maps:
-            array[(..., *box)] = of_scores(values).cpu().numpy()
-        self._labels[(slice(None), *box)] = self._decide(values).to(self.kind).cpu().numpy()
+            self.downloads.take(of_scores(values), array[(..., *box)])
+        self.downloads.take(self._decide(values).to(self.kind), self._labels[(slice(None), *box)])
 
     def _entropy(self, scores: Tensor) -> Tensor:
         return entropy(scores, self.decision.exclusive)

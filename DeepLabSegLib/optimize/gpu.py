@@ -21,7 +21,7 @@ def for_gpu(conv: Conv, fused: bool) -> tuple[list[Tensor], Callable[..., Tensor
     """The weights, of the type to compute in, and the call; `fused` says whether cuDNN adds and applies ReLU itself."""
     half, volumes = conv.weight.dtype != torch.float32, len(conv.kernel) == 3
     if half and volumes and 1 < conv.groups == len(conv.weight):
-        if _centred(conv):
+        if _same_size(conv):  # with strides cuDNN's planes are slower, too
             return [_lined(plane) for plane in conv.weight.unbind(2)], by_planes
         return [conv.weight.contiguous()], channelwise
     if half and volumes:
@@ -44,9 +44,9 @@ def _lined(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=channels_last(x.ndim))
 
 
-def _centred(conv: Conv) -> bool:
-    """Whether the middle of the kernel's planes meets a plane for every result."""
-    return conv.padding[0] == (conv.kernel[0] - 1) // 2 * conv.dilation[0]
+def _same_size(conv: Conv) -> bool:
+    rows = zip(conv.kernel, conv.padding, conv.dilation, strict=True)
+    return set(conv.stride) == {1} and all(2 * padding == apart * (taps - 1) for taps, padding, apart in rows)
 
 
 def _pointwise(conv: Conv) -> bool:
@@ -116,25 +116,18 @@ def by_planes(
 ) -> Tensor:
     """A depthwise convolution of a volume as sums of such of its planes, for which cuDNN is several times faster."""
     number, _, depth = x.shape[:3]
-    (step, *steps), (margin, *margins), (apart, *others) = stride, padding, dilation
-    outputs = (depth + 2 * margin - apart * (len(weights) - 1) - 1) // step + 1
-    planes = x.transpose(1, 2)
-    every = [_lined(planes[:, first::step].flatten(0, 1)) for first in range(step)]
+    planes, middle = _lined(x).transpose(1, 2).flatten(0, 1), len(weights) // 2
 
-    def convolved(tap: int, shift: Tensor | None = None) -> tuple[int, Tensor]:
-        """What a tap's plane gives, and which of it belongs to the first result."""
-        after, first = divmod(tap * apart - margin, step)
-        found = F.conv2d(every[first], weights[tap], shift, steps, margins, others, groups)
-        return after, found.unflatten(0, (number, -1))
+    def convolved(tap: int, shift: Tensor | None = None) -> Tensor:
+        found = F.conv2d(planes, weights[tap], shift, 1, padding[1:], dilation[1:], groups)
+        return found.unflatten(0, (number, depth))
 
-    middle = (len(weights) - 1) // 2
-    result = convolved(middle, bias)[1][:, :outputs]
+    result = convolved(middle, bias)
     for tap in range(len(weights)):
-        if tap != middle:
-            after, found = convolved(tap)
-            low, high = max(0, -after), min(outputs, found.shape[1] - after)
-            if low < high:
-                result[:, low:high] += found[:, low + after : high + after]
+        away = (tap - middle) * dilation[0]
+        if away != 0 and abs(away) < depth:
+            here, there = slice(max(0, -away), depth - max(0, away)), slice(max(0, away), depth + min(0, away))
+            result[:, here] += convolved(tap)[:, there]
     return finish(result.transpose(1, 2), activation, other)
 
 

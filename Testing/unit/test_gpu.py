@@ -93,7 +93,7 @@ def test_when_the_gpus_memory_runs_out_the_run_goes_on_with_less(scan):
     segmenter, notes = Segmenter(bundle, net, "cuda", "fp32"), []
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(GPU).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 1e9) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 4e8) / total)
     try:
         found = segmenter.segment(scan, options, lambda step: notes.append(step.note) if step.note else None)
     finally:
