@@ -146,8 +146,8 @@ def test_training_gives_the_cpus_curve(dims, tmp_path):
         )
         curves[device, precision] = losses
     assert curves["cuda", "fp32"][:4] == pytest.approx(curves["cpu", "fp32"][:4], rel=0.02)
-    assert curves["cuda", "bf16"][:4] == pytest.approx(curves["cpu", "fp32"][:4], rel=0.1)
-    assert curves["cuda", "bf16"][-1] < 0.95 * curves["cuda", "bf16"][0]
+    assert curves["cuda", "bf16"] == pytest.approx(curves["cpu", "fp32"], rel=0.1)
+    assert curves["cuda", "bf16"][-1] < 0.98 * curves["cuda", "bf16"][0]
 
 
 def test_a_killed_training_goes_on(tmp_path):
