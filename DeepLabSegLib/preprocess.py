@@ -234,6 +234,6 @@ def check_voxels(image: Image) -> None:
         bad = int(np.count_nonzero(~np.isfinite(array)))
         raise InvalidInput(f"{bad} of {array.size} voxels are NaN or infinite; replace them, by 0 for example")
     for n, channel in enumerate(array):
-        low, high = channel.min(), channel.max()
-        if low == high:
-            raise InvalidInput(f"channel {n} is constant ({low} in every voxel), so there is nothing to segment")
+        first = channel[0, 0, 0]
+        if all((plane == first).all() for plane in channel):  # which the first planes settle
+            raise InvalidInput(f"channel {n} is constant ({first} in every voxel), so there is nothing to segment")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from DeepLabSegLib.devices import is_gpu
 from DeepLabSegLib.image import Geometry
 
 __all__ = ["Box", "Mode", "Way", "lengths", "moved", "part", "permuted", "resample"]
@@ -31,8 +32,8 @@ Mode = Literal["linear", "nearest"]
 Box = tuple[slice, slice, slice]
 """A block of voxels along (k, j, i), first and last-plus-one given."""
 
-SLAB = 2**20
-"""Voxels of a target that are resampled at once."""
+SLAB, GPU_SLAB = 2**20, 2**24
+"""Voxels of a target that are resampled at once: a processor keeps them in its cache, a GPU waits for the telling."""
 
 POINTS = 2**16
 """Voxels of an oblique target at once: a processor keeps their places in its cache."""
@@ -170,6 +171,13 @@ class Way:
         high = np.clip(np.ceil(places.max(axis=0)) + 1, 0, last).astype(int)
         return tuple(slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))  # type: ignore[return-value]
 
+    def reach_of_planes(self) -> list[slice]:
+        """For each of the target's planes along its first axis, which planes of the source it is made of."""
+        if self.axes is None or self.axes[0].column != 0:
+            _, rows, columns = _whole(self.target)
+            return [self.reach((slice(n, n + 1), rows, columns))[0] for n in range(self.target[0])]
+        return [self.axes[0].reach(slice(n, n + 1)) for n in range(self.target[0])]
+
     def resample(
         self,
         array: Tensor,
@@ -194,7 +202,7 @@ class Way:
 
         first, rows, columns = sides
         sizes = lengths(sides)
-        planes = max(1, SLAB // math.prod(sizes[1:]))
+        planes = max(1, (GPU_SLAB if is_gpu(array.device) else SLAB) // math.prod(sizes[1:]))
         if sizes[0] <= planes:
             return self._slab(array, sides, held, mode, outside)
         result: Tensor | None = None

@@ -168,8 +168,7 @@ class _Writer:
         self.side = max(self.target.shape) if gpu else max(1, round(SIDE / finer ** (1 / 3)))
         plane = min(self.side, height) * min(self.side, width)
         self.depth = max(1, min(self.side, int(self.numbers / (decision.classes * finer * plane))))
-        area = slice(0, height), slice(0, width)
-        self.needed = [self.way.reach((slice(n, n + 1), *area))[0] for n in range(depth)]  # the flow's planes
+        self.needed = self.way.reach_of_planes()  # the flow's
         self.waiting = range(depth)[::-1] if along[front] < 0 else range(depth)
 
     def write(self, finished: int, on_planes: Callable[[int, int], None]) -> None:
