@@ -79,7 +79,7 @@ def convolve_and_relu(
     _: str | None,
     other: Tensor | None = None,
 ) -> Tensor:
-    """All in one of cuDNN's calls; `torch` adds and applies in passes of their own, each as long as a convolution."""
+    """All in one of cuDNN's calls: torch adds and applies in passes of their own, each as long as a convolution."""
     place = (stride, padding, dilation, groups)
     if other is None:
         return torch.ops.aten.cudnn_convolution_relu(x, *weights, bias, *place)

@@ -31,6 +31,7 @@ IN_PLACE = {
     aten.sigmoid.default: aten.sigmoid_.default,
     aten.hardswish.default: aten.hardswish_.default,
     aten.add.Tensor: aten.add_.Tensor,
+    aten.addcmul.default: aten.addcmul_.default,
     aten.mul.Tensor: aten.mul_.Tensor,
     aten.div.Tensor: aten.div_.Tensor,
     aten.sub.Tensor: aten.sub_.Tensor,
@@ -125,7 +126,8 @@ def _take(graph: fx.Graph, node: fx.Node, function: Callable[..., Tensor], *how:
     x, *others = arguments(node)
     with graph.inserting_before(node):
         made = graph.call_function(function, (x, *how))
-    made.meta["value"] = stand_in(function(value(x), *how).shape, value(x).dtype)
+    number, sizes = len(value(x)), function(value(x)[:1], *how).shape[1:]  # one tells of all
+    made.meta["value"] = stand_in((number, *sizes), value(x).dtype)
     node.args = (made, *others)
 
 

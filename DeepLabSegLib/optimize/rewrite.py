@@ -77,6 +77,7 @@ def rewrite(graph: fx.Graph, tensors: dict[str, Tensor]) -> None:
     _merge_channelwise(graph)
     _fold_batch_norm(graph, tensors)
     _fuse_sums(graph)
+    _fuse_gated_sums(graph)
     _fuse_activations(graph)
     graph.eliminate_dead_code()
     graph.lint()
@@ -235,6 +236,33 @@ def _fuse_sums(graph: fx.Graph) -> None:
                 continue
             own.args = (own.args[0], other)
             _replace(node, own)
+            break
+
+
+def _fuse_gated_sums(graph: fx.Graph) -> None:
+    """A map times its gates is added to another while it is computed; what was added to it before is added then."""
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        if node.kwargs or not all(isinstance(part, fx.Node) for part in node.args):
+            continue
+        for own, other in (node.args, node.args[::-1]):
+            shift = None
+            gated = own
+            if own.target is aten.add.Tensor and list(own.users) == [node] and own.args[1].op == "get_attr":
+                gated, shift = own.args
+            by = node if shift is None else own
+            if other.op == "get_attr" or other > gated or not _gated(gated, by):
+                continue
+            if value(other).shape != value(node).shape:
+                continue
+            with graph.inserting_before(by):
+                summed = graph.call_function(aten.addcmul.default, (other, *gated.args))
+            summed.meta["value"] = value(node)
+            if shift is None:
+                _replace(node, summed)
+            else:
+                own.args = (summed, shift)
+                _replace(node, own)
+            graph.erase_node(gated)
             break
 
 

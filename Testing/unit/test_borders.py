@@ -19,6 +19,7 @@ FLOORS = [
         "postprocess",
         "resampling",
         "tiling",
+        "transfer",
         "passage",
         "windows",
         "streaming",
