@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from DeepLabSegLib.optimize.blocks import conv_on_pairs, conv_on_rows, on_pairs, on_rows, to_pairs, to_rows
 from DeepLabSegLib.optimize.calls import by_points, convolve
 from DeepLabSegLib.optimize.capture import arguments, stand_in, value
-from DeepLabSegLib.optimize.gpu import for_gpu
+from DeepLabSegLib.optimize.gpu import channels_last, for_gpu
 from DeepLabSegLib.optimize.rewrite import Conv, convolution, overwritable
 from DeepLabSegLib.optimize.winograd import at_points, results_at_once, tiles
 
@@ -65,6 +65,8 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
             place = (conv.stride, conv.padding, conv.dilation, conv.groups)
             node.target, node.args = call, (x, given, shift, *place, conv.activation, *others)
         del node.meta["conv"]  # and with it the original weights
+    if by == "onednn" or (device.type == "cuda" and dtype != torch.float32):
+        _line_expanded(graph)
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default  # the layout in memory is another than the one that was captured
     if device.type == "cpu" and dtype != torch.float32:
@@ -101,6 +103,17 @@ def _overwrite(graph: fx.Graph) -> None:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _line_expanded(graph: fx.Graph) -> None:
+    """Lay an expanded number's copies out as all other maps are: `cat` would turn what they are joined with."""
+    for node in graph.find_nodes(op="call_function", target=aten.expand.default):
+        if value(node).ndim in (4, 5):
+            with graph.inserting_after(node):
+                lined = graph.call_function(aten.clone.default, (node,))
+            lined.kwargs = {"memory_format": channels_last(value(node).ndim)}
+            lined.meta["value"] = value(node)
+            node.replace_all_uses_with(lined, lambda user, lined=lined: user is not lined)
 
 
 def _put_on_pairs(graph: fx.Graph, node: fx.Node, conv: Conv) -> None:
