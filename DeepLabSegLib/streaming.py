@@ -168,6 +168,8 @@ class _Writer:
         self.side = max(self.target.shape) if gpu else max(1, round(SIDE / finer ** (1 / 3)))
         plane = min(self.side, height) * min(self.side, width)
         self.depth = max(1, min(self.side, int(self.numbers / (decision.classes * finer * plane))))
+        # A GPU would wait for the telling of each window in each slab, so slabs are as thick as windows.
+        self.least = max(1, round(blender.tiling.tile[0] * depth / flow.shape[0])) if gpu else 1
         self.needed = self.way.reach_of_planes()  # the flow's
         self.waiting = range(depth)[::-1] if along[front] < 0 else range(depth)
 
@@ -175,7 +177,7 @@ class _Writer:
         """Write every plane for which the flow's planes before `finished` are enough."""
         while self.waiting:
             ready = [n for n in self.waiting[: self.depth] if self.needed[n].stop <= finished]
-            if not ready:
+            if len(ready) < min(self.least, self.depth, len(self.waiting)):
                 return
             self._write_slab(slice(min(ready), max(ready) + 1))
             self.waiting = self.waiting[len(ready) :]

@@ -255,7 +255,7 @@ class Blender:
         starts = [side.start for side in box]
         for part, windows in self._alike(box, classes):
             weight = self.importance[part]
-            places = [moved(part, np.subtract(starts, window.corner).tolist()) for window in windows]
+            places = [moved(part, [n - c for n, c in zip(starts, window.corner, strict=True)]) for window in windows]
             if total is not None:
                 for place in places:
                     total[place] += weight
