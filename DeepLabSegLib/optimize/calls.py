@@ -1,13 +1,13 @@
 """What a lowered graph calls for a convolution; all with the same arguments.
 
-`function(x, weights, bias, stride, padding, dilation, groups, activation, other=None)` is `activation(convolution(x) +
-bias + other)`, `activation` being named as in `Conv`.
+`function(x, weights, bias, place, activation, other=None)` is `activation(convolution(x) + bias + other)`, `activation`
+being named as in `Conv`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from DeepLabSegLib.optimize.winograd import convolve_by_points
 
-__all__ = ["by_points", "convolve", "finish"]
+__all__ = ["Place", "by_points", "convolve", "finish"]
 
 APPLIED: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
@@ -29,35 +29,38 @@ APPLIED: dict[str | None, Callable[[Tensor], Tensor]] = {
 """The activations that a `Conv` may have, by oneDNN's names."""
 
 
+class Place(NamedTuple):
+    """Which voxels a convolution takes, along each axis, and in how many groups of channels."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
 def convolve(
     x: Tensor,
     weights: Sequence[Tensor],
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    place: Place,
     activation: str | None,
     other: Tensor | None = None,
 ) -> Tensor:
     """By torch's own convolution."""
     function: Any = F.conv2d if x.ndim == 4 else F.conv3d
-    return finish(function(x, *weights, bias, stride, padding, dilation, groups), activation, other)
+    return finish(function(x, *weights, bias, *place), activation, other)
 
 
 def by_points(
     x: Tensor,
     weights: Sequence[Tensor],
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    _: int,
+    place: Place,
     activation: str | None,
     other: Tensor | None = None,
 ) -> Tensor:
     """See `winograd`."""
-    return finish(convolve_by_points(x, weights, bias, stride, padding, dilation), activation, other)
+    return finish(convolve_by_points(x, weights, bias, *place[:3]), activation, other)
 
 
 def finish(result: Tensor, activation: str | None, other: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from DeepLabSegLib.optimize.calls import convolve, finish
+from DeepLabSegLib.optimize.calls import Place, convolve, finish
 from DeepLabSegLib.optimize.rewrite import Conv
 
 __all__ = ["channels_last", "for_gpu"]
@@ -72,15 +72,11 @@ def convolve_and_relu(
     x: Tensor,
     weights: Sequence[Tensor],
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    _: str | None,
+    place: Place,
+    activation: str | None,  # ReLU
     other: Tensor | None = None,
 ) -> Tensor:
     """All in one of cuDNN's calls: torch adds and applies in passes of their own, each as long as a convolution."""
-    place = (stride, padding, dilation, groups)
     if other is None:
         return torch.ops.aten.cudnn_convolution_relu(x, *weights, bias, *place)
     return torch.ops.aten.cudnn_convolution_add_relu(x, *weights, other, 1.0, bias, *place)
@@ -90,10 +86,7 @@ def multiply(
     x: Tensor,
     weights: Sequence[Tensor],
     bias: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    _: Place,
     activation: str | None,
     other: Tensor | None = None,
 ) -> Tensor:
@@ -107,10 +100,7 @@ def by_planes(
     x: Tensor,
     weights: Sequence[Tensor],
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    place: Place,
     activation: str | None,
     other: Tensor | None = None,
 ) -> Tensor:
@@ -119,12 +109,12 @@ def by_planes(
     planes, middle = _lined(x).transpose(1, 2).flatten(0, 1), len(weights) // 2
 
     def convolved(tap: int, shift: Tensor | None = None) -> Tensor:
-        found = F.conv2d(planes, weights[tap], shift, 1, padding[1:], dilation[1:], groups)
+        found = F.conv2d(planes, weights[tap], shift, 1, place.padding[1:], place.dilation[1:], place.groups)
         return found.unflatten(0, (number, depth))
 
     result = convolved(middle, bias)
     for tap in range(len(weights)):
-        away = (tap - middle) * dilation[0]
+        away = (tap - middle) * place.dilation[0]
         if away != 0 and abs(away) < depth:
             here, there = slice(max(0, -away), depth - max(0, away)), slice(max(0, away), depth + min(0, away))
             result[:, here] += convolved(tap)[:, there]

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from DeepLabSegLib.optimize.blocks import conv_on_pairs, conv_on_rows, on_pairs, on_rows, to_pairs, to_rows
-from DeepLabSegLib.optimize.calls import by_points, convolve
+from DeepLabSegLib.optimize.calls import Place, by_points, convolve
 from DeepLabSegLib.optimize.capture import arguments, stand_in, value
 from DeepLabSegLib.optimize.gpu import channels_last, for_gpu
 from DeepLabSegLib.optimize.rewrite import Conv, convolution, overwritable
@@ -62,8 +62,8 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
             _call_onednn(node, conv, given, shift)
         else:
             x, *others = node.args
-            place = (conv.stride, conv.padding, conv.dilation, conv.groups)
-            node.target, node.args = call, (x, given, shift, *place, conv.activation, *others)
+            place = Place(conv.stride, conv.padding, conv.dilation, conv.groups)
+            node.target, node.args = call, (x, given, shift, place, conv.activation, *others)
         del node.meta["conv"]  # and with it the original weights
     if by == "onednn" or (device.type == "cuda" and dtype != torch.float32):
         _line_expanded(graph)

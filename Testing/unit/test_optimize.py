@@ -21,6 +21,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize import FastForms, fast_form
 from DeepLabSegLib.optimize.blocks import conv_on_pairs, conv_on_rows, on_pairs, on_rows, to_pairs, to_rows
+from DeepLabSegLib.optimize.calls import Place
 from DeepLabSegLib.optimize.enlarged import enlarge, enlarging
 from DeepLabSegLib.optimize.gpu import for_gpu
 from DeepLabSegLib.optimize.lower import packed, works
@@ -182,7 +183,7 @@ def test_what_a_gpu_calls_gives_the_same_numbers(
     weights, call = for_gpu(conv, fused=False)
     last = torch.channels_last if dims == 2 else torch.channels_last_3d
     for given in (x, x.contiguous(memory_format=last)):
-        found = call(given, weights, bias, *place[:3], conv.groups, activation, *([] if added is None else [added]))
+        found = call(given, weights, bias, Place(*place[:3], conv.groups), activation, added)
         torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0.03)
 
 
