@@ -161,6 +161,8 @@ class _Writer:
         decided = decision.labels_alone and passage.activation.name in ("softmax", "sigmoid")
         self.way = Way.between(flow, self.target)
         self.raw = decided and blender.alone and not passage.mirror_axes and self.way.copies
+        # Which class has the largest score is seen in sums as well, as long as voxels aren't mixed.
+        self.averaged = not (decision.labels_alone and decision.exclusive and self.way.copies)
         finer = max(1.0, math.prod(flow.shape) / math.prod(target.shape))
         depth, height, width = self.target.shape
         self.numbers = _numbers_at_once(passage.device)
@@ -217,7 +219,7 @@ class _Writer:
 
     def _write_box(self, box: Box) -> None:
         needed = self.way.reach(box)
-        scores = self.blender.scores(needed, self.decision.classes, self.raw)
+        scores = self.blender.scores(needed, self.decision.classes, self.raw, self.averaged)
         values = self.way.resample(scores, box, needed)
         for array, of_scores in self._maps:
             self.downloads.take(of_scores(values), array[(..., *box)])

@@ -238,29 +238,29 @@ class Blender:
             label = found
         return label
 
-    def scores(self, box: Sequence[slice], classes: int, raw: bool = False) -> Tensor:
+    def scores(self, box: Sequence[slice], classes: int, raw: bool = False, averaged: bool = True) -> Tensor:
         """Scores `(classes, *sizes of box)` in finished planes; good until the next call.
 
-        `raw` leaves out an activation that keeps order, where no other window has a say (see `alone`).
+        `raw` leaves out an activation that keeps order, where no other window has a say (see `alone`). Without
+        `averaged` they are weighed sums, which are in the same order at each voxel.
         """
         sizes = lengths(box)
         numbers = classes * math.prod(sizes)
         if self._room.numel() < numbers:
             self._room = torch.empty(2 ** math.ceil(math.log2(numbers)), device=self.device)
         scores = self._room[:numbers].view(classes, *sizes)
-        total = None
         if not self.alone:
             scores.zero_()
-            total = scores.new_zeros(sizes)
+        total = None if self.alone or not averaged else scores.new_zeros(sizes)
         starts = [side.start for side in box]
         for part, windows in self._alike(box, classes):
             weight = self.importance[part]
             places = [moved(part, [n - c for n, c in zip(starts, window.corner, strict=True)]) for window in windows]
             if total is not None:
                 for place in places:
-                    total[place] += weight
+                    total[place].add_(weight)
             into = [scores[(slice(None), *place)] for place in places]
-            self._score(windows, part, into, None if total is None else weight, raw)
+            self._score(windows, part, into, None if self.alone else weight, raw)
         if total is not None:
             scores /= total
         return scores
@@ -292,7 +292,7 @@ class Blender:
                 if weight is None:
                     place.zero_()
                 if self.activation.name != "sigmoid":
-                    place[0] += 1 if weight is None else weight
+                    place[0].add_(1 if weight is None else weight)
             return
         count = len(kept[0])
         for turn in range(count):

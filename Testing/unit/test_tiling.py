@@ -53,7 +53,11 @@ def test_any_box_may_be_asked_for_and_asked_for_again():
     again = ((1, 9), (5, 6), (2, 7))
     for sides in [((0, 3), (0, 18), (0, 8)), again, again, ((7, 20), (3, 18), (0, 1))]:
         box = tuple(slice(*side) for side in sides)
-        torch.testing.assert_close(blender.scores(box, 2), x[(slice(None), *box)], atol=1e-5, rtol=1e-5)
+        averages = blender.scores(box, 2).clone()
+        torch.testing.assert_close(averages, x[(slice(None), *box)], atol=1e-5, rtol=1e-5)
+        shares = blender.scores(box, 2, averaged=False) / averages
+        assert shares.min() > 0
+        torch.testing.assert_close(shares[0], shares[1], atol=1e-4, rtol=1e-3)
 
 
 def test_windows_agree_on_a_box_where_every_cell_that_it_is_made_of_has_one_label():
