@@ -294,12 +294,17 @@ def end_to_end(shape: list[int], precision: str, weights: str, labels: str) -> R
 
 
 def end_to_end_medicai(shape: list[int], weights: str, labels: str) -> Run:
-    """The reference's network and sliding window, then argmax; its weights are written to the file `weights`."""
+    """The reference's network and sliding window, then argmax; its weights are written to the file `weights`.
+
+    They are the same in every run, since random networks differ in how near the largest scores come to each other.
+    """
+    import keras
     import numpy as np
     import torch
     from medicai.models import DeepLabV3Plus
     from medicai.utils import SlidingWindowInference
 
+    keras.utils.set_random_seed(0)
     network = DeepLabV3Plus(
         encoder_name="resnet50", input_shape=(WINDOW,) * 3 + (1,), num_classes=3, classifier_activation="softmax",
         head_upsample=4,
