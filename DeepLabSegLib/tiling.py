@@ -22,8 +22,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from DeepLabSegLib.models.layers import resize_matrix
 from DeepLabSegLib.resampling import lengths, moved
 
 __all__ = [
@@ -341,8 +341,8 @@ class Blender:
 
 @lru_cache(maxsize=64)
 def _matrix(low: int, size: int, device: torch.device) -> Tensor:
-    """`(size, low)`: linear interpolation with half-pixel centres, as `interpolate(align_corners=False)` does it."""
-    return F.interpolate(torch.eye(low)[None], size=size, mode="linear")[0].T.contiguous().to(device)
+    """`resize_matrix` there, kept for a while."""
+    return resize_matrix(low, size).contiguous().to(device)
 
 
 @lru_cache(maxsize=512)

@@ -6,7 +6,6 @@ goes beside its work, and what comes from it is fetched when it has long been th
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,7 +22,7 @@ class Uploads:
 
     def send(self, array: NDArray) -> Tensor:
         """`array` on the device, good for what it is told from now on."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = torch.from_numpy(array)
         if self._beside is None:
             return tensor.to(self.device)
         with torch.cuda.stream(self._beside):

@@ -39,7 +39,6 @@ class Windows:
         self._band = torch.empty(0)
         self._band_at: tuple[int, int] | None = None
         self._uploads = Uploads(passage.device)
-        self._front: int | None = None
         self._slab = torch.empty(0)
         self._held: Box | None = None
 
@@ -95,32 +94,31 @@ class Windows:
         source, device = self.passage.source.array, self.passage.device
         if not is_gpu(device):
             return torch.from_numpy(np.ascontiguousarray(source[(slice(None), *needed)], dtype=np.float32))
-        if front.start != self._front or self._held is None:
-            # All that lies under the windows of one row is held there, in few bytes where it has few.
-            self._front = front.start
-            _, height, width = self.tiling.shape
-            held = self.way.reach(self._on_grid((front, slice(0, height), slice(0, width))))
+        # All that lies under the windows of one row is held there, in few bytes where it has few.
+        _, height, width = self.tiling.shape
+        held = self.way.reach(self._on_grid((front, slice(0, height), slice(0, width))))
+        if held != self._held:
             self._slab, self._held = self._send(held), held
-        return self._slab[(slice(None), *moved(needed, [side.start for side in self._held]))]
+        return self._slab[(slice(None), *moved(needed, [side.start for side in held]))]
 
     def _send(self, held: Box) -> Tensor:
         """The source's voxels in `held` on the device; those that the last slab had don't travel again."""
-        sides = [(old, new, axis) for axis, (old, new) in enumerate(zip(self._held or held, held, strict=True))]
-        changed = [(old, new, axis) for old, new, axis in sides if old != new]
+        last = self._held or held
+        changed = [axis for axis in range(3) if last[axis] != held[axis]]
         if len(changed) == 1:
-            old, new, axis = changed[0]
+            (axis,) = changed
+            old, new = last[axis], held[axis]
             start, stop = max(old.start, new.start), min(old.stop, new.stop)
             if start < stop:
-                ends = [
-                    (*held[:axis], end, *held[axis + 1 :]) for end in (slice(new.start, start), slice(stop, new.stop))
-                ]
-                before, after = (self._upload(end) for end in ends)
+                before, after = (
+                    self._upload([*held[:axis], end, *held[axis + 1 :]])
+                    for end in (slice(new.start, start), slice(stop, new.stop))
+                )
                 kept = self._slab.narrow(1 + axis, start - old.start, stop - start)
                 return torch.cat([before, kept, after], 1 + axis)
         return self._upload(held)
 
     def _upload(self, box: Sequence[slice]) -> Tensor:
         part = self.passage.source.array[(slice(None), *box)]
-        return self._uploads.send(
-            part.astype(part.dtype if part.dtype in (np.uint8, np.int16) else np.float32, copy=False)
-        )
+        kind = part.dtype if part.dtype in (np.uint8, np.int16) else np.float32
+        return self._uploads.send(np.ascontiguousarray(part, dtype=kind))

@@ -39,6 +39,7 @@ __all__ = [
     "decoder_norm",
     "is_counter",
     "resize",
+    "resize_matrix",
 ]
 
 
@@ -389,6 +390,11 @@ def resize(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
     if x.shape[2:] == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode=LAYERS[x.ndim - 2].interpolation, align_corners=False)
+
+
+def resize_matrix(size: int, wanted: int) -> Tensor:
+    """`(wanted, size)`: what `resize` does along an axis."""
+    return F.interpolate(torch.eye(size)[None], size=wanted, mode="linear", align_corners=False)[0].T
 
 
 def is_counter(name: str) -> bool:

@@ -19,8 +19,7 @@ MOST_CHANNELS = 4
 
 
 def on_pairs(conv: Conv, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `conv` is faster on pairs: a CPU's products in bf16 are of pairs of channels, of which a lone one
-    leaves half unused."""
+    """Whether `conv` is faster on pairs: a lone channel leaves half of a CPU's products in bf16 unused."""
     return _strided(conv) and conv.weight.shape[1] == 1 and device.type == "cpu" and dtype == torch.bfloat16
 
 

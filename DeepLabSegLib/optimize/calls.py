@@ -1,12 +1,13 @@
-"""What a lowered graph calls for a convolution; all with the same arguments.
+"""What a lowered graph calls for a convolution: `call(x, weights, bias, place, activation, other=None)`.
 
-`function(x, weights, bias, place, activation, other=None)` is `activation(convolution(x) + bias + other)`, `activation`
-being named as in `Conv`.
+That is `activation(convolution(x) + bias + other)`, `activation` being named as in `Conv`. Each is written without what
+follows, which `finished` adds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from DeepLabSegLib.optimize.winograd import convolve_by_points
 
-__all__ = ["Place", "by_points", "convolve", "finish"]
+__all__ = ["Place", "by_points", "convolve", "finished"]
 
 APPLIED: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
@@ -38,33 +39,36 @@ class Place(NamedTuple):
     groups: int
 
 
-def convolve(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    bias: Tensor | None,
-    place: Place,
-    activation: str | None,
-    other: Tensor | None = None,
-) -> Tensor:
+def finished(
+    convolution: Callable[[Tensor, Sequence[Tensor], Tensor | None, Place], Tensor],
+) -> Callable[..., Tensor]:
+    """The call whose convolution that is; what follows is written over its result."""
+
+    @wraps(convolution)
+    def call(
+        x: Tensor,
+        weights: Sequence[Tensor],
+        bias: Tensor | None,
+        place: Place,
+        activation: str | None,
+        other: Tensor | None = None,
+    ) -> Tensor:
+        result = convolution(x, weights, bias, place)
+        if other is not None:
+            result += other
+        return APPLIED[activation](result)
+
+    return call
+
+
+@finished
+def convolve(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, place: Place) -> Tensor:
     """By torch's own convolution."""
     function: Any = F.conv2d if x.ndim == 4 else F.conv3d
-    return finish(function(x, *weights, bias, *place), activation, other)
+    return function(x, *weights, bias, *place)
 
 
-def by_points(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    bias: Tensor | None,
-    place: Place,
-    activation: str | None,
-    other: Tensor | None = None,
-) -> Tensor:
+@finished
+def by_points(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, place: Place) -> Tensor:
     """See `winograd`."""
-    return finish(convolve_by_points(x, weights, bias, *place[:3]), activation, other)
-
-
-def finish(result: Tensor, activation: str | None, other: Tensor | None) -> Tensor:
-    """What follows a convolution, written over its result."""
-    if other is not None:
-        result += other
-    return APPLIED[activation](result)
+    return convolve_by_points(x, weights, bias, *place[:3])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from DeepLabSegLib.models.layers import resize_matrix
 from DeepLabSegLib.optimize.capture import arguments, stand_in, value
 from DeepLabSegLib.optimize.rewrite import Conv, conv_for_one, convolution
 
@@ -120,8 +121,7 @@ def _convolve_before_enlarging(pointwise: fx.Node, joined: fx.Node, deep: fx.Nod
 
 def enlarging(size: int, large: int, taps: int, padding: int, dilation: int) -> Tensor:
     """`(results, taps * size)`: what a convolution of `large` voxels gets, by each tap, of each of `size` cells."""
-    voxels = F.interpolate(torch.eye(size)[None], size=large, mode="linear", align_corners=False)[0].T
-    padded = F.pad(voxels, (0, 0, padding, padding))
+    padded = F.pad(resize_matrix(size, large), (0, 0, padding, padding))
     results = large + 2 * padding - dilation * (taps - 1)
     return torch.cat([padded[tap * dilation :][:results] for tap in range(taps)], 1)
 

@@ -23,6 +23,9 @@ from DeepLabSegLib.startup import uncollected
 
 __all__ = ["FastForm", "FastForms", "fast_form"]
 
+OWN: dict[str, Library] = {"cpu": "onednn", "cuda": "cudnn"}
+"""Type of device -> the library that has operators of its own for it."""
+
 CONVOLUTIONS: dict[Library, str] = {
     "onednn": "oneDNN fused and prepacked",
     "cudnn": "cuDNN fused",
@@ -78,8 +81,8 @@ def fast_form(
     must be tried: on an H100 resnet50 gained nothing. Raises `InvalidInput` where torch has no compiler.
     """
     dtype = PRECISIONS[precision]
-    by: Library = "onednn" if device.type == "cpu" else "cudnn"
-    if compiled or not works(by, device, dtype):  # oneDNN's weights are no tensors to a compiler
+    by = OWN.get(device.type, "torch")
+    if by != "torch" and (compiled or not works(by, device, dtype)):  # oneDNN's weights are no tensors to a compiler
         by = "torch"
     try:
         with uncollected():

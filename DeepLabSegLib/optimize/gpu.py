@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from DeepLabSegLib.optimize.calls import Place, convolve, finish
+from DeepLabSegLib.optimize.calls import Place, convolve, finished
 from DeepLabSegLib.optimize.rewrite import Conv
 
 __all__ = ["channels_last", "for_gpu"]
@@ -82,28 +82,17 @@ def convolve_and_relu(
     return torch.ops.aten.cudnn_convolution_add_relu(x, *weights, other, 1.0, bias, *place)
 
 
-def multiply(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    bias: Tensor,
-    _: Place,
-    activation: str | None,
-    other: Tensor | None = None,
-) -> Tensor:
-    """A convolution of one tap as a product of matrices, which adds the bias on its way."""
+@finished
+def multiply(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, _: Place) -> Tensor:
+    """A convolution of one tap as a product of matrices, which adds the bias on its way: it must have one."""
+    assert bias is not None
     voxels = x.movedim(1, -1)
     result = torch.addmm(bias, voxels.reshape(-1, voxels.shape[-1]), *weights)
-    return finish(result.view(*voxels.shape[:-1], -1).movedim(-1, 1), activation, other)
+    return result.view(*voxels.shape[:-1], -1).movedim(-1, 1)
 
 
-def by_planes(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    bias: Tensor | None,
-    place: Place,
-    activation: str | None,
-    other: Tensor | None = None,
-) -> Tensor:
+@finished
+def by_planes(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, place: Place) -> Tensor:
     """A depthwise convolution of a volume as sums of such of its planes, for which cuDNN is several times faster."""
     number, _, depth = x.shape[:3]
     planes, middle = _lined(x).transpose(1, 2).flatten(0, 1), len(weights) // 2
@@ -118,9 +107,11 @@ def by_planes(
         if away != 0 and abs(away) < depth:
             here, there = slice(max(0, -away), depth - max(0, away)), slice(max(0, away), depth + min(0, away))
             result[:, here] += convolved(tap)[:, there]
-    return finish(result.transpose(1, 2), activation, other)
+    return result.transpose(1, 2)
 
 
-def channelwise(x: Tensor, *rest: object) -> Tensor:
+@finished
+def channelwise(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, place: Place) -> Tensor:
     """Torch has a kernel for depthwise convolutions of volumes whose channels lie apart; cuDNN's is slower."""
-    return convolve(x.contiguous(), *rest)  # type: ignore[arg-type]  # the same
+    (weight,) = weights
+    return F.conv3d(x.contiguous(), weight, bias, place.stride, place.padding, place.dilation, place.groups)

@@ -191,8 +191,6 @@ def _mean(x: Tensor, axes: list[int], keep: bool = False) -> Tensor:
 @cache
 def works(by: Library, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a library's private operators are in this torch and compute what its public ones do, in 2D and 3D."""
-    if by == "torch" or device.type != {"onednn": "cpu", "cudnn": "cuda"}[by]:
-        return by == "torch"
     try:
         return all(_agrees(by, device, dims, dtype) for dims in (2, 3))
     except (AttributeError, RuntimeError, TypeError):  # gone, renamed, called otherwise, or not for this processor

@@ -224,13 +224,18 @@ def _with_channels(
     return node
 
 
+def _sums(graph: fx.Graph) -> list[fx.Node]:
+    """Where two results are added."""
+    nodes = graph.find_nodes(op="call_function", target=aten.add.Tensor)
+    return [node for node in nodes if not node.kwargs and all(isinstance(part, fx.Node) for part in node.args)]
+
+
 def _fuse_sums(graph: fx.Graph) -> None:
     """A residual sum is added while the convolution writes its result."""
-    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
-        if node.kwargs or not all(isinstance(part, fx.Node) for part in node.args):
-            continue
+    for node in _sums(graph):
+        pair = arguments(node)
         # The later convolution takes the sum: the other argument is there by then.
-        for own, other in sorted((node.args, node.args[::-1]), key=lambda pair: pair[0], reverse=True):
+        for own, other in sorted((pair, pair[::-1]), key=operator.itemgetter(0), reverse=True):
             conv = conv_for_one(own, node)
             if conv is None or own is other or value(own).shape != value(other).shape or other > own:
                 continue
@@ -241,10 +246,9 @@ def _fuse_sums(graph: fx.Graph) -> None:
 
 def _fuse_gated_sums(graph: fx.Graph) -> None:
     """A map times its gates is added to another while it is computed; what was added to it before is added then."""
-    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
-        if node.kwargs or not all(isinstance(part, fx.Node) for part in node.args):
-            continue
-        for own, other in (node.args, node.args[::-1]):
+    for node in _sums(graph):
+        pair = arguments(node)
+        for own, other in (pair, pair[::-1]):
             shift = None
             gated = own
             if own.target is aten.add.Tensor and list(own.users) == [node] and own.args[1].op == "get_attr":
