@@ -195,7 +195,8 @@ def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:
             f"{source} doesn't match the sha256 in its model.json ({found} instead of {bundle.sha256}); "
             "copy the model again from where you had it"
         )
-    state = {name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}
+    # Copied in any case: the file's own place in memory would keep it from being replaced or deleted on Windows.
+    state = {name: tensor.to(wanted[name].dtype, copy=True) for name, tensor in state.items()}
     counters = {name: torch.zeros((), dtype=torch.long) for name in network.state_dict() if is_counter(name)}
     network.load_state_dict(state | counters, assign=True)
     return network.eval()

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,7 +94,7 @@ class Windows:
         """The source's voxels in `needed`, for windows at `front` of the flow's first axis."""
         source, device = self.passage.source.array, self.passage.device
         if not is_gpu(device):
-            return torch.from_numpy(np.ascontiguousarray(source[(slice(None), *needed)], dtype=np.float32))
+            return torch.from_numpy(_for_torch(source[(slice(None), *needed)], np.float32))
         # All that lies under the windows of one row is held there, in few bytes where it has few.
         _, height, width = self.tiling.shape
         held = self.way.reach(self._on_grid((front, slice(0, height), slice(0, width))))
@@ -121,4 +122,9 @@ class Windows:
     def _upload(self, box: Sequence[slice]) -> Tensor:
         part = self.passage.source.array[(slice(None), *box)]
         kind = part.dtype if part.dtype in (np.uint8, np.int16) else np.float32
-        return self._uploads.send(np.ascontiguousarray(part, dtype=kind))
+        return self._uploads.send(_for_torch(part, kind))
+
+
+def _for_torch(part: NDArray, kind: DTypeLike) -> NDArray:
+    """`part` of a scan in one piece; torch wants no array that may only be read, such as a mapped file's."""
+    return np.require(part, kind, ["C", "W"])

@@ -31,6 +31,7 @@ import numpy as np
 
 from DeepLabSegLib.errors import DeepLabSegError
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels
+from DeepLabSegLib.process import peak_bytes, yield_to_others
 from DeepLabSegLib.schema import from_json, to_json
 from DeepLabSegLib.startup import load_torch
 
@@ -138,7 +139,7 @@ class Worker:
             "seconds": seconds,
             "device": str(segmenter.device),
             "precision": segmenter.precision,
-            "peak_bytes": _peak_bytes(),
+            "peak_bytes": peak_bytes(),
             "volumes_ml": labels.volumes_ml(),
         }
 
@@ -159,26 +160,20 @@ def _write_surfaces(folder: Path, labels: Labels) -> dict[str, str]:
     return files
 
 
-def _peak_bytes() -> int | None:
-    """The largest memory that this process has held; None where the system doesn't tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def main() -> None:
-    """Serve standard input and output. What libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Serve standard input and output. What libraries print goes to standard error, and they have nothing to read."""
+    requests, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
+    # On Windows whoever asks what kind of file standard input is waits for a read of it that is going on, and some
+    # libraries ask while they are loaded (numpy issue 24290): they would wait for the window's next request.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     # What weights don't tell is in the answer to `describe`; the window's log needs no warning of it.
     warnings.filterwarnings("ignore", module="DeepLabSegLib.session")
-    if hasattr(os, "nice"):
-        os.nice(5)  # the window goes first
-    Worker(os.fdopen(os.dup(0), encoding="utf-8"), answers).run()
+    yield_to_others()
+    Worker(requests, answers).run()
 
 
 if __name__ == "__main__":

@@ -330,18 +330,15 @@ class Panel(VTKObservationMixin):
 
     def _showResult(self, result: RunResult) -> None:
         report, name = result.report, result.segmentation.GetName()
-        memory = (
-            "" if report["peak_bytes"] is None else _(", {gb:.1f} GB at most").format(gb=report["peak_bytes"] / 1e9)
-        )
         ready = _(
-            "{name} is ready: {seconds:.1f} s, {inference:.1f} s of it on {device} in {precision}{memory}."
+            "{name} is ready: {seconds:.1f} s, {inference:.1f} s of it on {device} in {precision}, {gb:.1f} GB at most."
         ).format(
             name=name,
             seconds=result.seconds,
             inference=report["seconds"],
             device=report["device"],
             precision=report["precision"],
-            memory=memory,
+            gb=report["peak_bytes"] / 1e9,
         )
         self._say(" ".join([ready, *self._notes]), GOOD)
         self._log("\n".join([self.ui.statusLabel.text, *(f"{k}: {v:.1f} ml" for k, v in report["volumes_ml"].items())]))

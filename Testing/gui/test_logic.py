@@ -6,6 +6,7 @@ import csv
 import sys
 import zipfile
 from pathlib import Path
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -133,8 +134,8 @@ def test_the_sample_is_offered_to_the_module_sample_data(load_module, monkeypatc
 
     register_sample()
     assert registered["sampleName"] == "HeadT1Colin27"
-    path = Path(registered["uris"].removeprefix("file://"))
-    assert sitk.ReadImage(str(path)).GetSize() == (181, 217, 181)
+    path = url2pathname(registered["uris"].removeprefix("file:"))
+    assert sitk.ReadImage(path).GetSize() == (181, 217, 181)
     assert Path(registered["thumbnailFileName"]).is_file()
 
 

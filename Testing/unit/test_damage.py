@@ -15,19 +15,13 @@ from damage import KINDS, WAYS, Files
 
 from DeepLabSegLib.bundle import read_bundle, read_network
 from DeepLabSegLib.errors import DeepLabSegError
+from DeepLabSegLib.process import peak_bytes
 from DeepLabSegLib.weights import detect, load_weights
 
 pytest.importorskip("h5py", reason="needs h5py to write the files")
-resource = pytest.importorskip("resource", reason="needs a system that tells a process's memory")
 
 MAX_SECONDS = 10.0
 MAX_GROWTH = 1 << 30
-
-
-def peak() -> int:
-    """The most bytes this process has held so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 def outcome(files: Files, kind: str, way: str, path: Path) -> str:
@@ -57,7 +51,7 @@ def run(folder: Path, cases: int, seed: int) -> Counter[tuple[str, str, str]]:
     files = Files(folder)
     for kind in KINDS:  # whole ones first: they load, and the libraries are in memory
         assert outcome(files, kind, "", files.damaged_by(kind, files.whole[kind])) == "loaded"
-    start = peak()
+    start = peak_bytes()
     found: Counter[tuple[str, str, str]] = Counter()
     for n in range(cases):
         kind, way = KINDS[n % len(KINDS)], WAYS[n // len(KINDS) % len(WAYS)]
@@ -65,7 +59,7 @@ def run(folder: Path, cases: int, seed: int) -> Counter[tuple[str, str, str]]:
         clock = time.monotonic()
         found[kind, way, outcome(files, kind, way, path)] += 1
         assert time.monotonic() - clock < MAX_SECONDS, f"case {n}, {kind} {way}"
-        assert peak() - start < MAX_GROWTH, f"case {n}, {kind} {way}"
+        assert peak_bytes() - start < MAX_GROWTH, f"case {n}, {kind} {way}"
     return found
 
 

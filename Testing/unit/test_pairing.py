@@ -44,7 +44,7 @@ def test_an_exact_name_goes_before_a_similar_one():
 
 
 def test_a_name_that_fits_several_files_is_refused():
-    with pytest.raises(InvalidInput, match=r"open which.*x/a\.nii.*x/a\.nrrd"):
+    with pytest.raises(InvalidInput, match=r"open which.*x.a\.nii.*x.a\.nrrd"):
         match(paths("a.nii"), paths("x/a.nii x/a.nrrd"))
 
 

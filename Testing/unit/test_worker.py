@@ -197,6 +197,25 @@ def test_when_the_window_goes_the_worker_goes_and_its_files_with_it(tmp_path, sc
     assert not (tmp_path / "job").exists()
 
 
+def test_an_array_that_may_only_be_read_is_no_news(tmp_path, rng):
+    client = Client("-W", "error::UserWarning", "-m", "DeepLabSegLib.worker")
+    model = save_model(tmp_path / "tiny", make_segmenter(3))
+    assert "result" in client.ask("segment", **job(tmp_path / "job", make_scan(rng, (12, 32, 30)), model=model))
+    client.close()
+    client.process.stdout.close()
+
+
+def test_requests_are_read_by_the_worker_alone():
+    client = Client(
+        "-c",
+        "import sys, DeepLabSegLib.worker as worker\n"
+        "worker.Worker._hello = lambda self, request: sys.stdin.read(); worker.main()",
+    )
+    assert client.ask("hello") == {"id": 1, "result": ""}
+    client.close()
+    client.process.stdout.close()
+
+
 def test_what_libraries_print_does_not_disturb_the_answers():
     client = Client(
         "-c",
