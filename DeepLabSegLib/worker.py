@@ -24,8 +24,9 @@ import threading
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import numpy as np
 
@@ -43,6 +44,9 @@ that GNU's C library would keep at hand keep the room on both sides of them from
 costs up to half of a window's peak. Others ignore it.
 """
 
+LET_GO_WITHIN_S = 30.0
+"""When the window has gone, a run may go on for so long, since Windows deletes no file that is mapped."""
+
 
 class Worker:
     """Answers requests in the order in which they come; `cancel` overtakes."""
@@ -53,11 +57,18 @@ class Worker:
         self._waiting: queue.Queue[dict[str, Any]] = queue.Queue()
         self._cancelled: set[int] = set()
         self._folder: Path | None = None
+        self._window_gone = False
         self._warm: Any = None
 
-    def run(self) -> NoReturn:
+    def run(self) -> None:
         """Answer until the input ends, which ends the process."""
-        threading.Thread(target=self._read, daemon=True).start()
+        reader = threading.Thread(target=self._read, daemon=True)
+        reader.start()
+        with suppress(OSError):  # nobody is there to hear the answer
+            self._serve()
+        reader.join()
+
+    def _serve(self) -> None:
         while True:
             request = self._waiting.get()
             try:
@@ -77,8 +88,11 @@ class Worker:
             else:
                 self._waiting.put(request)
         # The window is gone: nobody will fetch the result or tidy up.
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._window_gone = True
+        folder, end = self._folder, time.monotonic() + LET_GO_WITHIN_S
+        while folder is not None and folder.exists() and time.monotonic() < end:
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.05)  # where a file is mapped, until the run has let go of it
         os._exit(0)
 
     def _answer(self, request: dict[str, Any], **content: Any) -> None:
@@ -102,13 +116,6 @@ class Worker:
         return {"model": to_json(bundle), "assumed": list(assumed)}
 
     def _segment(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._folder = Path(request["folder"])
-        try:
-            return self._segment_in(self._folder, request)
-        finally:
-            self._folder = None
-
-    def _segment_in(self, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         from DeepLabSegLib.devices import kept_pages
         from DeepLabSegLib.preprocess import stack_channels
         from DeepLabSegLib.segmenter import Progress, SegmentOptions
@@ -116,8 +123,9 @@ class Worker:
 
         def on_progress(progress: Progress) -> bool:
             self._answer(request, progress=to_json(progress))
-            return request["id"] not in self._cancelled
+            return request["id"] not in self._cancelled and not self._window_gone
 
+        self._folder = folder = Path(request["folder"])
         on_progress(Progress("load", 0, 1))
         self._warm = self._warm or WarmModel()
         segmenter = self._warm.get(from_json(ModelChoice, request["choice"]))
