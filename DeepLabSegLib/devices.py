@@ -142,6 +142,15 @@ def cpu_has_bf16() -> bool:
         return False
 
 
+def _gnu_c_library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 others have a mallopt with other meanings
+    except (AttributeError, OSError, TypeError):
+        return None
+    return library
+
+
 @contextmanager
 def kept_pages() -> Iterator[None]:
     """Let the memory that is freed here be taken again at once, and give it back to the system at the end.
@@ -150,10 +159,8 @@ def kept_pages() -> Iterator[None]:
     up to a sixth of the time. It holds for the whole process, so it is for programs of our own: the worker and the
     command line. Does nothing where the C library isn't GNU's.
     """
-    try:
-        library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018 others have a mallopt with other meanings
-    except (AttributeError, OSError, TypeError):
+    library = _gnu_c_library()
+    if library is None:
         yield
         return
     library.mallopt(M_MMAP_MAX, 0)

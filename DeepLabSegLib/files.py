@@ -5,7 +5,9 @@ SimpleITK counts axes (i, j, k) and places voxels in LPS; here they are turned t
 
 from __future__ import annotations
 
+import locale
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +100,7 @@ def _read(path: str | os.PathLike[str]) -> sitk.Image:
             return _read_dicom(source)
         if source.stat().st_size == 0:
             raise InvalidInput(f"{source} is empty (0 bytes); copy or export it again")
-        with _quiet():
+        with _itk():
             itk_image = sitk.ReadImage(str(source))
         headers.check(source, itk_image.GetSize(), itk_image.GetNumberOfComponentsPerPixel())
         return itk_image
@@ -111,7 +113,7 @@ def _read(path: str | os.PathLike[str]) -> sitk.Image:
 
 
 def _read_dicom(folder: Path) -> sitk.Image:
-    with _quiet():
+    with _itk():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         if len(series) != 1:
             found = f"{len(series)} DICOM series" if series else "no DICOM series"
@@ -140,14 +142,29 @@ def _check_slices(names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _itk() -> Iterator[None]:
     """ITK prints its warnings to the terminal; what matters is raised here as an error."""
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.GlobalWarningDisplayOff()
     try:
-        yield
+        with _names_in_utf8():
+            yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+@contextmanager
+def _names_in_utf8() -> Iterator[None]:
+    """ITK hands a file's name to the C library in UTF-8; Windows' takes it for its code page unless told otherwise."""
+    if sys.platform != "win32":
+        yield
+        return
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, ".UTF8")
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
 
 
 def read_labels(path: str | os.PathLike[str]) -> Labels:
@@ -225,7 +242,8 @@ def write_image(image: Image, path: str | os.PathLike[str], *, overwrite: bool =
 def _write(itk_image: sitk.Image, target: Path) -> None:
     with replacing(target) as temporary:
         try:
-            sitk.WriteImage(itk_image, str(temporary), useCompression=True)
+            with _itk():
+                sitk.WriteImage(itk_image, str(temporary), useCompression=True)
         except RuntimeError as error:
             raise OutputError(f"{target} can't be written ({str(error).strip().splitlines()[-1]})") from None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +205,15 @@ def test_an_array_that_may_only_be_read_is_no_news(tmp_path, rng):
     assert "result" in client.ask("segment", **job(tmp_path / "job", make_scan(rng, (12, 32, 30)), model=model))
     client.close()
     client.process.stdout.close()
+
+
+@pytest.mark.parametrize("settings", [{}, {"uncertainty": True}, {"tile": [8, 8, 8]}, {"overlap": 3}])
+def test_once_it_has_answered_the_files_can_be_deleted(client, tmp_path, scan, settings):
+    model = save_model(tmp_path / "tiny", make_segmenter(2))  # a tile of three sizes is not for it
+    client.ask("segment", **job(tmp_path / "job", scan, model=model, options=settings))
+    held = Path(f"/proc/{client.process.pid}/maps")  # others than Windows delete what is mapped
+    assert not held.exists() or str(tmp_path) not in held.read_text()
+    shutil.rmtree(tmp_path / "job")
 
 
 def test_requests_are_read_by_the_worker_alone():
