@@ -117,10 +117,10 @@ class TorchInstaller:
 
 
 def _writeConstraints(folder: str) -> str:
-    """The path of a file in `folder` by which pip keeps Slicer's own packages as they are."""
+    """The address of a file in `folder` by which pip keeps Slicer's own packages as they are."""
     path = Path(folder) / "constraints.txt"
     path.write_text(_constraints(), encoding="utf-8")
-    return str(path)
+    return path.as_uri()  # pip takes a path with a space, from its environment, for two
 
 
 def _constraints() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -210,6 +211,20 @@ def test_an_installation_that_fails_says_so(panel, volume, tmp_path):
     wait_until(lambda: panel.ui.segmentButton.text == "Segment", 60)
     assert "installation failed" in panel.ui.statusLabel.text
     assert "tinytorch" in panel.ui.logTextEdit.plainText
+
+
+def test_pip_finds_the_constraints_where_the_users_name_has_a_space(
+    load_module, missing_package, tmp_path, monkeypatch
+):
+    load_module()
+    from DeepLabSegPanel.torch_setup import _writeConstraints
+
+    folder = tmp_path / "Zoë Doe"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONSTRAINT", _writeConstraints(str(folder)))
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", missing_package]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_after_a_restart_it_says_where_it_was(load_module, slicer_window):
