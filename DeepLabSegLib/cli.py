@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -22,11 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for an error that is told, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     options.words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have letters that the output can't
     try:
         data, text = options.run(options)
         if os.environ.get("RANK", "0") != "0":  # of several processes that train one network, the first reports
             return 0
-        print(json.dumps(data, indent=2, ensure_ascii=False) if options.json else text)  # noqa: T201 its purpose
+        print(json.dumps(data, indent=2) if options.json else text)  # noqa: T201 its purpose
     except DeepLabSegError as error:
         return _fail(options, str(error), 1)
     except KeyboardInterrupt:

@@ -101,6 +101,18 @@ def test_ctrl_c_leaves_no_file_and_exits_with_130(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_a_name_that_the_output_can_not_spell_is_printed_all_the_same(bundle_folder, json_too):
+    card = bundle_folder / "model.json"
+    card.write_text(card.read_text(encoding="utf-8").replace("tiny-2d", "Голова"), encoding="utf-8")
+    code = "import sys; from DeepLabSegLib.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "info", str(bundle_folder), *json_too]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr.decode("cp1252")
+    assert rb"\u0413\u043e\u043b\u043e\u0432\u0430" in ended.stdout
+
+
 def test_the_lists_name_models_and_encoders(capsys):
     assert run("models") == 0
     assert "head-mri-2d" in capsys.readouterr().out
