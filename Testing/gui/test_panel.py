@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -408,6 +409,8 @@ def test_unloading_ends_the_process(widget, volume):
 
 
 def exists(pid: int) -> bool:
+    if sys.platform == "win32":  # whose kill ends the process whatever the signal
+        return f" {pid} " in subprocess.run(["tasklist"], capture_output=True, text=True, check=True).stdout
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -429,6 +432,7 @@ def test_cancel_gives_the_panel_back_and_leaves_the_scene(widget, volume):
     assert "is ready" in segment(widget)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that stops a process")
 def test_a_worker_that_does_not_listen_is_ended_after_three_seconds(widget, volume):
     select(widget.ui.modelComboBox, "tiny-3d")
     start(widget, **SLOW)
@@ -443,9 +447,10 @@ def test_a_worker_that_does_not_listen_is_ended_after_three_seconds(widget, volu
 def test_a_worker_that_is_killed_leaves_scene_and_panel_usable(widget, volume, screenshot):
     select(widget.ui.modelComboBox, "tiny-3d")
     start(widget, **SLOW)
-    os.kill(worker_pid(widget), signal.SIGKILL)
+    os.kill(worker_pid(widget), signal.SIGTERM)
     wait_until(lambda: is_idle(widget), 10)
-    assert "ended from outside" in widget.ui.statusLabel.text
+    how = "stopped by itself" if sys.platform == "win32" else "was ended from outside"  # Windows doesn't tell
+    assert f"the background process {how}" in widget.ui.statusLabel.text
     assert segmentations() == []
     assert leftovers() == []
     screenshot(widget.parent, "panel-error")
