@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from pathlib import Path
 from DeepLabSegLib.errors import OutputError
 
 __all__ = ["check_output", "replacing"]
+
+PAUSES_S = (0.1, 0.3, 1.0)
+"""How long to wait, again and again, for who holds a file: on Windows a virus scanner does for a moment."""
 
 
 def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwrite: bool = False) -> Path:
@@ -31,10 +35,27 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwr
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it takes the place of `path` only when all went well."""
+    """A temporary name beside `path` to write to; it takes the place of `path` only when all went well.
+
+    Raises `OutputError` where `path` can't be replaced, as on Windows while another program has it open.
+    """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary
-        temporary.replace(path)
+        _move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _move(temporary: Path, path: Path) -> None:
+    for pause in (*PAUSES_S, None):
+        try:
+            temporary.replace(path)
+        except PermissionError as error:
+            if pause is None:
+                raise OutputError(
+                    f"{path} can't be replaced ({error.strerror}); close it in other programs, or give another name"
+                ) from None
+            time.sleep(pause)
+        else:
+            return

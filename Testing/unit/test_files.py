@@ -202,6 +202,36 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, labels, monkeypatch)
     assert path.read_text() == "mine"
 
 
+def test_a_result_that_another_program_has_open_is_kept_and_named(tmp_path, labels, monkeypatch):
+    write_labels(labels, tmp_path / "result.nrrd")
+    before = (tmp_path / "result.nrrd").read_bytes()
+
+    def refuse(self, target):
+        raise PermissionError(13, "Access denied")  # as Windows does
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr("DeepLabSegLib.outputs.PAUSES_S", (0.01,))
+    with pytest.raises(OutputError, match=r"result\.nrrd can't be replaced \(Access denied\); close it in other"):
+        write_labels(labels, tmp_path / "result.nrrd", overwrite=True)
+    assert (tmp_path / "result.nrrd").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["result.nrrd"]
+
+
+def test_who_holds_a_result_for_a_moment_is_waited_for(tmp_path, labels, monkeypatch):
+    replace, tries = Path.replace, []
+
+    def refuse_once(self, target):
+        tries.append(target)
+        if len(tries) == 1:
+            raise PermissionError(13, "Access denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse_once)
+    write_labels(labels, tmp_path / "result.nrrd")
+    assert len(tries) == 2
+    np.testing.assert_array_equal(read_labels(tmp_path / "result.nrrd").array, labels.array)
+
+
 def test_an_image_is_not_taken_for_a_label_map(tmp_path, rng):
     sitk.WriteImage(itk(make_scan(rng)), tmp_path / "scan.nrrd")
     with pytest.raises(InvalidInput, match="fractions"):
