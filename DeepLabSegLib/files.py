@@ -105,9 +105,8 @@ def _read(path: str | os.PathLike[str]) -> sitk.Image:
         headers.check(source, itk_image.GetSize(), itk_image.GetNumberOfComponentsPerPixel())
         return itk_image
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else "unknown reason"
         raise InvalidInput(
-            f"{source} can't be read as an image ({reason}); "
+            f"{source} can't be read as an image ({_reason(error, source)}); "
             f"readable are {', '.join(IMAGE_SUFFIXES)} and folders of one DICOM series"
         ) from None
 
@@ -139,6 +138,14 @@ def _check_slices(names: tuple[str, ...]) -> None:
             f"the DICOM slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; a slice is missing or the spacing "
             "varies: complete the series, or resample it to even spacing first"
         )
+
+
+def _reason(error: RuntimeError, path: Path) -> str:
+    """What ITK says at last, and what it doesn't know of."""
+    said = str(error).strip().splitlines() or ["unknown reason"]
+    if sys.platform == "win32" and not str(path).isascii():
+        said.append(f"{said[-1].strip()}; perhaps for letters beyond ASCII: try a name and folder without them")
+    return said[-1].strip()
 
 
 @contextmanager
@@ -245,7 +252,7 @@ def _write(itk_image: sitk.Image, target: Path) -> None:
             with _itk():
                 sitk.WriteImage(itk_image, str(temporary), useCompression=True)
         except RuntimeError as error:
-            raise OutputError(f"{target} can't be written ({str(error).strip().splitlines()[-1]})") from None
+            raise OutputError(f"{target} can't be written ({_reason(error, target)})") from None
 
 
 def _from_array(array: NDArray, geometry: Geometry) -> sitk.Image:
