@@ -143,6 +143,7 @@ def cpu_has_bf16() -> bool:
 
 
 def _gnu_c_library() -> ctypes.CDLL | None:
+    """None where it is another's. Not a part of `kept_pages`: who yields within `except` closes a cycle of frames."""
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018 others have a mallopt with other meanings

@@ -142,10 +142,10 @@ def _check_slices(names: tuple[str, ...]) -> None:
 
 def _reason(error: RuntimeError, path: Path) -> str:
     """What ITK says at last, and what it doesn't know of."""
-    said = str(error).strip().splitlines() or ["unknown reason"]
+    said = (str(error).strip().splitlines() or ["unknown reason"])[-1].strip()
     if sys.platform == "win32" and not str(path).isascii():
-        said.append(f"{said[-1].strip()}; perhaps for letters beyond ASCII: try a name and folder without them")
-    return said[-1].strip()
+        return f"{said}; perhaps for letters beyond ASCII: try a name and folder without them"
+    return said
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from DeepLabSegLib.errors import OutputError
@@ -48,14 +48,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _move(temporary: Path, path: Path) -> None:
-    for pause in (*PAUSES_S, None):
-        try:
+    for pause in PAUSES_S:
+        with suppress(PermissionError):
             temporary.replace(path)
-        except PermissionError as error:
-            if pause is None:
-                raise OutputError(
-                    f"{path} can't be replaced ({error.strerror}); close it in other programs, or give another name"
-                ) from None
-            time.sleep(pause)
-        else:
             return
+        time.sleep(pause)
+    try:
+        temporary.replace(path)
+    except PermissionError as error:
+        raise OutputError(
+            f"{path} can't be replaced ({error.strerror}); close it in other programs, or give another name"
+        ) from None

@@ -66,7 +66,7 @@ class Worker:
         reader.start()
         with suppress(OSError):  # nobody is there to hear the answer
             self._serve()
-        reader.join()
+        reader.join(LET_GO_WITHIN_S)  # it ends the process when the files are gone
 
     def _serve(self) -> None:
         while True:

@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -88,16 +90,24 @@ def test_info_says_how_a_model_runs_on_a_device(bundle_folder, capsys):
     assert "runs" not in capsys.readouterr().out
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to all programs of a console")
 def test_ctrl_c_leaves_no_file_and_exits_with_130(tmp_path):
     code = (
-        "import signal, sys, DeepLabSegLib.cli as c; from DeepLabSegLib import segmenter as s\n"
+        "import signal, sys, DeepLabSegLib.cli as c; from DeepLabSegLib import segmenter as s; import time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in the background lacks\n"
-        "s.run = lambda *a, **k: signal.raise_signal(signal.SIGINT)\n"
+        "s.run = lambda *a, **k: (print('running', flush=True), time.sleep(60))\n"
         f"sys.exit(c.main(['segment', {str(SAMPLE)!r}, '-o', 'r.seg.nrrd']))"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ended.returncode == 130
-    assert ended.stderr.strip() == "deeplabseg: interrupted; nothing was written"
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip() == "deeplabseg: interrupted; nothing was written"
     assert not list(tmp_path.iterdir())
 
 

@@ -47,7 +47,9 @@ class Client:
 
     def close(self) -> int:
         self.process.stdin.close()
-        return self.process.wait(10)
+        code = self.process.wait(10)
+        self.process.stdout.close()
+        return code
 
 
 @pytest.fixture
@@ -55,7 +57,6 @@ def client():
     client = Client()
     yield client
     client.close()
-    client.process.stdout.close()
 
 
 def job(folder, *images, model="tiny", options=None, surfaces=False, **choice) -> dict:
@@ -195,7 +196,6 @@ def test_when_the_window_goes_the_worker_goes_and_its_files_with_it(tmp_path, sc
         if answer["progress"]["stage"] == "segment":
             break
     assert client.close() == 0
-    client.process.stdout.close()
     assert not (tmp_path / "job").exists()
 
 
@@ -204,7 +204,6 @@ def test_an_array_that_may_only_be_read_is_no_news(tmp_path, rng):
     model = save_model(tmp_path / "tiny", make_segmenter(3))
     assert "result" in client.ask("segment", **job(tmp_path / "job", make_scan(rng, (12, 32, 30)), model=model))
     client.close()
-    client.process.stdout.close()
 
 
 @pytest.mark.parametrize("settings", [{}, {"uncertainty": True}, {"tile": [8, 8, 8]}, {"overlap": 3}])
@@ -224,7 +223,6 @@ def test_requests_are_read_by_the_worker_alone():
     )
     assert client.ask("hello") == {"id": 1, "result": ""}
     client.close()
-    client.process.stdout.close()
 
 
 def test_what_libraries_print_does_not_disturb_the_answers():
@@ -236,4 +234,3 @@ def test_what_libraries_print_does_not_disturb_the_answers():
     )
     assert client.ask("hello") == {"id": 1, "result": "well"}
     client.close()
-    client.process.stdout.close()
