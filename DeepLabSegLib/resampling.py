@@ -1,8 +1,8 @@
 """Voxels from one grid to another, exactly where two `Geometry` objects say, as little at a time as wanted.
 
 Flips and permutations copy voxels unchanged, other grids along the same axes are interpolated axis by axis, oblique
-ones in one trilinear step. Positions are voxel centres in RAS mm. Any part of a target can be had alone: a `Way` says
-which part of the source it needs.
+ones in one trilinear step, before which a source that is finer is shrunk along its own axes. Positions are voxel
+centres in RAS mm. Any part of a target can be had alone: a `Way` says which part of the source it needs.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class Way:
     """From a source's voxels to a target's: worked out once for two grids, then good for any box of the target.
 
     `matrix @ index + offset` takes a target's indices to a source's. `axes` are the target's, each along one of the
-    source's; None where the grids are not parallel.
+    source's; None where the grids are not parallel. Linear interpolation between such grids goes by two ways where the
+    target is coarser: `steps`, by a grid along the source's axes.
     """
 
     source: tuple[int, int, int]
@@ -132,6 +133,7 @@ class Way:
     matrix: NDArray[np.float64]
     offset: NDArray[np.float64]
     axes: tuple[_Axis, ...] | None
+    steps: tuple[Way, Way] | None = None
 
     @classmethod
     @lru_cache(maxsize=64)
@@ -148,7 +150,10 @@ class Way:
                 _Axis(column, source.shape[column], offset[column] + step * np.arange(size), step)
                 for column, step, size in zip(columns, matrix[columns, range(3)].tolist(), target.shape, strict=True)
             )
-        return cls(source.shape, target.shape, matrix, offset, axes)
+        steps = None
+        if axes is None and (middle := _between(source, matrix)) != source:
+            steps = cls.between(source, middle), cls.between(middle, target)
+        return cls(source.shape, target.shape, matrix, offset, axes, steps)
 
     @property
     def copies(self) -> bool:
@@ -164,6 +169,9 @@ class Way:
         if self.axes is not None:
             found = {axis.column: axis.reach(side) for axis, side in zip(self.axes, sides, strict=True)}
             return found[0], found[1], found[2]
+        if self.steps is not None:
+            shrink, turn = self.steps
+            return shrink.reach(turn.reach(box))
         corners = np.array(list(product(*((side.start, side.stop - 1) for side in sides))))
         places = corners @ self.matrix.T + self.offset
         last = np.array(self.source) - 1
@@ -200,6 +208,10 @@ class Way:
         def outside() -> Tensor:
             return array.flatten(1).amin(1) if fill is None else fill
 
+        if self.steps is not None and mode == "linear":
+            shrink, turn = self.steps
+            between = turn.reach(sides)
+            return turn.resample(shrink.resample(array, between, held), sides, between, mode, outside())
         first, rows, columns = sides
         sizes = lengths(sides)
         planes = max(1, (GPU_SLAB if is_gpu(array.device) else SLAB) // math.prod(sizes[1:]))
@@ -238,6 +250,22 @@ class Way:
                 sizes = [len(index) if axis == n else size for axis, size in enumerate(result.shape[1:])]
                 result.index_copy_(1 + n, _tensor(index, result), filling.expand(-1, *sizes))
         return result
+
+
+def _between(source: Geometry, matrix: NDArray[np.float64]) -> Geometry:
+    """The grid along the axes of `source` to which it is shrunk on the way to a coarser one that isn't parallel.
+
+    A row of `matrix` is as long as the target's voxel along an axis of the source. A triangle filter smooths by its
+    width, squared, and so does the trilinear step after it; each does half of it. `source` itself where that is less
+    than a voxel.
+    """
+    width = np.maximum(1.0, np.linalg.norm(matrix, axis=1) / math.sqrt(2))
+    old = np.array(source.shape)
+    shape = np.maximum(1, np.rint(old / width)).astype(int)
+    spacing = np.array(source.spacing) * old / shape
+    corner = (old / shape - 1) / 2
+    origin = (source.affine @ np.array([*corner, 1.0]))[:3]
+    return replace(source, shape=tuple(shape.tolist()), spacing=tuple(spacing.tolist()), origin=tuple(origin.tolist()))
 
 
 def _whole(shape: tuple[int, int, int]) -> Box:
@@ -307,7 +335,7 @@ def _resample_oblique(
     fill: Callable[[], Tensor],
 ) -> Tensor:
     """One trilinear (or nearest) step for grids whose axes are not parallel; see `Way` for `matrix` and `offset`."""
-    kind, home = array.dtype, array.device
+    kind, home = array.dtype if mode == "nearest" else torch.float32, array.device
     array = array.float()  # grid_sample takes no integers; labels stay exact up to 2**24
     if home.type == "mps":  # which lacks it for volumes
         array = array.cpu()
