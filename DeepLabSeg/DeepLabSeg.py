@@ -158,11 +158,10 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
                 raise InvalidInput("outputFolder is missing; say where the segmentations of the folder go")
             found = batch.find_scans(scans)
             segmenter, settings = self._prepare(model, device, precision, roi, options)
-            cases = batch.segment_files(
-                segmenter, found, outputFolder, settings, on_case=onCase, on_progress=onProgress
+            report = Path(outputFolder) / "report.csv"
+            return batch.segment_files(
+                segmenter, found, outputFolder, settings, on_case=onCase, on_progress=onProgress, report=report
             )
-            batch.write_report(cases, Path(outputFolder) / "report.csv")
-            return cases
         segmenter, settings = self._prepare(model, device, precision, roi, options)
 
         def case(volume: Any) -> Any:

@@ -190,6 +190,8 @@ def write_segmentation(
     matrix = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
     layers = [_oriented_image(layer, matrix) for layer in labels.layers]
+    # The world of then: the volume may have got another transform since the labels were made.
+    node_from_world = _node_affine(volume_node) @ np.linalg.inv(labels.geometry.affine)
     segments = []
     for segment in labels.segments:
         vtk_segment = slicer.vtkSegment()
@@ -202,7 +204,7 @@ def write_segmentation(
         vtk_segment.AddRepresentation(_binary_labelmap(), layers[segment.layer])
         if surfaces is not None:  # an empty segment has an empty one, or Slicer would make them all again
             surface = surfaces.get(segment.id, vtk.vtkPolyData())
-            vtk_segment.AddRepresentation(_closed_surface(), _from_world(surface, volume_node))
+            vtk_segment.AddRepresentation(_closed_surface(), _moved(surface, node_from_world))
         segments.append((vtk_segment, segment.id))
 
     modifying = segmentation_node.StartModify()
@@ -279,6 +281,7 @@ def _binary_labelmap() -> str:
 def _show_in_3d(display_node: Any, labels: Labels) -> None:
     """Surfaces in the 3D view; through a fluid one sees what lies in it."""
     display_node.SetPreferredDisplayRepresentationName3D(_closed_surface())
+    display_node.SetVisibility3D(True)
     for segment in labels.segments:
         if segment.terminology is not None and segment.terminology.category[:2] == BODY_SUBSTANCE:
             display_node.SetSegmentOpacity3D(segment.id, FLUID_OPACITY)
@@ -288,13 +291,12 @@ def _closed_surface() -> str:
     return slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
 
 
-def _from_world(surface: Any, volume_node: Any) -> Any:
-    """A surface in world RAS, in the frame of the volume's parent transform."""
-    if volume_node.GetParentTransformNode() is None:
+def _moved(surface: Any, matrix: NDArray[np.float64]) -> Any:
+    """A surface under a 4x4 matrix."""
+    if np.allclose(matrix, np.eye(4), rtol=0, atol=1e-6):
         return surface
-    inverse = np.linalg.inv(_world_from_node(volume_node, "volume"))
     transform = vtk.vtkTransform()
-    transform.SetMatrix(inverse.ravel().tolist())
+    transform.SetMatrix(matrix.ravel().tolist())
     moved = vtk.vtkTransformPolyDataFilter()
     moved.SetInputData(surface)
     moved.SetTransform(transform)

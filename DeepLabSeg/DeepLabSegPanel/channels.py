@@ -8,7 +8,7 @@ import slicer
 from slicer.i18n import tr as _
 
 ROLE = "furtherChannel"
-"""Under which the parameter node refers to the volumes."""
+"""With its number, the role in which the parameter node refers to a volume."""
 
 
 class ChannelSelectors:
@@ -19,7 +19,7 @@ class ChannelSelectors:
         self._layout = frame.layout()
         self._onChanged = onChanged
         self._selectors: list[Any] = []
-        self._names: tuple[str, ...] = ()
+        self._names: tuple[str, ...] | None = None
         self._node: Any = None
 
     @property
@@ -27,21 +27,20 @@ class ChannelSelectors:
         """The chosen volumes, None where none is."""
         return [selector.currentNode() for selector in self._selectors]
 
-    def restore(self, parameterNode: Any) -> None:
-        """Take the choices from another parameter node."""
-        self._names = ()
-        self._node = parameterNode
-
     def show(self, channels: Sequence[str], given: int, parameterNode: Any) -> None:
-        """A row for each of `channels` but the first `given`, which the input volume has."""
+        """A row for each of `channels` but the first `given`, which the input volume has, as the node says."""
         names = tuple(channels[given:])
-        if names == self._names and parameterNode is self._node:
-            return
-        self._names, self._node = names, parameterNode
-        for selector in self._selectors:
-            self._layout.removeRow(selector)
-        self._selectors = [self._addRow(n, name) for n, name in enumerate(names)]
-        self._frame.visible = bool(names)
+        self._node = parameterNode
+        if names != self._names:
+            self._names = names
+            for selector in self._selectors:
+                self._layout.removeRow(selector)
+            self._selectors = [self._addRow(n, name) for n, name in enumerate(names)]
+            self._frame.visible = bool(names)
+        for number, selector in enumerate(self._selectors):  # a script or an opened scene may have chosen
+            node = parameterNode.GetNodeReference(f"{ROLE}{number}")
+            if selector.currentNode() is not node:
+                selector.setCurrentNode(node)
 
     def _addRow(self, number: int, name: str) -> Any:
         selector = slicer.qMRMLNodeComboBox()
@@ -52,11 +51,10 @@ class ChannelSelectors:
         selector.toolTip = _("The image that the model knows as {name}.").format(name=name)
         selector.objectName = f"channelSelector{number + 2}"
         selector.setMRMLScene(slicer.mrmlScene)
-        selector.setCurrentNode(self._node.GetNthNodeReference(ROLE, number))
         selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node, n=number: self._onChosen(n, node))
         self._layout.addRow(qt.QLabel(f"{name}:"), selector)
         return selector
 
     def _onChosen(self, number: int, node: Any) -> None:
-        self._node.SetNthNodeReferenceID(ROLE, number, node.GetID() if node else None)
+        self._node.SetNodeReferenceID(f"{ROLE}{number}", node.GetID() if node else None)
         self._onChanged()

@@ -57,6 +57,10 @@ class ModelSection:
         ui.normalizationComboBox.setEditText("")
         ui.normalizationComboBox.lineEdit().setPlaceholderText(_("please choose"))
 
+    def stop(self) -> None:
+        """Look into no file any more."""
+        self._timer.stop()
+
     def refresh(self) -> None:
         """Look again which models are there."""
         self._shown = None

@@ -31,6 +31,8 @@ COMBOS = {
 }
 """Combo box -> the parameter that it sets."""
 
+INPUT_CLASSES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
+
 KERAS_ENDINGS = (".h5", ".keras")
 
 
@@ -50,7 +52,7 @@ class Panel(VTKObservationMixin):
         self._installer: torch_setup.TorchInstaller | None = None
         self._stageStarted = ("", 0.0)
         self._notes: list[str] = []
-        self._outputOf: Any = None
+        self._lastInput: Any = None
 
     # --- coming and going --------------------------------------------------------------------------------------------
 
@@ -91,6 +93,7 @@ class Panel(VTKObservationMixin):
         if self._installer is not None:
             self._installer.cancel()
         slicer.app.disconnect("aboutToQuit()", self.worker.stop)
+        self.model.stop()
         self.worker.stop()
         self._disconnectParameters()
         self.removeObservers()
@@ -112,7 +115,6 @@ class Panel(VTKObservationMixin):
         self._chooseFirstVolume()
         self._guiTag = self._parameters.connectGui(self.ui)
         self.addObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
-        self.channels.restore(self._parameters.parameterNode)
         self._update()
 
     def _disconnectParameters(self) -> None:
@@ -136,10 +138,9 @@ class Panel(VTKObservationMixin):
             self._update()
 
     def _chooseFirstVolume(self) -> None:
-        if self._parameters.inputVolume is None:
-            volumes = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if _isImage(node)]
-            if volumes:
-                self._parameters.inputVolume = volumes[0]
+        volumes = _listedVolumes()
+        if self._parameters.inputVolume is None and volumes:
+            self._parameters.inputVolume = volumes[0]
 
     def _greet(self) -> None:
         waiting = torch_setup.recall_run()
@@ -155,12 +156,13 @@ class Panel(VTKObservationMixin):
     def _update(self, *_args: Any) -> None:
         """Bring the panel up to the parameters."""
         parameters, ui = self._parameters, self.ui
-        if parameters is None:
+        if parameters is None or slicer.mrmlScene.IsBatchProcessing():  # at whose end it comes again
             return
-        if self._outputOf is not None and parameters.inputVolume is not self._outputOf:
-            self._outputOf = None  # another scan: its result must not replace this one's
-            parameters.outputSegmentation = None
-            return
+        if parameters.inputVolume is not self._lastInput:
+            self._lastInput = parameters.inputVolume
+            if _holdsAnother(parameters.outputSegmentation, parameters.inputVolume):
+                parameters.outputSegmentation = None  # the new scan's result must not replace it
+                return
         self.model.show(parameters)
         device = parameters.device
         combo.choose(ui.deviceComboBox, device, _("{name} (not seen here)").format(name=device))
@@ -172,7 +174,7 @@ class Panel(VTKObservationMixin):
         ui.thresholdSlider.enabled = card is None or card.network.classifier_activation == "sigmoid"
         wanted = () if card is None else card.input.channels
         self.channels.show(wanted, _components(parameters.inputVolume), parameters.parameterNode)
-        ui.sampleButton.visible = not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        ui.sampleButton.visible = not _listedVolumes()
         _message(ui.inputMessageLabel, self._inputProblem())
         _message(ui.outputMessageLabel, self._outputRemark(), DOUBT)
         idle = self._run is None and self._installer is None
@@ -342,10 +344,9 @@ class Panel(VTKObservationMixin):
         )
         self._say(" ".join([ready, *self._notes]), GOOD)
         self._log("\n".join([self.ui.statusLabel.text, *(f"{k}: {v:.1f} ml" for k, v in report["volumes_ml"].items())]))
-        if self._parameters is not None:
-            self._outputOf = None
+        result.segmentation.GetDisplayNode().SetVisibility(True)
+        if self._parameters is not None and not _holdsAnother(result.segmentation, self._parameters.inputVolume):
             self._parameters.outputSegmentation = result.segmentation
-            self._outputOf = self._parameters.inputVolume
         if "surfaces" in report and slicer.app.layoutManager() is not None:
             slicer.util.resetThreeDViews()
 
@@ -369,6 +370,7 @@ class Panel(VTKObservationMixin):
 
     def _install(self, _request: RunRequest) -> None:
         wanted = self._missing()
+        torch_setup.check_platform(wanted)
         question = _(
             "DeepLabSeg needs packages that are not installed yet: {packages}.\n\nThey are downloaded once (0.2 to "
             "3 GB) into Slicer's Python; Slicer's own packages stay as they are. Install them now?"
@@ -385,7 +387,7 @@ class Panel(VTKObservationMixin):
         self._installer = torch_setup.TorchInstaller(self._onInstallLine, self._onInstalled)
         self._sayBusy(_("Installing {packages} …").format(packages=", ".join(wanted)))
         self._update()
-        self._installer.start(self._needed())
+        self._installer.start(wanted)
 
     def _onInstallLine(self, line: str) -> None:
         self._log(line)
@@ -393,6 +395,8 @@ class Panel(VTKObservationMixin):
 
     def _onInstalled(self, error: str) -> None:
         self._installer = None
+        if self._parameters is None:  # the module was closed
+            return
         self.ui.progressBar.visible = False
         wanted = self._missing()
         if error:
@@ -464,8 +468,17 @@ def _components(volume: Any) -> int:
     return 1 if data is None else max(1, data.GetNumberOfScalarComponents())
 
 
-def _isImage(node: Any) -> bool:
-    return not node.IsA("vtkMRMLLabelMapVolumeNode") and node.GetHideFromEditors() == 0
+def _listedVolumes() -> list[Any]:
+    """What the selector of the input lists: neither label maps nor series."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+    return [node for node in nodes if node.GetClassName() in INPUT_CLASSES and not node.GetHideFromEditors()]
+
+
+def _holdsAnother(segmentation: Any, volume: Any) -> bool:
+    """Whether a segmentation has segments, and not of this volume."""
+    if segmentation is None or segmentation.GetSegmentation().GetNumberOfSegments() == 0:
+        return False
+    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is not volume
 
 
 def _message(label: Any, text: str, style: str = BAD) -> None:

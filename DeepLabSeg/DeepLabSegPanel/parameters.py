@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode, vtkMRMLVectorVolumeNode
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 from DeepLabSegLib.catalog import DEFAULT_MODEL
@@ -21,7 +21,7 @@ class DeepLabSegParameterNode:
     show3D, uncertainty - what else to make.
     """
 
-    inputVolume: vtkMRMLScalarVolumeNode | None
+    inputVolume: vtkMRMLScalarVolumeNode | vtkMRMLVectorVolumeNode | None  # what the selector then lists
     roi: vtkMRMLMarkupsROINode | None
     outputSegmentation: vtkMRMLSegmentationNode | None
     model: str = DEFAULT_MODEL

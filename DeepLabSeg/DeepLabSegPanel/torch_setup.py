@@ -3,7 +3,8 @@
 import importlib.metadata
 import importlib.util
 import json
-import os
+import platform
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,23 @@ import slicer
 from packaging.requirements import Requirement
 from slicer.i18n import tr as _
 
-from DeepLabSegPanel.worker_process import python_executable
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegPanel.worker_process import not_started, python_executable
 
 KEPT = ("numpy", "SimpleITK", "vtk", "scipy")
 """Slicer's own, which its other modules are built against."""
+
+PROGRAM = """
+import os, runpy, sys, threading
+window = os.dup(0)
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what pip starts has nothing to read, and doesn't wait for us
+threading.Thread(target=lambda: (os.read(window, 1), os._exit(1)), daemon=True).start()
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""Runs a module until standard input ends. Slicer's Python is a launcher's child; killing the launcher spares it."""
+
+END_WITHIN_MS = 3000
 
 RESUME_KEY = "DeepLabSeg/Resume"
 
@@ -47,6 +61,21 @@ def _isInstalled(requirement: Requirement) -> bool:
     return requirement.specifier.contains(version, prereleases=True)
 
 
+def check_platform(wanted: list[str]) -> None:
+    """Raise `InvalidInput` where there is no PyTorch to install: its last release for Macs with Intel is 2.2.
+
+    A Slicer made for these runs on Apple's own processors too, and looks for the same PyTorch.
+    """
+    torch = [requirement for requirement in wanted if Requirement(requirement).name == "torch"]
+    if torch and sys.platform == "darwin" and platform.machine() == "x86_64":
+        raise InvalidInput(
+            _(
+                "{torch} doesn't exist for this Slicer, which is made for Macs with Intel processors; use a Slicer "
+                "made for Apple silicon, or another computer"
+            ).format(torch=torch[0])
+        )
+
+
 class TorchInstaller:
     """Installs requirements. `onLine(text)` gets the progress; `onEnd(error)` the end, with no text if all is well."""
 
@@ -55,65 +84,81 @@ class TorchInstaller:
         self._onEnd = onEnd
         self._process: Any = None
         self._folder: Any = None
+        self._steps: list[list[str]] = []
+        self._isCancelled = False
 
-    def start(self, requirements: list[Requirement]) -> None:
-        """Install what is missing: torch by the PyTorch extension where it is there, everything else by pip."""
-        torch = [requirement for requirement in requirements if requirement.name == "torch"]
-        if missing(torch) and has_pytorch_extension():
-            self._onLine(_("Installing PyTorch with the PyTorch extension …"))
-            try:
-                self._useExtension(torch[0])
-            except Exception as error:  # the extension's own; what it says is what the user needs
-                self._onEnd(str(error))
-                return
-        wanted = missing(requirements)
-        if not wanted:
-            self._onEnd("")
-            return
+    def start(self, wanted: list[str]) -> None:
+        """Install `wanted`: torch as the PyTorch extension does, where it is there, everything else by pip."""
         self._folder = tempfile.TemporaryDirectory(prefix="DeepLabSeg-")
-        self._process = qt.QProcess()
-        self._process.setProcessChannelMode(qt.QProcess.MergedChannels)
-        self._process.connect("readyReadStandardOutput()", self._onOutput)
-        self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
-        arguments = ["-m", "pip", "install", "--progress-bar", "off", "--no-warn-script-location"]
-        self._process.start(python_executable(), [*arguments, "-c", _writeConstraints(self._folder.name), *wanted])
+        self._steps = _steps(wanted)
+        self._next()
 
     def cancel(self) -> None:
-        """End pip; `onEnd` is called."""
+        """End the installation; `onEnd` is called."""
+        if self._process is not None:
+            self._isCancelled = True
+            self._process.closeWriteChannel()  # at which PROGRAM ends
+            qt.QTimer.singleShot(END_WITHIN_MS, self._endByForce)
+
+    def _endByForce(self) -> None:
         if self._process is not None:
             self._process.kill()
 
-    def _useExtension(self, torch: Requirement) -> None:
-        import PyTorchUtils
-
-        with tempfile.TemporaryDirectory(prefix="DeepLabSeg-") as folder:
-            before = os.environ.get("PIP_CONSTRAINT")
-            os.environ["PIP_CONSTRAINT"] = _writeConstraints(folder)
-            try:
-                PyTorchUtils.PyTorchUtilsLogic().installTorch(
-                    askConfirmation=False, torchVersionRequirement=str(torch.specifier)
-                )
-            finally:
-                if before is None:
-                    del os.environ["PIP_CONSTRAINT"]
-                else:
-                    os.environ["PIP_CONSTRAINT"] = before
+    def _next(self) -> None:
+        # With a parent, since what Python alone holds is deleted with its name, be it within its own signal.
+        self._process = qt.QProcess(slicer.app)
+        self._process.setProcessChannelMode(qt.QProcess.MergedChannels)
+        self._process.connect("readyReadStandardOutput()", self._onOutput)
+        self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
+        self._process.connect("errorOccurred(QProcess::ProcessError)", self._onError)
+        environment = qt.QProcessEnvironment.systemEnvironment()
+        environment.insert("PIP_CONSTRAINT", _writeConstraints(self._folder.name))
+        environment.insert("PIP_PROGRESS_BAR", "off")
+        self._process.setProcessEnvironment(environment)
+        self._process.start(python_executable(), ["-c", PROGRAM, *self._steps.pop(0)])
 
     def _onOutput(self) -> None:
-        text = bytes(self._process.readAllStandardOutput().data()).decode(errors="replace")
-        for line in text.splitlines():
-            self._onLine(line)
+        if self._process is not None:
+            text = bytes(self._process.readAllStandardOutput().data()).decode(errors="replace")
+            for line in text.splitlines():
+                self._onLine(line)
 
-    def _onFinished(self, exitCode: int, exitStatus: int) -> None:
-        self._process.deleteLater()
-        self._process = None
-        self._folder.cleanup()
-        if exitStatus == qt.QProcess.CrashExit:
-            self._onEnd(_("the installation was ended; nothing is usable of it, so start it again"))
+    def _onFinished(self, exitCode: int, _exitStatus: int) -> None:
+        self._onOutput()
+        if self._isCancelled:
+            self._end(_("the installation was ended; nothing is usable of it, so start it again"))
         elif exitCode != 0:
-            self._onEnd(_("pip ended with code {code}; the log says why").format(code=exitCode))
+            self._end(_("pip ended with code {code}; the log says why").format(code=exitCode))
+        elif self._steps:
+            self._letGo()
+            self._next()
         else:
-            self._onEnd("")
+            self._end("")
+
+    def _onError(self, error: int) -> None:
+        if error == qt.QProcess.FailedToStart:  # everything else is followed by finished()
+            self._end(not_started())
+
+    def _end(self, error: str) -> None:
+        self._letGo()
+        self._folder.cleanup()
+        self._onEnd(error)
+
+    def _letGo(self) -> None:
+        process, self._process = self._process, None
+        process.deleteLater()
+
+
+def _steps(wanted: list[str]) -> list[list[str]]:
+    """The modules to run one after another, each with its arguments."""
+    install = ["pip", "install", "--no-warn-script-location"]
+    torch = [requirement for requirement in wanted if Requirement(requirement).name == "torch"]
+    if not (torch and has_pytorch_extension()):
+        return [[*install, *wanted]]
+    # What the extension does in its own way, which holds up the window until pip says something.
+    others = [requirement for requirement in wanted if requirement not in torch]
+    steps = [[*install, "light-the-torch>=0.5"], ["light_the_torch", "install", *torch]]
+    return [*steps, [*install, *others]] if others else steps
 
 
 def _writeConstraints(folder: str) -> str:

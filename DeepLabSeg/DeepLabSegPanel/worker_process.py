@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 import DeepLabSegLib
@@ -25,6 +26,11 @@ END_WITHIN_MS = 1000
 def python_executable() -> str:
     """Slicer's Python as a program of its own; outside Slicer the Python that runs this."""
     return shutil.which("PythonSlicer") or sys.executable
+
+
+def not_started() -> str:
+    """What is said where that program can't be started."""
+    return _("{program} can't be started; is Slicer complete?").format(program=python_executable())
 
 
 class WorkerProcess:
@@ -64,7 +70,7 @@ class WorkerProcess:
         if self._process is not None:
             self._send({"id": number, "do": "cancel"})
 
-    def stop(self, reason: str = "Cancelled") -> None:
+    def stop(self, reason: str = "Cancelled", message: str = "") -> None:
         """End the process now. What was asked of it is answered by an error of kind `reason`."""
         process, self._process = self._process, None
         if process is not None:
@@ -75,11 +81,12 @@ class WorkerProcess:
             process.kill()
             process.waitForFinished(END_WITHIN_MS)
             process.deleteLater()
-        self._failWaiting(reason, _("the background process was ended"))
+        self._failWaiting(reason, message or _("the background process was ended"))
 
     def _start(self) -> None:
         self._partialLine = b""
-        self._process = qt.QProcess()
+        # With a parent, since what Python alone holds is deleted with its name, be it within its own signal.
+        self._process = qt.QProcess(slicer.app)
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
         self._process.connect("errorOccurred(QProcess::ProcessError)", self._onError)
         self._process.connect("readyReadStandardOutput()", self._onOutput)
@@ -104,26 +111,25 @@ class WorkerProcess:
         if self._process is not None:
             self._onLog(_bytes(self._process.readAllStandardError()).decode(errors="replace").rstrip())
 
-    def _onFinished(self, exitCode: int, exitStatus: int) -> None:
+    def _onFinished(self, exitCode: int, _exitStatus: int) -> None:
         self._onErrorOutput()
         process, self._process = self._process, None
         if process is not None:
             process.deleteLater()
-        how = _("was ended from outside") if exitStatus == qt.QProcess.CrashExit else _("stopped by itself")
         self._failWaiting(
             "WorkerDied",
             _(
-                "the background process {how} (code {code}), perhaps because the computer ran out of memory; a new one "
-                "starts with the next run. Try a smaller tile, a region or a smaller model"
-            ).format(how=how, code=exitCode),
+                "the background process ended unexpectedly (code {code}), perhaps because the computer ran out of "
+                "memory; a new one starts with the next run. Try a smaller tile, a region or a smaller model"
+            ).format(code=exitCode),
         )
 
     def _onError(self, error: int) -> None:
         if error == qt.QProcess.FailedToStart:  # everything else is followed by finished()
-            self._process = None
-            self._failWaiting(
-                "WorkerDied", _("{program} can't be started; is Slicer complete?").format(program=python_executable())
-            )
+            qt.QTimer.singleShot(0, self._onNotStarted)  # on Windows this is told within start()
+
+    def _onNotStarted(self) -> None:
+        self.stop("WorkerDied", not_started())
 
     def _failWaiting(self, kind: str, message: str) -> None:
         waiting, self._waiting = self._waiting, {}

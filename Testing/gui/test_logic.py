@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 import slicer
 import torch
-from event_loop import wait_until
+from event_loop import EventLoopWatch, wait_until
 from helpers import itk, make_scan, make_segmenter, save_model
 from mrml_scenes import add_transform, add_volume, masks, turn
 
@@ -143,18 +144,26 @@ def test_the_sample_is_offered_to_the_module_sample_data(load_module, monkeypatc
 # --- PyTorch ----------------------------------------------------------------------------------------------------------
 
 
+def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
+    """A pure Python package that pip installs from `folder`."""
+    info = f"{name}-{version}.dist-info"
+    about = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for file, text in (files | {f"{info}/{file}": text for file, text in about.items()}).items():
+            wheel.writestr(file, text)
+
+
 @pytest.fixture
 def missing_package(tmp_path, monkeypatch):
     """A package that pip can install from a folder, without a network, into a folder of the test's own."""
     wheels, target = tmp_path / "wheels", tmp_path / "installed"
     wheels.mkdir()
     target.mkdir()
-    with zipfile.ZipFile(wheels / "tinytorch-2.4-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tinytorch.py", "here = True\n")
-        info = "tinytorch-2.4.dist-info"
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinytorch\nVersion: 2.4\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+    make_wheel(wheels, "tinytorch", "2.4", {"tinytorch.py": "here = True\n"})
     for name, value in {
         "NO_INDEX": "1",
         "FIND_LINKS": wheels,
@@ -211,6 +220,81 @@ def test_an_installation_that_fails_says_so(panel, volume, tmp_path):
     wait_until(lambda: panel.ui.segmentButton.text == "Segment", 60)
     assert "installation failed" in panel.ui.statusLabel.text
     assert "tinytorch" in panel.ui.logTextEdit.plainText
+
+
+def test_what_can_not_be_started_is_said(panel, volume, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _: "/nowhere/PythonSlicer")
+    panel.ui.segmentButton.click()
+    wait_until(lambda: panel.ui.segmentButton.text == "Segment", 60)
+    assert "installation failed: /nowhere/PythonSlicer can't be started" in panel.ui.statusLabel.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a script")
+def test_cancel_ends_pip_where_slicers_python_is_a_launchers_child(panel, volume, tmp_path, monkeypatch):
+    """As Slicer's own is: to kill it is to kill the launcher, whose child goes on installing."""
+    launcher = tmp_path / "bin" / "PythonSlicer"
+    launcher.parent.mkdir()
+    launcher.write_text(
+        f"#!{sys.executable}\nimport subprocess, sys\nsys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))\n"
+    )
+    launcher.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{launcher.parent}{os.pathsep}{os.environ['PATH']}")
+    wheel = next((tmp_path / "wheels").iterdir())
+    with zipfile.ZipFile(wheel, "a") as archive:
+        for number in range(5000):  # so that it takes a while, as PyTorch does
+            archive.writestr(f"tinytorch_data/{number}.txt", "x")
+    panel.ui.segmentButton.click()
+    wait_until(lambda: "Installing collected" in panel.ui.logTextEdit.plainText, 60)
+    panel.ui.segmentButton.click()
+    wait_until(lambda: panel.ui.segmentButton.text == "Segment", 10)
+    assert "the installation was ended" in panel.ui.statusLabel.text
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert "tinytorch>=2" not in running
+    assert not (tmp_path / "installed" / "tinytorch.py").exists()
+
+
+def test_pytorch_comes_as_its_extension_gets_it_with_the_window_alive(
+    panel, volume, slicer_window, tmp_path, monkeypatch
+):
+    from packaging.requirements import Requirement
+
+    monkeypatch.setattr("DeepLabSegPanel.torch_setup.has_pytorch_extension", lambda: True)
+    make_wheel(
+        tmp_path / "wheels",
+        "light_the_torch",
+        "0.8",
+        {"light_the_torch/__main__.py": "import os, sys\nprint(*sys.argv[1:], os.environ['PIP_CONSTRAINT'])\n"},
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    panel.panel._requirements.insert(0, Requirement("torch>=99"))
+    with EventLoopWatch() as watch:
+        panel.ui.segmentButton.click()
+        slicer_window.confirms = False  # the restart
+        wait_until(lambda: panel.ui.segmentButton.text == "Segment", 60)
+    assert watch.longest_gap_s < 0.5
+    log = panel.ui.logTextEdit.plainText
+    assert log.index("Successfully installed light-the-torch-0.8") < log.index("install torch>=99 file:")
+    assert log.index("install torch>=99 file:") < log.index("Successfully installed tinytorch-2.4")
+    assert "Restart Slicer" in panel.ui.statusLabel.text, "torch is not there yet"
+
+
+def test_a_module_that_is_closed_while_it_installs_ends_in_peace(panel, volume, tmp_path):
+    panel.ui.segmentButton.click()
+    installer = panel.panel._installer
+    panel.cleanup()
+    wait_until(lambda: panel.panel._installer is None, 20)
+    assert not Path(installer._folder.name).exists()
+
+
+def test_where_pytorch_is_not_made_for_the_computer_nothing_is_asked(panel, volume, slicer_window, monkeypatch):
+    from packaging.requirements import Requirement
+
+    panel.panel._requirements.insert(0, Requirement("torch>=99"))
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    panel.ui.segmentButton.click()
+    assert "torch>=99 doesn't exist for this Slicer" in panel.ui.statusLabel.text
+    assert slicer_window.messages == []
 
 
 def test_pip_finds_the_constraints_where_the_users_name_has_a_space(

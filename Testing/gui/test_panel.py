@@ -16,7 +16,7 @@ import pytest
 import slicer
 from event_loop import EventLoopWatch, wait_until
 from helpers import make_scan, make_segmenter, save_model
-from mrml_scenes import add_volume, masks
+from mrml_scenes import add_transform, add_volume, masks, turn
 
 from DeepLabSegLib.catalog import DEFAULT_MODEL
 from DeepLabSegLib.worker import ENVIRONMENT
@@ -109,6 +109,23 @@ def test_with_nothing_in_the_scene_it_says_what_to_do(widget, screenshot):
 def test_one_volume_in_the_scene_is_already_chosen(widget, volume):
     assert widget.ui.inputSelector.currentNode() is volume
     assert not widget.ui.sampleButton.visible
+
+
+def test_a_colour_volume_can_be_chosen(widget, models, volume, rng):
+    save_model(models / "rgb", make_segmenter(2, channels=3))
+    widget.enter()
+    select(widget.ui.modelComboBox, "rgb")
+    photo = add_volume(slicer.mrmlScene, make_scan(rng, channels=3), "Photo", "vtkMRMLVectorVolumeNode")
+    widget.ui.inputSelector.setCurrentNode(photo)
+    assert widget.ui.inputSelector.currentNode() is photo
+    assert "Photo segmentation is ready" in segment(widget)
+
+
+@pytest.mark.parametrize("kind", ["LabelMapVolume", "DiffusionWeightedVolume"])
+def test_what_is_no_image_is_not_chosen_and_the_sample_is_still_offered(widget, kind):
+    slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}Node", "Other")
+    assert widget.logic.getParameterNode().inputVolume is None
+    assert widget.ui.sampleButton.visible
 
 
 def test_a_volume_that_was_there_before_the_module_opened_is_chosen(slicer_window, volume, models, load_module):
@@ -231,6 +248,22 @@ def test_a_model_for_several_channels_asks_for_them(widget, models, volume, rng,
     assert "is ready" in segment(widget)
 
 
+def test_further_channels_are_chosen_again_in_a_scene_that_is_opened(widget, models, volume, rng, tmp_path):
+    save_model(models / "three", make_segmenter(2, channels=3))
+    widget.enter()
+    select(widget.ui.modelComboBox, "three")
+    other = add_volume(slicer.mrmlScene, make_scan(rng), "Other")
+    slicer.util.findChild(widget.parent, "channelSelector3").setCurrentNode(other)
+    scene = slicer.mrmlScene
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    scene.Commit()
+    scene.Clear()
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    scene.Import()
+    chosen = [slicer.util.findChild(widget.parent, f"channelSelector{n}").currentNode() for n in (2, 3)]
+    assert chosen == [None, slicer.util.getNode("Other")]
+
+
 def test_a_model_whose_folder_was_removed_is_said_to_be_missing(widget, models, volume):
     select(widget.ui.modelComboBox, "tiny-2d")
     (models / "tiny-2d").rename(models.parent / "elsewhere")
@@ -281,6 +314,38 @@ def test_the_chosen_output_is_filled_and_another_volume_gets_its_own(widget, vol
     assert widget.ui.outputSelector.currentNode() is None
     assert "Second segmentation is ready" in segment(widget)
     assert len(segmentations()) == 2
+
+
+def test_another_volume_gets_its_own_result_after_the_module_was_loaded_anew(widget, volume, scan, load_module):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    widget.cleanup()
+    again = load_module()
+    again.enter()
+    assert again.ui.outputSelector.currentNode().GetName() == "Head segmentation"
+    again.ui.inputSelector.setCurrentNode(add_volume(slicer.mrmlScene, scan, "Second"))
+    assert "Second segmentation is ready" in segment(again)
+    assert len(segmentations()) == 2
+
+
+def test_a_volume_chosen_during_the_run_gets_its_own_result(widget, volume, scan):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    widget.ui.segmentButton.click()
+    widget.logic.getParameterNode().inputVolume = add_volume(slicer.mrmlScene, scan, "Second")
+    wait_until(lambda: is_idle(widget), 60)
+    assert "Head segmentation is ready" in widget.ui.statusLabel.text
+    assert "Second segmentation is ready" in segment(widget)
+    assert len(segmentations()) == 2
+
+
+def test_a_result_is_seen_where_the_last_one_was_hidden(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    display = segmentations()[0].GetDisplayNode()
+    display.SetVisibility(False)
+    display.SetVisibility3D(False)
+    segment(widget)
+    assert (display.GetVisibility(), display.GetVisibility3D()) == (1, 1)
 
 
 def test_only_models_that_do_not_tell_sides_apart_can_be_mirrored(widget, volume, models):
@@ -449,12 +514,21 @@ def test_a_worker_that_is_killed_leaves_scene_and_panel_usable(widget, volume, s
     start(widget, **SLOW)
     os.kill(worker_pid(widget), getattr(signal, "SIGKILL", signal.SIGTERM))
     wait_until(lambda: is_idle(widget), 10)
-    how = "stopped by itself" if sys.platform == "win32" else "was ended from outside"  # Windows doesn't tell
-    assert f"the background process {how}" in widget.ui.statusLabel.text
+    assert "the background process ended unexpectedly" in widget.ui.statusLabel.text
     assert segmentations() == []
     assert leftovers() == []
     screenshot(widget.parent, "panel-error")
     widget.logic.getParameterNode().tile = ""
+    assert "is ready" in segment(widget)
+
+
+def test_without_a_program_to_run_the_panel_says_so_and_stays_usable(widget, volume, monkeypatch):
+    widget.panel.worker.stop()
+    select(widget.ui.modelComboBox, "tiny-2d")
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.which", lambda _: "/nowhere/PythonSlicer")
+        assert "/nowhere/PythonSlicer can't be started" in segment(widget)
+    assert leftovers() == []
     assert "is ready" in segment(widget)
 
 
@@ -478,6 +552,18 @@ def test_a_volume_that_got_another_grid_during_the_run_takes_no_result(widget, v
     wait_until(lambda: is_idle(widget), 60)
     assert "Head was changed during the run" in widget.ui.statusLabel.text
     assert segmentations() == []
+
+
+def test_surfaces_and_labels_stay_together_where_the_volume_was_moved_during_the_run(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    volume.SetAndObserveTransformNodeID(add_transform(slicer.mrmlScene, turn(20)).GetID())
+    widget.ui.segmentButton.click()
+    volume.SetAndObserveTransformNodeID(add_transform(slicer.mrmlScene, turn(70, (100, 0, 0))).GetID())
+    wait_until(lambda: is_idle(widget), 60)
+    segment = segmentations()[0].GetSegmentation().GetSegment("Segment_1")
+    labels = [0.0] * 6
+    segment.GetRepresentation("Binary labelmap").GetBounds(labels)
+    np.testing.assert_allclose(segment.GetRepresentation("Closed surface").GetBounds(), labels, atol=3.0)
 
 
 @pytest.mark.parametrize(
