@@ -16,7 +16,7 @@ __all__ = ["Pair", "Pairing", "list_files", "match", "pair_files", "stem", "uniq
 
 SourcePath = str | os.PathLike[str]
 
-LABEL_FILES = tuple(suffix for suffix in files.IMAGE_SUFFIXES if suffix not in (".jpg", ".jpeg"))
+LABEL_FILES = tuple(suffix for suffix in files.IMAGE_SUFFIXES if suffix not in files.JPEG_SUFFIXES)
 ENDINGS = tuple(sorted({*files.LABEL_SUFFIXES, *files.IMAGE_SUFFIXES}, key=len, reverse=True))
 PARTS = (
     "seg segmentation segmentations dseg label labels labelmap mask masks "

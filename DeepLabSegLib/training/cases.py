@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import IMAGE_SUFFIXES
+from DeepLabSegLib.files import IMAGE_SUFFIXES, JPEG_SUFFIXES
+from DeepLabSegLib.pairing import stem
 
 __all__ = ["Case", "Fault", "find_cases"]
 
@@ -19,14 +20,15 @@ IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs", "scans", "volumes")
 LABEL_FOLDERS = ("labelstr", "labels", "label", "masks", "mask", "segmentations", "segmentation", "annotations")
 """Names of folders, in lower case; the first that is there is taken."""
 
-LABEL_MARK = re.compile(r"[_\-. ](seg|segmentation|labels?|labelmap|masks?|gt|manual)$", re.IGNORECASE)
-IMAGE_MARK = re.compile(r"[_\-. ](image|img|scan|volume)$", re.IGNORECASE)
+LABEL_MARK = re.compile(r"[_\-. ](seg|segmentation|dseg|labels?|labelmap|masks?|gt|manual)$", re.IGNORECASE)
+IMAGE_MARK = re.compile(r"[_\-. ](image|img|scan|volume|T1w|T2w|FLAIR)$", re.IGNORECASE)
+"""What names say of a file's part and not of the case; the last three, and dseg, are BIDS'."""
+
 CHANNEL_MARK = re.compile(r"^(.+)_(\d{4})$")
 """nnU-Net's mark of a channel: `case_0000.nii.gz`, `case_0001.nii.gz`."""
 
 IMAGE_COLUMN = re.compile(r"image[_ ]?\d*$")
 
-ENDINGS = (".seg.nrrd", *IMAGE_SUFFIXES)
 TABLES = (".csv", ".tsv")
 
 LAYOUTS = (
@@ -93,7 +95,7 @@ def find_cases(data: str | os.PathLike[str], patient: str | None = None) -> tupl
         cases, faults = _pairs(images, labels)
         if not cases and not faults:
             raise InvalidInput(f"{root} holds no pairs; give {LAYOUTS}")
-    found = [_with_patient(case, pattern) for case in cases]
+    found = [_lossy(case) or _with_patient(case, pattern) for case in cases]
     faults += [item for item in found if isinstance(item, Fault)]
     return sorted((item for item in found if isinstance(item, Case)), key=lambda case: case.name), faults
 
@@ -108,6 +110,12 @@ def _with_patient(case: Case, pattern: re.Pattern[str] | None) -> Case | Fault:
     if not found:
         return Fault(case.name, f"the patient expression {pattern.pattern!r} finds nothing in it; correct either")
     return Case(case.name, case.images, case.label, found)
+
+
+def _lossy(case: Case) -> Fault | None:
+    if not case.label.name.lower().endswith(JPEG_SUFFIXES):
+        return None
+    return Fault(case.name, f"{case.label} is a JPEG, which doesn't keep a label's values; save it anew, as PNG")
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -133,36 +141,32 @@ def _files(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name.lower().endswith(ENDINGS) and not path.name.startswith(".")
+        if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
     ]
 
 
-def _stem(path: Path) -> str:
-    return next((path.name[: -len(end)] for end in ENDINGS if path.name.lower().endswith(end)), path.stem)
-
-
 def _is_marked_label(path: Path) -> bool:
-    return path.name.lower().endswith(".seg.nrrd") or LABEL_MARK.search(_stem(path)) is not None
+    return path.name.lower().endswith(".seg.nrrd") or LABEL_MARK.search(stem(path)) is not None
 
 
 def _pairs(images: Sequence[Path], labels: Sequence[Path]) -> tuple[list[Case], list[Fault]]:
     by_stem = defaultdict(list)
     for path in images:
-        by_stem[_stem(path)].append(path)
+        by_stem[stem(path)].append(path)
     label_of = defaultdict(list)
     for path in labels:
-        stem = _stem(path)
-        label_of[stem if stem in by_stem else LABEL_MARK.sub("", stem)].append(path)
+        own = stem(path)
+        label_of[own if own in by_stem else LABEL_MARK.sub("", own)].append(path)
 
-    marks = {stem: CHANNEL_MARK.match(stem) for stem in by_stem}
-    channelled = bool(marks) and all(marks.values()) and not any(stem in label_of for stem in marks)
+    marks = {own: CHANNEL_MARK.match(own) for own in by_stem}
+    channelled = bool(marks) and all(marks.values()) and not any(own in label_of for own in marks)
     groups: dict[str, dict[str, list[Path]]] = defaultdict(dict)
-    for stem, paths in by_stem.items():
-        mark = marks[stem]
+    for own, paths in by_stem.items():
+        mark = marks[own]
         if channelled and mark is not None:
             groups[mark[1]][mark[2]] = paths
         else:
-            groups[stem if stem in label_of else IMAGE_MARK.sub("", stem)][stem] = paths
+            groups[own if own in label_of else IMAGE_MARK.sub("", own)][own] = paths
     usual = Counter(tuple(sorted(group)) for group in groups.values()).most_common(1) if channelled else []
 
     cases, faults = [], []
@@ -226,9 +230,10 @@ def _from_table(table: Path) -> tuple[list[Case], list[Fault]]:
     cases: list[Case] = []
     faults: list[Fault] = []
     used: set[str] = set()
+    labelled: dict[Path, tuple[int, str]] = {}
     for number, row in enumerate(rows, 2):
         paths = [table.parent / row[column] if row.get(column) else None for column in (*images, label)]
-        name = row.get(columns.get("name", ""), "") or (_stem(paths[0]) if paths[0] else f"row {number}")
+        name = row.get(columns.get("name", ""), "") or (stem(paths[0]) if paths[0] else f"row {number}")
         if name in used and paths[0]:
             name = f"{paths[0].parent.name}-{name}"
         if name in used:
@@ -236,7 +241,13 @@ def _from_table(table: Path) -> tuple[list[Case], list[Fault]]:
         used.add(name)
         there = [path for path in paths if path is not None and path.exists()]
         if len(there) == len(paths):
-            cases.append(Case(name, tuple(there[:-1]), there[-1], row.get(columns.get("patient", ""), "")))
+            of = row.get(columns.get("patient", ""), "")
+            first, first_of = labelled.setdefault(there[-1].resolve(), (number, of))
+            if first != number and (not of or of != first_of):  # or training and validation might share it
+                problem = f"row {number} has the label of row {first}, {there[-1].name}; remove one of them"
+                faults.append(Fault(name, f"{problem}, or give both the same patient"))
+            else:
+                cases.append(Case(name, tuple(there[:-1]), there[-1], of))
             continue
         for column, path in zip((*images, label), paths, strict=True):
             if path is None or not path.exists():
@@ -247,4 +258,4 @@ def _from_table(table: Path) -> tuple[list[Case], list[Fault]]:
 
 def _is_image_column(column: str, rows: Sequence[Mapping[str, str]]) -> bool:
     first = next((row[column] for row in rows if row.get(column)), "")
-    return first.lower().endswith(ENDINGS)
+    return first.lower().endswith(IMAGE_SUFFIXES)

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.training.cases import Case, Fault
 from DeepLabSegLib.training.fingerprint import Fingerprint, Measurement, measure, summarize
@@ -17,12 +19,19 @@ FEWEST_CASES = 2
 ALONE = 5
 """From this number of cases on, a class that only one of them has is taken for a slip."""
 
+FAR = 8.0
+"""Times the usual side, or its part, from which an image's is taken for a slip in its spacing, such as m for mm."""
+
 
 @dataclass(frozen=True)
 class CheckedData:
-    """`cases` can be trained on, `faults` say why others can't, and `fingerprint` sums up `cases`."""
+    """`cases` can be trained on, `faults` say why others can't, and `fingerprint` sums up `cases`.
+
+    `empty` are those of `cases` whose labels hold background alone.
+    """
 
     cases: tuple[Case, ...]
+    empty: tuple[Case, ...]
     faults: tuple[Fault, ...]
     fingerprint: Fingerprint
 
@@ -52,7 +61,7 @@ def check_cases(
             found.append(Fault(case.name, f"it can't be read ({error or type(error).__name__})"))
         if on_case is not None:
             on_case(done, len(cases))
-    for odd in (_odd_channels, _odd_dimensions, _odd_classes):
+    for odd in (_odd_channels, _odd_dimensions, _odd_sizes, _odd_classes):
         for fault_case, problem in odd(good):
             good.pop(fault_case, None)
             found.append(Fault(fault_case.name, problem))
@@ -62,7 +71,8 @@ def check_cases(
             f"{len(good)} pairs of an image and its label can be used, and training needs at least {FEWEST_CASES}"
             + (f"; correct these:\n{lines}" if lines else "; give more")
         )
-    return CheckedData(tuple(good), tuple(found), summarize(list(good.values())))
+    empty = tuple(case for case, measurement in good.items() if not measurement.segments)
+    return CheckedData(tuple(good), empty, tuple(found), summarize(list(good.values())))
 
 
 # --- what sets a case apart from the others --------------------------------------------------------------------------
@@ -93,6 +103,26 @@ def _odd_dimensions(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
         elif min(shape[1:]) < 2:
             odd.append((case, f"{case.images[0]} has {size} voxels; the two last axes need at least two each"))
     return odd
+
+
+def _odd_sizes(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
+    sides = {case: _side(measurement) for case, measurement in good.items()}
+    usual = sorted(sides.values())[(len(sides) - 1) // 2] if sides else 0.0  # the median; of two, the smaller
+    return [
+        (
+            case,
+            f"{case.images[0]} has sides of {side:.5g} mm on average, and most images of {usual:.5g} mm; correct the "
+            "spacing in its header and its label's, or remove the case",
+        )
+        for case, side in sides.items()
+        if not usual / FAR <= side <= usual * FAR
+    ]
+
+
+def _side(measurement: Measurement) -> float:
+    """The geometric mean of an image's mm from face to face; of a slice, in its plane."""
+    extent = np.multiply(measurement.geometry.shape, measurement.geometry.spacing)
+    return float(np.exp(np.log(extent[1:] if measurement.flat else extent).mean()))
 
 
 def _odd_classes(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:

@@ -15,7 +15,14 @@ from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import is_counter
 from DeepLabSegLib.weights.load import load_weights
 
-__all__ = ["begin_with"]
+__all__ = ["begin_with", "check_source"]
+
+
+def check_source(source: str) -> None:
+    """Raise `BundleError` where `source`, a model's or file's as `begin_with` takes it, isn't there."""
+    path = find_model(source)
+    if is_bundle(path):
+        read_bundle(path)
 
 
 def begin_with(network: DeepLabV3Plus, source: str, whole: bool = False) -> str:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.devices import choose_precision, is_gpu
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.schema import to_json
 from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.cases import Case, find_cases
 from DeepLabSegLib.training.check import check_cases, report
 from DeepLabSegLib.training.head_mri import SyntheticHeads, read_head_map
+from DeepLabSegLib.training.initial import begin_with, check_source
 from DeepLabSegLib.training.patches import Patches
 from DeepLabSegLib.training.planning import Overrides, TrainingPlan, plan
-from DeepLabSegLib.training.prepared import prepare
+from DeepLabSegLib.training.prepared import case_key, prepare
 from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.recipes import Heads, Recipe, find_recipe
 from DeepLabSegLib.training.split import split
 from DeepLabSegLib.training.trainer import TrainingSpec, Validate
 from DeepLabSegLib.training.validation import dice_on
 
-__all__ = ["Job", "OnTraining", "TrainOptions", "make_job", "plan_of", "quiet"]
+__all__ = ["Job", "OnTraining", "Outline", "TrainOptions", "make_job", "plan_of", "quiet"]
 
 UNKNOWN = "unknown"
 
@@ -76,13 +79,39 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """A training: `bundle` is what the model will say of itself, `about` is what a checkpoint must share with it."""
+    """A training: `bundle` is what the model will say of itself, `about` is what a checkpoint must share with it.
+
+    `begun` says in words which weights `network` begins with, where it does.
+    """
 
     bundle: Bundle
     training: TrainingSpec
+    network: DeepLabV3Plus
+    begun: str
     pairs: Dataset[tuple[Tensor, Tensor]]
     validate: Validate | None
-    about: object
+    about: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All that is settled of a training with pairs before anything is written.
+
+    Attributes
+    ----------
+    learned, held_out : the good cases, to train on and to validate with.
+    plan, training : what is chosen for them.
+    network, begun : as in `Job`.
+    text : data and plan in words, with every fault.
+    """
+
+    learned: list[Case]
+    held_out: list[Case]
+    plan: TrainingPlan
+    training: TrainingSpec
+    network: DeepLabV3Plus
+    begun: str
+    text: str
 
 
 def make_job(
@@ -90,7 +119,8 @@ def make_job(
 ) -> Job:
     """The job of training on `data` a model called `name`, with what it prepares in `folder`.
 
-    Raises `InvalidInput` for data that can't be trained on, or options that don't fit.
+    Raises `InvalidInput` for data that can't be trained on, or options that don't fit; `BundleError` and `WeightsError`
+    for weights to begin with that aren't there or don't fit.
     """
     recipe = _recipe(options)
     if recipe is not None and recipe.heads is not None:
@@ -98,13 +128,12 @@ def make_job(
     return _from_pairs(data, name, folder, recipe, options, processes, on_progress)
 
 
-def plan_of(
-    data: Path, options: TrainOptions, on_progress: OnTraining = quiet
-) -> tuple[Sequence[Case], TrainingPlan, str]:
-    """The good cases in `data`, the plan for them, and both in words with every fault."""
+def plan_of(data: Path, options: TrainOptions, processes: Processes, on_progress: OnTraining = quiet) -> Outline:
+    """What would be trained on the pairs in `data`. Raises as `make_job` does, options first."""
     recipe = _recipe(options)
     if recipe is not None and recipe.heads is not None:
         raise InvalidInput(f"the recipe {options.recipe} learns from label maps alone; there are no pairs to check")
+    _check_options(recipe, options, processes)
     found, faults = find_cases(data, options.patient or (recipe.patient if recipe else None))
     checked = check_cases(
         found,
@@ -113,7 +142,21 @@ def plan_of(
         on_case=lambda done, total: on_progress("check", done, total, None),
     )
     chosen = plan(checked.fingerprint, recipe.overrides if recipe else options.overrides)
-    return checked.cases, chosen, "\n".join([report(checked), *chosen.lines()])
+    # Processes share a batch evenly.
+    batch = -(-chosen.batch_size // processes.count) * processes.count
+    start = TrainingSpec(batch_size=batch, every=1 + (chosen.network.dims == 3))
+    training = _training(recipe.training if recipe else start, options, processes)
+    folds = min(options.folds, len({case.patient for case in checked.cases}))
+    learned, held_out = split(checked.cases, folds, options.fold, training.seed) if folds else ([*checked.cases], [])
+    if held_out and set(held_out) <= set(checked.empty):
+        names = ", ".join(case.name for case in held_out)
+        raise InvalidInput(
+            f"no case of fold {options.fold} of {folds} holds a class ({names}), so nothing could be validated; choose "
+            "another fold or seed, fewer folds, or 0 to hold none out"
+        )
+    network, begun = _beginning(chosen.network, training, recipe, options)
+    text = "\n".join([report(checked), *chosen.lines(), f"{len(held_out)} of the cases are held out"])
+    return Outline(learned, held_out, chosen, training, network, begun, text)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
@@ -132,6 +175,30 @@ def _recipe(options: TrainOptions) -> Recipe | None:
     return find_recipe(options.recipe)
 
 
+def _initial(recipe: Recipe | None, options: TrainOptions) -> str | None:
+    return options.initial or (recipe.initial if recipe else None)
+
+
+def _check_options(recipe: Recipe | None, options: TrainOptions, processes: Processes) -> None:
+    """Raise for what can be said before the data are read."""
+    training = _training(recipe.training if recipe else TrainingSpec(), options, processes)
+    initial = _initial(recipe, options)
+    if initial:
+        check_source(initial)
+    elif training.keep is not None:
+        raise InvalidInput("keep is given, but the training begins with fresh weights; say with which it begins")
+
+
+def _beginning(
+    spec: DeepLabSpec, training: TrainingSpec, recipe: Recipe | None, options: TrainOptions
+) -> tuple[DeepLabV3Plus, str]:
+    """The network with the weights that it begins with, and in words which these are."""
+    torch.manual_seed(training.seed)
+    network = DeepLabV3Plus.from_spec(spec)
+    initial = _initial(recipe, options)
+    return network, begin_with(network, initial, whole=training.keep is not None) if initial else ""
+
+
 def _from_label_maps(
     data: Path,
     name: str,
@@ -144,12 +211,14 @@ def _from_label_maps(
     paths = sorted(data.glob("*.nii.gz"))
     if not paths:
         raise InvalidInput(f"{data} holds no label maps (*.nii.gz); give the folder of whole-head label maps")
+    _check_options(recipe, options, processes)
+    training = _training(recipe.training, options, processes)
+    network, begun = _beginning(recipe.bundle.network, training, recipe, options)
     maps = []
     for path in paths:
         maps.append(read_head_map(path, str(recipe.bundle.input.orientation), processes.device))
         on_progress("prepare", len(maps), len(paths), None)
     spacing = [mm for mm in recipe.bundle.input.spacing if mm is not None]
-    training = _training(recipe.training, options, processes)
     if is_gpu(processes.device):
         if training.workers:
             raise InvalidInput(
@@ -159,7 +228,12 @@ def _from_label_maps(
     mirror_axes = recipe.bundle.input.mirror_axes or ()
     pairs = SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups, mirror_axes)
     bundle = replace(recipe.bundle, name=name, reproduce=options.reproduce)
-    return Job(bundle, training, pairs, None, [options.recipe, [(path.name, path.stat().st_size) for path in paths]])
+    about: dict[str, object] = {
+        "recipe": options.recipe,
+        "weights": _initial(recipe, options),
+        "data": {path.name: path.stat().st_size for path in paths},
+    }
+    return Job(bundle, training, network, begun, pairs, None, about)
 
 
 def _from_pairs(
@@ -171,16 +245,11 @@ def _from_pairs(
     processes: Processes,
     on_progress: OnTraining,
 ) -> Job:
-    cases, chosen, text = plan_of(data, options, on_progress)
-    folds = min(options.folds, len({case.patient for case in cases}))
-    # Processes share a batch evenly.
-    batch = -(-chosen.batch_size // processes.count) * processes.count
-    start = TrainingSpec(batch_size=batch, every=1 + (chosen.network.dims == 3))
-    training = _training(recipe.training if recipe else start, options, processes)
-    learned, held_out = split(cases, folds, options.fold, training.seed) if folds else (list(cases), [])
+    outline = plan_of(data, options, processes, on_progress)
+    learned, held_out, chosen = outline.learned, outline.held_out, outline.plan
     if processes.first:
         with replacing(folder / "data.txt") as temporary:
-            temporary.write_text(f"{text}\n{len(held_out)} of the cases are held out\n", encoding="utf-8")
+            temporary.write_text(f"{outline.text}\n", encoding="utf-8")
     if recipe is None:
         bundle = Bundle(
             name=name,
@@ -199,10 +268,16 @@ def _from_pairs(
     prepared = prepare(
         learned, chosen, folder / "prepared", on_case=lambda done, total: on_progress("prepare", done, total, None)
     )
-    pairs = Patches(prepared, chosen, Augmentation(), training.seed)
+    pairs = Patches(prepared, chosen, Augmentation(), outline.training.seed)
     validate = dice_on(held_out, chosen, bundle, str(processes.device)) if held_out else None
-    about = [to_json(chosen.input), to_json(chosen.labels), [case.key for case in prepared], [c.name for c in held_out]]
-    return Job(bundle, training, pairs, validate, about)
+    about: dict[str, object] = {
+        "weights": _initial(recipe, options),
+        "input": to_json(chosen.input),
+        "labels": to_json(chosen.labels),
+        "data": {case.name: case.key for case in prepared},
+        "held-out data": {case.name: case_key(case, chosen) for case in held_out},
+    }
+    return Job(bundle, outline.training, outline.network, outline.begun, pairs, validate, about)
 
 
 def _training(start: TrainingSpec, options: TrainOptions, processes: Processes) -> TrainingSpec:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.files import read_image, read_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
-from DeepLabSegLib.preprocess import check_voxels, stack_channels
+from DeepLabSegLib.preprocess import axis_letters, check_voxels, stack_channels
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.training.cases import Case
 
@@ -23,6 +23,9 @@ MAX_VALUES = 255
 
 INSIDE = 0.5
 """Share of a label's voxels that must lie on the image."""
+
+SAMPLE = 100_000
+"""Voxels of a label that are looked at for this."""
 
 
 class BadPair(InvalidInput):
@@ -37,6 +40,7 @@ def read_pair(case: Case, *, allow_empty: bool = False) -> tuple[Image, Labels]:
     """The image with its channels stacked, on the first one's grid, and its labels in one layer, on their own grid.
 
     Labels keep their values, names and colours; those of a `.seg.nrrd` with several layers are numbered anew, from 1.
+    Where either is a picture, which has no position, labels of the image's size lie on its grid.
     Raises `BadPair`, an `InvalidInput`, with all that is wrong.
     """
     problems: list[str] = []
@@ -63,6 +67,8 @@ def read_pair(case: Case, *, allow_empty: bool = False) -> tuple[Image, Labels]:
                 problems.append(
                     f"{path} lies elsewhere than {case.images[0]}; register the channels, or correct a header"
                 )
+        if _is_picture(case) and labels.geometry.shape == images[0].geometry.shape:
+            labels = replace(labels, geometry=images[0].geometry)
         problems += _label_problems(case, images[0], labels, allow_empty)
     if problems or labels is None:
         raise BadPair(problems)
@@ -106,7 +112,8 @@ def _one_layer(labels: Labels) -> Labels:
         if (labels.array[:3] == labels.array[0]).all():
             return replace(labels, array=labels.array[0])
         raise InvalidInput(
-            f"it has {len(labels.layers)} numbers per voxel; save the label with one grey value per class"
+            f"it has {len(labels.layers)} numbers per voxel, as a picture in colours or with a palette; "
+            "save the mask with one grey value per class, 0 for none"
         )
     array = np.zeros(labels.geometry.shape, np.uint16)
     segments: list[Segment] = []
@@ -139,14 +146,13 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
     if labels.geometry.is_close(image.geometry):
         return problems
     shapes = [" x ".join(map(str, geometry.shape)) for geometry in (labels.geometry, image.geometry)]
-    if _is_picture(case) and shapes[0] != shapes[1]:
+    if _is_picture(case):
         problems.append(
             f"{case.label} has {shapes[0]} voxels and its image {shapes[1]}; pictures have no positions, so save the "
             "label at the image's size"
         )
         return problems
-    there = np.count_nonzero(on_grid(labels, image.geometry)) * image.geometry.voxel_volume
-    share = there / (np.count_nonzero(labels.array) * labels.geometry.voxel_volume)
+    share = _share_inside(labels, image.geometry)
     if share < INSIDE:
         remedy = (
             "its sizes are the image's, so copy the image's header to it"
@@ -154,6 +160,11 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
             else "correct its header, or draw it on this image"
         )
         problems.append(f"{case.label} lies to {share:.0%} on its image {case.images[0]}; {remedy}")
+    elif shapes[0] == shapes[1] and not _fill_one_box(labels.geometry, image.geometry):
+        problems.append(
+            f"{case.label} has its image's {shapes[0]} voxels at other places: {_place(labels.geometry)}, and the "
+            f"image {_place(image.geometry)}; copy the image's header to it, or resample it if its own is right"
+        )
     return problems
 
 
@@ -161,13 +172,40 @@ def _is_picture(case: Case) -> bool:
     return any(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in (*case.images, case.label))
 
 
+# --- where grids lie -------------------------------------------------------------------------------------------------
+
+
+def _share_inside(labels: Labels, geometry: Geometry) -> float:
+    """The share of the labels' voxels whose centres lie in the box of `geometry`, of at most `SAMPLE` of them."""
+    voxels = np.flatnonzero(labels.array)
+    voxels = voxels[:: -(-len(voxels) // SAMPLE)]
+    index = np.stack([*np.unravel_index(voxels, labels.array.shape), np.ones(len(voxels))])
+    seen = (np.linalg.inv(geometry.affine) @ labels.geometry.affine @ index)[:3].T
+    return float(((seen >= -0.5) & (seen <= np.array(geometry.shape) - 0.5)).all(axis=1).mean())
+
+
+def _fill_one_box(one: Geometry, other: Geometry) -> bool:
+    """Whether two grids have the same faces to within half a voxel, however their axes are turned."""
+    seen = (np.linalg.inv(other.affine) @ _corners(one).T)[:3]
+    faces = np.stack([seen.min(axis=1), seen.max(axis=1) - other.shape])
+    return bool((np.abs(faces + 0.5) <= 0.5).all())
+
+
 def _touch(one: Geometry, other: Geometry) -> bool:
     """Whether the boxes around two grids overlap."""
-    boxes = []
-    for geometry in (one, other):
-        corners = np.array([[k, j, i, 1.0] for k in (0, 1) for j in (0, 1) for i in (0, 1)])
-        corners[:, :3] = corners[:, :3] * geometry.shape - 0.5
-        places = (corners @ geometry.affine.T)[:, :3]
-        boxes.append((places.min(0), places.max(0)))
-    (low, high), (other_low, other_high) = boxes
+    (low, high), (other_low, other_high) = ((c[:, :3].min(0), c[:, :3].max(0)) for c in map(_corners, (one, other)))
     return bool((low < other_high).all() and (other_low < high).all())
+
+
+def _corners(geometry: Geometry) -> NDArray[np.float64]:
+    """`(8, 4)`, where the corners of the outermost voxels lie, RAS in mm and 1."""
+    corners = np.array([[k, j, i, 1.0] for k in (0, 1) for j in (0, 1) for i in (0, 1)])
+    corners[:, :3] = corners[:, :3] * geometry.shape - 0.5
+    return corners @ geometry.affine.T
+
+
+def _place(geometry: Geometry) -> str:
+    """A grid in words."""
+    spacing = " x ".join(f"{mm:.4g}" for mm in geometry.spacing)
+    origin = ", ".join(f"{mm + 0.0:.4g}" for mm in geometry.origin)  # never -0
+    return f"{spacing} mm, {axis_letters(geometry)}, from ({origin})"

@@ -36,7 +36,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     ----------
     cases : at least one.
     plan : that which the cases were prepared with.
-    augmentation : None takes windows as they are, for validation.
+    augmentation : None takes windows as they are.
     """
 
     def __init__(

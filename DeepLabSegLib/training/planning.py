@@ -7,6 +7,7 @@ at every fourth voxel and enlarges that, so an image that fits well into the til
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,7 +21,8 @@ from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec
 from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.preprocess import Normalization, check_orientation
-from DeepLabSegLib.training.fingerprint import Fingerprint
+from DeepLabSegLib.training.fingerprint import ClassFound, Fingerprint
+from DeepLabSegLib.training.pairs import MAX_VALUES, name_key
 
 __all__ = ["Overrides", "TrainingPlan", "plan"]
 
@@ -49,19 +51,23 @@ DEEP_CELLS = 6
 """Cells along each axis that the deepest map keeps, if it can."""
 
 SIDES = {
-    "RL": ("left", "right"),
+    "RL": ("left", "right", "l", "r", "lt", "rt"),
     "AP": ("anterior", "posterior", "front", "back"),
     "SI": ("superior", "inferior", "upper", "lower"),
 }
 """Words in the name of a class that tell the ends of an axis apart, which a mirror image would turn round."""
+
+WORD = re.compile(r"(?![LR]\d)(?:[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![a-z]))")
+"""A word of a name, also in `LeftKidney`; the L of a vertebra, L1, is none."""
 
 
 @dataclass(frozen=True)
 class Overrides:
     """What the user chooses instead of the rules; None leaves it to them.
 
-    `spacing` and `orientation` are as in `ModelInput`, `tile` has a size per dimension, `names` and `channels` name the
-    classes and input channels.
+    `spacing`, `orientation` and `mirror_axes` are as in `ModelInput`, `tile` has a size per dimension, `names` and
+    `channels` name the classes and input channels. Where `names` are those of the labels, their order is that of the
+    model's classes; other names are given to the classes in the order of their values.
     """
 
     encoder: str | None = None
@@ -74,6 +80,7 @@ class Overrides:
     orientation: str | None = None
     names: tuple[str, ...] | None = None
     channels: tuple[str, ...] | None = None
+    mirror_axes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,11 +120,17 @@ class TrainingPlan:
         spacing = " x ".join("the scan's" if mm is None else f"{mm:.4g}" for mm in wanted.spacing)
         scaling = wanted.normalization
         bounds = "" if scaling.lower is None else f" {scaling.lower:g} to {scaling.upper:g}"
+        named = [
+            f"{label.value} {label.name}" if label.name == found else f"{label.value} {found} -> {label.name}"
+            for label, found in zip(self.labels, self.names, strict=True)
+        ]
         return [
             f"network {network.dims}D {network.encoder_name}, depth {network.encoder_depth}, "
             f"dilation {', '.join(map(str, network.decoder_dilation_rates))}, {network.num_classes} classes",
             f"grid {spacing} mm ({wanted.orientation or 'axes of the image'}), values {scaling.method}{bounds}",
             f"tile {' x '.join(map(str, wanted.tile or ()))}, batch {self.batch_size}",
+            f"mirrored along {', '.join('kji'[axis] for axis in wanted.mirror_axes or ()) or 'no axis'}",
+            f"labels {', '.join(named)}",
         ]
 
 
@@ -138,7 +151,7 @@ def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> Traini
     longest in mm is cut until it fits. Depth 4 where its map (stride 16) keeps `DEEP_CELLS` cells along every axis,
     otherwise 3 (stride 8); dilation rates reach over about half of that map.
 
-    Mirror images: along the axes whose ends the names of the classes don't tell apart.
+    Mirror images: along the axes whose ends no name of a class tells apart by a word such as left, R or anterior.
 
     Values: CT gets a window and a scale common to all scans, from what lies inside the labels; for all else each
     image's own percentiles count.
@@ -170,7 +183,8 @@ def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> Traini
     if batch < 1:
         raise InvalidInput(f"batch_size is {batch}; it must be at least 1")
     step = max(1, int(np.median(tile)) // stride // 5)
-    labels = _labels(fingerprint, chosen.names)
+    classes = _classes(fingerprint, chosen.names)
+    labels = _labels(classes, chosen.names)
     channels = chosen.channels or tuple(
         "image" if fingerprint.channels == 1 else f"image {n + 1}" for n in range(fingerprint.channels)
     )
@@ -194,12 +208,12 @@ def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> Traini
             spacing=spacing,
             normalization=chosen.normalization or _normalization(fingerprint),
             tile=tuple(tile),
-            mirror_axes=_mirror_axes(labels, orientation, dims),
+            mirror_axes=_mirror_axes(labels, orientation, dims, chosen.mirror_axes),
         ),
         batch_size=batch,
         labels=labels,
-        values=tuple(found.value for found in fingerprint.classes),
-        names=tuple(found.name for found in fingerprint.classes),
+        values=tuple(found.value for found in classes),
+        names=tuple(found.name for found in classes),
     )
 
 
@@ -279,13 +293,23 @@ def _tile(sizes: NDArray[np.int64], spacing: NDArray[np.float64], dims: int, str
     return tuple(tile)
 
 
-def _labels(fingerprint: Fingerprint, names: Sequence[str] | None) -> tuple[Segment, ...]:
+def _classes(fingerprint: Fingerprint, names: Sequence[str] | None) -> tuple[ClassFound, ...]:
+    """The classes of the data, in the order of `names` where these are their own."""
     classes = fingerprint.classes
     if not classes:
         raise InvalidInput("no label holds a class; give labels that are drawn")
+    if len(classes) > MAX_VALUES:
+        raise InvalidInput(f"the labels hold {len(classes)} classes; at most {MAX_VALUES} can be trained, so join some")
+    keys, wanted = ([name_key(name) for name in some] for some in ([c.name for c in classes], names or ()))
+    return tuple(classes[keys.index(key)] for key in wanted) if sorted(wanted) == sorted(keys) else classes
+
+
+def _labels(classes: Sequence[ClassFound], names: Sequence[str] | None) -> tuple[Segment, ...]:
     if names is not None and len(names) != len(classes):
         values = ", ".join(str(found.value) for found in classes)
         raise InvalidInput(f"{len(names)} names are given, and the labels have {len(classes)} classes ({values})")
+    if names is not None and not all(map(name_key, names)):
+        raise InvalidInput(f"the names {', '.join(names)!r} hold an empty one; each class needs its own")
     if names is not None and len(set(names)) < len(names):
         raise InvalidInput(f"the names {', '.join(names)} hold one twice; each class needs its own")
     labels = tuple(Segment(n, found.name, found.color) for n, found in enumerate(classes, 1))
@@ -294,11 +318,17 @@ def _labels(fingerprint: Fingerprint, names: Sequence[str] | None) -> tuple[Segm
     return tuple(replace(label, name=name) for label, name in zip(labels, names, strict=True))
 
 
-def _mirror_axes(labels: Sequence[Segment], orientation: str | None, dims: int) -> tuple[int, ...]:
+def _mirror_axes(
+    labels: Sequence[Segment], orientation: str | None, dims: int, given: tuple[int, ...] | None
+) -> tuple[int, ...]:
     """The axes of (k, j, i) that can be turned round without making one class look like another, by their names."""
-    words = {word for label in labels for word in label.name.lower().replace("_", " ").replace("-", " ").split()}
-    told = {pair for pair, ends in SIDES.items() if words & set(ends)}
     axes = range(3 - dims, 3)
+    if given is not None:
+        if not set(given) <= set(axes):
+            raise InvalidInput(f"mirror_axes are {list(given)}; of (k, j, i) a {dims}D network has axes {list(axes)}")
+        return tuple(sorted(set(given)))
+    words = {word.lower() for label in labels for word in WORD.findall(label.name)}
+    told = {pair for pair, ends in SIDES.items() if words & set(ends)}
     if orientation is None:
         return () if told else tuple(axes)
     return tuple(axis for axis in axes if not any(orientation[axis] in pair for pair in told))

@@ -29,9 +29,9 @@ from DeepLabSegLib.training.cases import Case
 from DeepLabSegLib.training.pairs import class_of, on_grid, read_pair
 from DeepLabSegLib.training.planning import TrainingPlan
 
-__all__ = ["PreparedCase", "class_indices", "on_model_grid", "prepare"]
+__all__ = ["PreparedCase", "case_key", "class_indices", "on_model_grid", "prepare"]
 
-FORMAT = 1
+FORMAT = 2
 """Part of what is compared: raised when prepared files change."""
 
 POSITIONS = 10_000
@@ -46,7 +46,7 @@ class PreparedCase:
 
     Attributes
     ----------
-    name, patient : those of the `Case`.
+    name : that of the `Case`.
     folder, stem : where the files are and how they begin: `.image.npy` `(C, k, j, i)` float16 or float32, `.label.npy`
         `(k, j, i)` uint8 class indices, `.positions.npy` `(n, 4)` int32 class and voxel `(k, j, i)`.
     key : of the files and the plan that it was made from.
@@ -55,7 +55,6 @@ class PreparedCase:
     """
 
     name: str
-    patient: str
     folder: Path
     stem: str
     key: str
@@ -148,7 +147,7 @@ def class_indices(labels: Labels, grid: Geometry, plan: TrainingPlan) -> NDArray
 def _prepare(case: Case, plan: TrainingPlan, folder: Path) -> PreparedCase:
     # With a hash, since names may differ by signs that files can't have, or by capitals alone.
     stem = re.sub(r"[^\w.-]", "_", case.name) + "-" + hashlib.sha256(case.name.encode()).hexdigest()[:8]
-    key = _key(case, plan)
+    key = case_key(case, plan)
     record = _kept(folder / f"{stem}.json", key)
     if record is None:
         try:
@@ -163,11 +162,11 @@ def _prepare(case: Case, plan: TrainingPlan, folder: Path) -> PreparedCase:
         _save(folder / f"{stem}.positions.npy", _positions(classes))
         with replacing(folder / f"{stem}.json") as temporary:  # last: only now are the others complete
             temporary.write_text(dumps(to_json(record)) + "\n", encoding="utf-8")
-    return PreparedCase(case.name, case.patient, folder, stem, key, record.shape, record.spacing)
+    return PreparedCase(case.name, folder, stem, key, record.shape, record.spacing)
 
 
-def _key(case: Case, plan: TrainingPlan) -> str:
-    """Of all that the prepared files depend on."""
+def case_key(case: Case, plan: TrainingPlan) -> str:
+    """A hash of the case's files, by path, size and time, and of all in `plan` that its prepared files depend on."""
     wanted = plan.input
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.label)]
     text = json.dumps(

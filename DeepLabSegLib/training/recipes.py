@@ -153,7 +153,8 @@ RECIPES = {
             license="Apache-2.0",
             training_data="526 short-axis slices of 30 patients of the Sunnybrook Cardiac Data (CC0 1.0)",
             limits="Short-axis slices through the ventricle, as in the Sunnybrook data; long-axis views and slices "
-            "beyond the ventricle were not shown. Not a medical device.",
+            "beyond the ventricle were not shown. Rows and columns must lie as in DICOM: flip a NIfTI that has them "
+            "the other way round first. Not a medical device.",
         ),
         TrainingSpec(steps=500, batch_size=10, validate_every=500),  # the last weights: a fold must not choose
         overrides=Overrides(

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from DeepLabSegLib.bundle import save_bundle
-from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.training.initial import begin_with
+from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.training.jobs import OnTraining, TrainOptions, make_job, plan_of, quiet
 from DeepLabSegLib.training.processes import joined_processes
-from DeepLabSegLib.training.recipes import find_recipe
-from DeepLabSegLib.training.trainer import Trained, train
+from DeepLabSegLib.training.trainer import CHECKPOINT, Trained, train
 
 __all__ = ["check_data", "train_model"]
 
 
 def check_data(data: str | os.PathLike[str], options: TrainOptions, on_progress: OnTraining = quiet) -> str:
     """The report of faults, the fingerprint and the plan, without training. Raises as `train_model` does."""
-    _, _, text = plan_of(Path(data), options, on_progress)
-    return text
+    with joined_processes(options.device) as processes:
+        return plan_of(Path(data), options, processes, on_progress).text
 
 
 def train_model(
@@ -43,14 +40,14 @@ def train_model(
     ------
     InvalidInput : data that can't be trained on, with every fault; options out of range; a training of other settings.
     OutputError : `output` exists, or can't be written.
+    KeyboardInterrupt : Ctrl-C, with what the same call does next.
     """
     options = options or TrainOptions()
     target = Path(output)
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target} exists; give another name, or --overwrite (overwrite=True)")
+    _check_target(target, overwrite)
     stem = target.name.removesuffix(".safetensors")
     name, folder = options.name or stem, target.with_name(f"{stem}.training")
-    with joined_processes(options.device) as processes:
+    with _told_what_is_left(folder), joined_processes(options.device) as processes:
         if processes.first:
             _make(folder)
         processes.wait()
@@ -59,28 +56,43 @@ def train_model(
             if processes.first == turn:
                 job = make_job(Path(data), name, folder, options, processes, on_progress if turn else quiet)
             processes.wait()
-        torch.manual_seed(job.training.seed)
-        network = DeepLabV3Plus.from_spec(job.bundle.network)
-        initial = options.initial or (options.recipe and find_recipe(options.recipe).initial)
-        kept = job.training.keep is not None
-        if kept and not initial:
-            raise InvalidInput("keep is given, but the training begins with fresh weights; say with which it begins")
-        begun = begin_with(network, initial, whole=kept) if initial else ""
         trained = train(
-            network,
+            job.network,
             job.pairs,
             job.training,
             folder,
             processes,
             job.validate,
             lambda step, loss: on_progress("train", step, job.training.steps, loss),
-            about=[job.about, initial],
+            about=job.about,
         )
         if processes.first:
             figures = {f"{name}, held-out cases": round(score, 4) for name, score in trained.scores.items()}
             save_bundle(target, replace(job.bundle, figures=figures), trained.network.cpu(), overwrite=overwrite)
         processes.wait()
-    return replace(trained, begun=begun)
+    return replace(trained, begun=job.begun)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Raise `OutputError` where no bundle could be written in the end."""
+    if target.name in ("", ".."):
+        raise OutputError(f"{target} has no name for a model; add one, for example {target / 'model'}")
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists; give another name, or --overwrite (overwrite=True)")
+    single = target.suffix == ".safetensors"
+    if target.is_dir() if single else target.is_file():
+        kind, wanted = ("folder", "file") if single else ("file", "folder, or a file that ends in .safetensors")
+        raise OutputError(f"{target} is a {kind}, and such a model is a {wanted}; give another name")
+
+
+@contextmanager
+def _told_what_is_left(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        there = (folder / CHECKPOINT).exists()
+        how = "goes on from the checkpoint" if there else "begins anew, since there is no checkpoint yet"
+        raise KeyboardInterrupt(f"the same command {how}") from None
 
 
 def _make(folder: Path) -> None:

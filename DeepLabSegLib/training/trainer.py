@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -30,12 +29,13 @@ from DeepLabSegLib.training.curves import Curves
 from DeepLabSegLib.training.losses import dice_cross_entropy
 from DeepLabSegLib.training.processes import Processes
 
-__all__ = ["OnStep", "Trained", "TrainingSpec", "Validate", "train"]
+__all__ = ["CHECKPOINT", "OnStep", "Trained", "TrainingSpec", "Validate", "train"]
 
 CHECKPOINT = "checkpoint.pt"
 MAX_GRADIENT = 5.0
 MAX_SEED = 2**23
 MAX_WORKERS = 16
+NAMED = 5  # of the cases that differ from a checkpoint's
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def train(
     processes: Processes | None = None,
     validate: Validate | None = None,
     on_step: OnStep | None = None,
-    about: object = None,
+    about: Mapping[str, object] | None = None,
 ) -> Trained:
     """Train `network` on `pairs`, with checkpoint and curves in `folder`; a run that was cut off there goes on.
 
@@ -131,8 +131,8 @@ def train(
     for. Step s takes the pairs from `s * batch_size` on, so a resumed run sees what an unbroken one would, and
     several processes see together what one would.
 
-    Raises `InvalidInput` where `folder` holds a run of another network or spec, or one that was `about` something else:
-    whatever JSON can say of the data.
+    Raises `InvalidInput` where `folder` holds a run of another network or spec, or one that was `about` something else,
+    by name whatever JSON can say of the data; and where its checkpoint is damaged.
     """
     processes = processes or Processes(0, 1, torch.device("cpu"))
     if spec.batch_size % processes.count:
@@ -144,7 +144,7 @@ def train(
     if workers is None:
         idle = (os.cpu_count() or 1) // processes.count
         workers = 1 if processes.device.type == "cpu" else max(1, min(MAX_WORKERS, idle))
-    run = _Run(network, spec, folder, processes, about)
+    run = _Run(network, spec, folder, processes, about or {})
     run.resume()
     loader = DataLoader(
         pairs,
@@ -201,7 +201,12 @@ class _Run:
     """The state of a training: everything that a checkpoint holds."""
 
     def __init__(
-        self, network: DeepLabV3Plus, spec: TrainingSpec, folder: Path, processes: Processes, about: object
+        self,
+        network: DeepLabV3Plus,
+        spec: TrainingSpec,
+        folder: Path,
+        processes: Processes,
+        about: Mapping[str, object],
     ) -> None:
         self.spec = spec
         self.processes = processes
@@ -281,8 +286,9 @@ class _Run:
             with torch.inference_mode():
                 scores = dict(validate(network))
             self._curves.add(self.step, scores)
-            better = self.best is None or _deciding(scores) > _deciding(self.best["scores"])
-            if better:
+            score, best = (_deciding(found) for found in (scores, self.best["scores"] if self.best else {}))
+            better = self.best is None or score > best
+            if better or score == best:  # of equal ones the later has learned more
                 state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
                 self.best = {"step": self.step, "scores": scores, "state": state}
         self.stale = 0 if self.processes.agreed(better) else self.stale + 1
@@ -294,8 +300,10 @@ class _Run:
         content = {"identity": self._identity, "step": self.step, "stale": self.stale, "best": self.best}
         content |= {name: part.state_dict() for name, part in self._parts().items()}
         try:
-            with replacing(self._file) as temporary:
-                torch.save(content, temporary)
+            with replacing(self._file) as temporary, temporary.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())  # on the disk before it takes its place, which a power cut may follow
         except (OSError, RuntimeError) as error:  # torch's own, where the disk is full
             raise OutputError(
                 f"{self._file} can't be written ({error}); make room, and the same command goes on"
@@ -305,10 +313,15 @@ class _Run:
         """Take up the checkpoint, where there is one."""
         if not self._file.exists():
             return
-        content = torch.load(self._file, map_location="cpu", weights_only=True)
-        if content["identity"] != self._identity:
+        try:
+            content = torch.load(self._file, map_location="cpu", weights_only=True)
+            others = _differences(content["identity"], self._identity)
+        except Exception as error:  # of any kind, as what the unpickler meets
+            said = str(error).partition(". ")[0] or type(error).__name__
+            raise InvalidInput(f"{self._file} is damaged ({said}); delete it to begin anew") from None
+        if others:
             raise InvalidInput(
-                f"{self._file} belongs to a training with other settings; give those again, "
+                f"{self._file} belongs to a training with other settings ({'; '.join(others)}); give those again, "
                 "or delete its folder to begin anew"
             )
         for name, part in self._parts().items():
@@ -344,14 +357,35 @@ class _Run:
 
 
 def _deciding(scores: Mapping[str, float]) -> float:
-    return next(iter(scores.values()))
+    """The first score; one that is no number is the worst."""
+    score = next(iter(scores.values()), -inf)
+    return score if isfinite(score) else -inf
 
 
-def _identity(network: DeepLabV3Plus, spec: TrainingSpec, about: object) -> str:
-    """What a checkpoint must share with the run that takes it up; workers may differ."""
-    settings = to_json(spec) | {"workers": None}
-    text = json.dumps([to_json(network.spec), settings, about], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _identity(network: DeepLabV3Plus, spec: TrainingSpec, about: Mapping[str, object]) -> dict[str, Any]:
+    """What a checkpoint must share with the run that takes it up, as JSON has it; workers may differ."""
+    settings = {name: value for name, value in to_json(spec).items() if name != "workers"}
+    return json.loads(json.dumps({"network": to_json(network.spec), **settings, **about}))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, what two identities don't share."""
+    said = []
+    for name in _unequal(before, now):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            parts = _unequal(old, new)
+            more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+            said.append(f"{name}: {', '.join(parts[:NAMED])}{more}")
+        elif isinstance(old, list) or isinstance(new, list):
+            said.append(name)
+        else:
+            said.append(f"{name} {old}, now {new}")
+    return said
+
+
+def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 class _FloatDepthwise(TorchFunctionMode):

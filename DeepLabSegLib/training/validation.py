@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from DeepLabSegLib.bundle import Bundle
+from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.evaluate import dice
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.segmenter import Segmenter
@@ -22,15 +23,21 @@ MEAN = "mean Dice"
 
 
 def dice_on(cases: Sequence[Case], plan: TrainingPlan, bundle: Bundle, device: str) -> Validate:
-    """Dice of `cases`: the mean over labels first, then each label's, which is a mean over the cases that have it."""
+    """Dice of `cases`: the mean over labels first, then each label's, which is a mean over the cases that have it.
+
+    What is returned raises `InvalidInput` that names the case where one can't be read any more or segmented.
+    """
 
     def validate(network: DeepLabV3Plus) -> dict[str, float]:
         segmenter = Segmenter(bundle, network, device)
         rows = []
         for case in cases:
-            image, labels = read_pair(case, allow_empty=True)
-            found = segmenter.segment(image).array
-            wanted = class_indices(labels, image.geometry, plan)
+            try:
+                image, labels = read_pair(case, allow_empty=True)
+                found = segmenter.segment(image).array
+                wanted = class_indices(labels, image.geometry, plan)
+            except InvalidInput as error:
+                raise InvalidInput(f"{case.name}: {error}") from None
             rows.append([dice(found == label.value, wanted == label.value) for label in bundle.labels])
         table = np.array(rows)
         seen = ~np.isnan(table)

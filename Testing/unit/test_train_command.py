@@ -18,8 +18,10 @@ from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import InvalidInput, OutputError, WeightsError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.training import Overrides, TrainOptions, train_model
+from DeepLabSegLib.training.cases import find_cases
 from DeepLabSegLib.training.head_mri import STRUCTURES
 from DeepLabSegLib.training.recipes import RECIPES
+from DeepLabSegLib.training.split import split
 
 SHAPES = {2: (40, 48), 3: (24, 40, 48)}
 FAST = ("--workers", "0", "--folds", "3", "--seed", "1")
@@ -145,18 +147,124 @@ def test_nothing_is_trained_where_something_is_in_the_way(tmp_path):
     assert not (tmp_path / "boxes").exists()
 
 
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (".", "has no name for a model"),
+        ("..", "has no name for a model"),
+        ("file", "is a file, and such a model is a folder"),
+        ("folder.safetensors", "is a folder, and such a model is a file"),
+    ],
+)
+def test_a_place_that_can_hold_no_model_is_said_before_the_data_are_read(output, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(OutputError, match=words):
+        train_model(tmp_path / "no data", output, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.safetensors"]
+
+
+@pytest.mark.parametrize("check", [(), ("--check",)])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (("--weights", "nosuch"), "there is no model 'nosuch'"),
+        (("--weights", "gone/model"), "gone"),
+        (("--keep", "0.5"), "begins with fresh weights"),
+        (("--steps", "0"), "steps is 0"),
+        (("--precision", "fp8"), "precision"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_said_before_the_data_are_read(check, wrong, words, tmp_path, capsys):
+    assert main(["train", str(tmp_path / "no data"), "-o", str(tmp_path / "boxes"), *wrong, *check]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_what_does_not_fit_the_data_is_said_by_the_check(tmp_path, capsys):
+    data = write_data(tmp_path / "data", 2)
+    for wrong, words in (
+        (("--fold", "9"), "fold is 9; with 5 folds choose 0 to 4"),
+        (("--encoder", "densenet121", "--weights", "head-mri-2d"), "shares no kernel"),
+        (("--patient", "case"), "all 6 cases are of one patient, 'case'"),
+    ):
+        assert main(["train", str(data), "--check", *wrong]) == 1
+        assert words in capsys.readouterr().err
+    assert main(["train", str(data), "--check", "--patient", "case", "--folds", "0"]) == 0
+    assert "0 of the cases are held out" in capsys.readouterr().out
+
+
+def test_a_case_that_cannot_be_validated_any_more_is_named(tmp_path):
+    data = write_data(tmp_path / "data", 2)
+
+    def spoil(stage: str, step: int, *_) -> None:
+        if (stage, step) == ("train", 1):
+            for path in (data / "images").iterdir():
+                path.write_bytes(b"")
+
+    options = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, folds=6)
+    with pytest.raises(InvalidInput, match=r"^case\d: .*case\d\.png is empty"):
+        train_model(data, tmp_path / "boxes", options, on_progress=spoil)
+
+
+def test_a_fold_in_which_no_label_holds_a_class_is_refused(tmp_path, capsys):
+    data = write_data(tmp_path / "data", 2)
+    assert main(["train", str(data), "--check", "--folds", "6", "--fold", "1"]) == 0
+    cases = find_cases(data)[0]
+    _, (held_out,) = split(cases, 6, 1)
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros(SHAPES[2], np.uint8)), held_out.label)
+    arguments = ["train", str(data), "--check", "--allow-empty", "--folds", "6", "--fold"]
+    assert main([*arguments, "1"]) == 1
+    assert f"no case of fold 1 of 6 holds a class ({held_out.name})" in capsys.readouterr().err
+    assert main([*arguments, "2"]) == 0
+
+
 def test_a_checkpoint_of_other_data_or_another_grid_is_not_taken_up(tmp_path):
     data = write_data(tmp_path / "data", 2)
     first = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, folds=3)
     train_model(data, tmp_path / "boxes", first)
     finer = replace(first, overrides=replace(small(2), spacing=(None, 0.5, 0.5)))
-    with pytest.raises(InvalidInput, match="belongs to a training with other settings"):
+    with pytest.raises(InvalidInput, match=r"belongs to a training with other settings \(input: spacing; data: "):
         train_model(data, tmp_path / "boxes", finer, overwrite=True)
     label = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "labels/case0.png")))
     sitk.WriteImage(sitk.GetImageFromArray(np.roll(label, 3, axis=1)), data / "labels/case0.png")
     sitk.WriteImage(sitk.GetImageFromArray(np.roll(label, 5, axis=1)), data / "labels/case1.png")
     with pytest.raises(InvalidInput, match="belongs to a training with other settings"):
         train_model(data, tmp_path / "boxes", first, overwrite=True)
+
+
+def test_a_checkpoint_is_not_taken_up_when_what_is_held_out_has_changed(tmp_path):
+    data = write_data(tmp_path / "data", 2)
+    options = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, folds=6)
+    train_model(data, tmp_path / "boxes", options)
+    prepared = {path.name.split("-")[0] for path in (tmp_path / "boxes.training/prepared").iterdir()}
+    (held_out,) = {f"case{n}" for n in range(6)} - prepared
+    label = sitk.GetArrayFromImage(sitk.ReadImage(str(data / f"labels/{held_out}.png")))
+    sitk.WriteImage(sitk.GetImageFromArray(np.roll(label, 3, axis=1)), data / f"labels/{held_out}.png")
+    with pytest.raises(InvalidInput, match=rf"other settings \(held-out data: {held_out}\)"):
+        train_model(data, tmp_path / "boxes", options, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "check", "words"),
+    [
+        (0, (), "the same command begins anew, since there is no checkpoint yet"),
+        (2, (), "the same command goes on from the checkpoint"),
+        (2, ("--check",), "nothing was written"),
+    ],
+)
+def test_ctrl_c_says_what_is_left(steps, check, words, tmp_path, capsys, monkeypatch):
+    data = write_data(tmp_path / "data", 2)
+    arguments = ["train", str(data), "-o", str(tmp_path / "boxes"), "--tile", "32x32", *FAST, "--overwrite", "--steps"]
+    if steps:
+        assert main([*arguments, str(steps)]) == 0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("DeepLabSegLib.commands._ProgressBar.of_training", interrupt)
+    assert main([*arguments, "2", *check]) == 130
+    assert capsys.readouterr().err.strip().endswith(f"interrupted; {words}")
 
 
 def test_labels_without_a_voxel_are_faults_unless_they_are_allowed(tmp_path, capsys):
@@ -166,6 +274,17 @@ def test_labels_without_a_voxel_are_faults_unless_they_are_allowed(tmp_path, cap
     assert "5 of 6 cases" in capsys.readouterr().out
     assert main(["train", str(data), "--check", "--allow-empty"]) == 0
     assert "6 of 6 cases" in capsys.readouterr().out
+
+
+def test_the_axes_of_mirror_images_can_be_chosen(tmp_path, capsys):
+    data = write_data(tmp_path / "data", 2)
+    assert main(["train", str(data), "--check", "--mirror-axes", "i"]) == 0
+    assert "mirrored along i\n" in capsys.readouterr().out
+    assert main(["train", str(data), "--check", "--mirror-axes", ""]) == 0
+    assert "mirrored along no axis\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", str(data), "--check", "--mirror-axes", "left"])
+    assert "'left' names no axes; write some of k,j,i" in capsys.readouterr().err
 
 
 def test_weights_that_half_precision_cannot_hold_are_kept_in_full(tmp_path):

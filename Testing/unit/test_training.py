@@ -142,6 +142,25 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path):
         train(network(2), BrightFromDark(2), replace(SPEC, learning_rate=1e-3), tmp_path)
 
 
+def test_a_checkpoint_of_other_settings_says_which(tmp_path):
+    about = {"data": {"a": "1", "b": "2", "c": "3"}, "labels": ["Liver"], "weights": None}
+    train(network(2), BrightFromDark(2), replace(SPEC, steps=2), tmp_path, about=about)
+    other = {"data": {"a": "1", "b": "0", "d": "4"}, "labels": ["Spleen"], "weights": "head-mri"}
+    words = r"settings \(steps 2, now 8; data: b, c, d; labels; weights None, now head-mri\); give those again"
+    with pytest.raises(InvalidInput, match=words):
+        train(network(2), BrightFromDark(2), replace(SPEC, steps=8), tmp_path, about=other)
+    train(network(2), BrightFromDark(2), replace(SPEC, steps=2, workers=0), tmp_path, about=about)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+def test_a_damaged_checkpoint_is_named(share, tmp_path):
+    train(network(2), BrightFromDark(2), replace(SPEC, steps=2), tmp_path)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InvalidInput, match=r"checkpoint\.pt is damaged \(.+\); delete it to begin anew"):
+        train(network(2), BrightFromDark(2), replace(SPEC, steps=2), tmp_path)
+
+
 def test_training_stops_early_without_a_gain_and_keeps_the_best(tmp_path):
     scores = iter((0.5, 0.9, 0.4, 0.3, 0.2, 0.1))
     steps = []
@@ -155,6 +174,27 @@ def test_training_stops_early_without_a_gain_and_keeps_the_best(tmp_path):
     )
     assert steps[-1] == 8
     assert (trained.step, trained.scores) == (4, {"Dice": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [((0.5, 0.5, 0.5), 6), ((float("nan"), 0.2, float("nan")), 4), ((float("nan"),) * 3, 6), ((0.3, 0.2, 0.1), 2)],
+)
+def test_of_equal_scores_the_last_is_kept_and_none_is_worse_than_one_that_is_no_number(scores, kept, tmp_path):
+    left = iter(scores)
+    spec = replace(SPEC, steps=6, validate_every=2, workers=0)
+    trained = train(network(2), BrightFromDark(2), spec, tmp_path, validate=lambda _: {"Dice": next(left)})
+    assert trained.step == kept
+
+
+def test_equal_scores_are_no_gain(tmp_path):
+    spec = replace(SPEC, steps=20, validate_every=2, patience=2, workers=0)
+    steps = []
+    train(
+        network(2), BrightFromDark(2), spec, tmp_path, validate=lambda _: {"Dice": 0.5},
+        on_step=lambda step, _: steps.append(step),
+    )  # fmt: skip
+    assert steps[-1] == 6
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -11,10 +11,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers import make_network, make_scan, physically_equal
+from PIL import Image as Picture
 
 from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import read_image, write_image, write_labels
+from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.segmenter import Segmenter
@@ -101,6 +102,7 @@ def touch(*paths: Path) -> None:
         (["images/x_0007.png", "labels/x_0007.png"], ["x_0007.png"]),
         (["x.nii.gz", "x.seg.nrrd"], ["x.nii.gz"]),
         (["x.nrrd", "x-seg.nrrd"], ["x.nrrd"]),
+        (["x_T1w.nii.gz", "x_dseg.nii.gz"], ["x_T1w.nii.gz"]),
         (["x_image.png", "x_label.png", "readme.txt"], ["x_image.png"]),
     ],
 )
@@ -162,6 +164,16 @@ def test_cases_of_a_table_with_equal_file_names_are_told_apart(tmp_path):
     assert len({case.name for case in cases}) == 2
 
 
+@pytest.mark.parametrize(("patients", "kept"), [(("P1", "P1"), 2), (("P1", "P2"), 1), (("", ""), 1)])
+def test_a_label_that_a_table_names_twice_is_never_learned_and_held_out(patients, kept, tmp_path):
+    touch(tmp_path / "t1.nii", tmp_path / "t2.nii", tmp_path / "seg.nii")
+    rows = [f"{image},seg.nii,{patient}" for image, patient in zip(("t1.nii", "t2.nii"), patients, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label,patient", *rows]), encoding="utf-8")
+    cases, faults = find_cases(tmp_path / "table.csv")
+    assert len(cases) == kept
+    assert ["row 3 has the label of row 2, seg.nii" in fault.problem for fault in faults] == [True] * (2 - kept)
+
+
 def test_the_patient_is_found_in_the_name(tmp_path):
     touch(*(tmp_path / part / f"{name}.png" for part in ("images", "labels") for name in ("P1-IM-1", "P1-IM-2", "odd")))
     cases, (fault,) = find_cases(tmp_path, "(.+)-IM-")
@@ -170,6 +182,17 @@ def test_the_patient_is_found_in_the_name(tmp_path):
     assert [case.patient for case in find_cases(tmp_path)[0]] == ["P1-IM-1", "P1-IM-2", "odd"]
     with pytest.raises(InvalidInput, match="no regular expression"):
         find_cases(tmp_path, "(")
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.JPEG"])
+def test_a_label_in_a_format_that_changes_its_values_is_refused(name, tmp_path):
+    touch(tmp_path / "images" / "x.png", tmp_path / "labels" / name)
+    (tmp_path / "table.csv").write_text(f"image,label\nimages/x.png,labels/{name}", encoding="utf-8")
+    for data in (tmp_path, tmp_path / "table.csv"):
+        cases, (fault,) = find_cases(data)
+        assert not cases
+        assert fault.name == "x"
+        assert f"{name} is a JPEG" in fault.problem
 
 
 def test_a_folder_of_another_layout_is_refused_with_those_that_are_known(tmp_path):
@@ -233,6 +256,19 @@ def test_every_broken_pair_is_named_and_the_rest_is_kept(tmp_path, rng):
     assert all(problem in text for problem in problems.values())
 
 
+@pytest.mark.parametrize("shape", [(1, 40, 36), (12, 40, 36)])
+@pytest.mark.parametrize("factor", [1000.0, 0.001, 2.0])
+def test_a_case_in_other_units_than_the_rest_is_named(shape, factor, tmp_path, rng):
+    folder = write_volumes(tmp_path, "abc", rng, shape)
+    for path, read in ((folder / "images/b.nii.gz", read_image), (folder / "labels/b.nii.gz", read_labels)):
+        part = read(path)
+        grid = replace(part.geometry, spacing=tuple(mm * factor for mm in part.geometry.spacing))
+        write_image(Image(part.array, grid), path, overwrite=True)
+    faults = checked(folder).faults
+    assert [fault.name for fault in faults] == ([] if factor == 2 else ["b"])
+    assert all("correct the spacing in its header" in fault.problem for fault in faults)
+
+
 def test_two_good_cases_are_enough_and_one_is_not(tmp_path, rng):
     folder = write_pictures(tmp_path, ["a", "b", "c"], rng)
     (folder / "labels" / "a.png").write_bytes(b"")
@@ -248,6 +284,71 @@ def test_a_picture_and_a_label_of_another_size_are_refused(tmp_path, rng):
     (fault,) = checked(folder).faults
     assert fault.name == "b"
     assert "1 x 30 x 24 voxels and its image 1 x 60 x 48" in fault.problem
+
+
+def test_a_picture_and_its_label_lie_on_each_other_whatever_size_of_voxels_they_name(tmp_path, rng):
+    folder = write_pictures(tmp_path / "data", "abc", rng)
+    for path in (folder / "images").iterdir():
+        picture = sitk.ReadImage(path)
+        picture.SetSpacing((0.5, 0.5))
+        sitk.WriteImage(picture, path.with_suffix(".nrrd"))
+        path.unlink()
+    data = checked(folder)
+    assert not data.faults
+    made = plan(data.fingerprint, Overrides(spacing=(None, None, None)))
+    label = read_labels(data.cases[0].label).array
+    np.testing.assert_array_equal(prepare(data.cases, made, tmp_path / "prepared")[0].label(), label)
+
+
+@pytest.mark.parametrize(("kind", "faults"), [("P", 1), ("RGB", 1), ("RGBA", 0)], ids=["palette", "colours", "grey"])
+def test_a_mask_has_one_grey_value_per_class(kind, faults, tmp_path, rng):
+    folder = write_pictures(tmp_path, "abc", rng)
+    mask = Picture.open(folder / "labels/b.png")
+    if faults:
+        mask = mask.convert("P")
+        mask.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    mask.convert(kind).save(folder / "labels/b.png")
+    found = checked(folder).faults
+    assert [fault.name for fault in found] == ["b"] * faults
+    assert all("save the mask with one grey value per class" in fault.problem for fault in found)
+
+
+@pytest.mark.parametrize("lost", ["spacing", "origin"])
+def test_a_label_without_its_images_header_is_refused(lost, tmp_path, rng):
+    folder = write_volumes(tmp_path, "abc", rng)
+    labels = read_labels(folder / "labels/b.nii.gz")
+    wrong = {"spacing": (1.0, 1.0, 1.0), "origin": tuple(mm + 2 for mm in labels.geometry.origin)}[lost]
+    moved = replace(labels, geometry=replace(labels.geometry, **{lost: wrong}))
+    write_labels(moved, folder / "labels/b.nii.gz", overwrite=True)
+    (fault,) = checked(folder).faults
+    assert fault.name == "b"
+    assert "its image's 12 x 40 x 36 voxels at other places" in fault.problem
+    assert "copy the image's header" in fault.problem
+
+
+def test_a_label_whose_axes_are_turned_round_lies_at_its_place(tmp_path, rng):
+    folder = write_volumes(tmp_path / "data", "ab", rng)
+    labels = read_labels(folder / "labels/b.nii.gz")
+    turned = physically_equal(Image(labels.array, labels.geometry), (0, 1, 2), (0, 2))
+    write_labels(Labels(turned.array[0], turned.geometry), folder / "labels/b.nii.gz", overwrite=True)
+    data = checked(folder)
+    assert not data.faults
+    made = plan(data.fingerprint, Overrides(spacing=(None, None, None), orientation="SAR"))
+    np.testing.assert_array_equal(prepare(data.cases, made, tmp_path / "prepared")[1].label(), labels.array)
+
+
+def test_a_structure_smaller_than_a_voxel_of_its_image_lies_on_it_by_its_place(tmp_path, rng):
+    folder = write_volumes(tmp_path, "abc", rng, (12, 40, 36), (6.0, 2.0, 2.0))
+    small = np.zeros((48, 40, 36), np.uint8)
+    small[20, 20, 18] = 1  # the image's slices lie at other places
+    for name, away in (("b", 0.0), ("c", 90.0)):
+        geometry = read_image(folder / f"images/{name}.nii.gz").geometry
+        origin = tuple(np.subtract(geometry.origin, (0, 0, 2.25 + away)))
+        fine = replace(geometry, shape=small.shape, spacing=(1.5, 2.0, 2.0), origin=origin)
+        write_labels(Labels(small, fine), folder / f"labels/{name}.nii.gz", overwrite=True)
+    (fault,) = checked(folder).faults
+    assert fault.name == "c"
+    assert "lies to 0% on its image" in fault.problem
 
 
 def test_names_and_colours_of_segments_carry_over_whatever_their_values(tmp_path, rng):
@@ -272,6 +373,40 @@ def test_names_and_colours_of_segments_carry_over_whatever_their_values(tmp_path
     ]
     first, _, third = (case.label() for case in prepare(data.cases, made, tmp_path / "prepared"))
     np.testing.assert_array_equal(first, third)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (None, "labels 1 Spleen, 2 Liver"),
+        (("Liver", "Spleen"), "labels 1 Liver, 2 Spleen"),
+        (("liver", "Spleen"), "labels 1 Liver -> liver, 2 Spleen"),
+        (("Milz", "Leber"), "labels 1 Spleen -> Milz, 2 Liver -> Leber"),
+    ],
+)
+def test_names_that_segments_have_already_say_their_order_and_others_are_new(names, words, tmp_path, rng):
+    spleen, liver = Segment(1, "Spleen", (157, 108, 162)), Segment(2, "Liver", (221, 130, 101))
+    for name in "ab":
+        scan = make_scan(rng)
+        write_image(scan, tmp_path / f"{name}.nrrd")
+        write_labels(replace(ball(scan.geometry), segments=(spleen, liver)), tmp_path / f"{name}.seg.nrrd")
+    data = checked(tmp_path)
+    made = plan(data.fingerprint, Overrides(names=names, spacing=(None, None, None), orientation="SAR"))
+    assert words in made.lines()
+    found = prepare(data.cases, made, tmp_path / "prepared")[0].label()
+    first, core = made.labels[0], ball(scan.geometry).array == 2
+    np.testing.assert_array_equal(found == (1 if first.color == liver.color else 2), core)
+
+
+def test_more_classes_than_a_byte_holds_are_refused(tmp_path, rng):
+    for name, first in (("a", 1), ("b", 201)):
+        scan = make_scan(rng)
+        array = np.zeros(scan.geometry.shape, np.uint16)
+        array.flat[:200] = np.arange(first, first + 200)
+        write_image(scan, tmp_path / f"{name}.nrrd")
+        write_labels(Labels(array, scan.geometry), tmp_path / f"{name}_seg.nrrd")
+    with pytest.raises(InvalidInput, match="hold 400 classes; at most 255"):
+        plan(checked(tmp_path).fingerprint)
 
 
 def test_layers_that_do_not_overlap_become_one_and_others_are_refused(tmp_path, rng):
@@ -403,6 +538,9 @@ def test_everything_can_be_chosen(tmp_path, rng):
         ({"tile": (30, 32, 32)}, "32x32x32"),
         ({"tile": (32, 32)}, "needs 3 sizes"),
         ({"names": ("one",)}, "2 classes"),
+        ({"names": ("one", " ")}, "hold an empty one"),
+        ({"mirror_axes": (0, 3)}, r"axes \[0, 1, 2\]"),
+        ({"dims": 2, "mirror_axes": (0,)}, r"axes \[1, 2\]"),
         ({"channels": ("a", "b")}, "2 channels"),
         ({"spacing": (1.0,)}, "spacing"),
         ({"spacing": (1.0, 0.0, 1.0)}, "above 0"),
@@ -577,8 +715,29 @@ def test_each_change_of_voxel_values_changes_some_and_keeps_the_image(what, shap
 
 @pytest.mark.parametrize(
     ("names", "axes"),
-    [(("Liver", "Spleen"), (0, 1, 2)), (("Left kidney", "Right kidney"), (0, 1)), (("Anterior", "Posterior"), (0, 2))],
+    [
+        (("Liver", "Spleen"), (0, 1, 2)),
+        (("Left kidney", "Right kidney"), (0, 1)),
+        (("LeftKidney", "RightKidney"), (0, 1)),
+        (("Kidney L", "Kidney R"), (0, 1)),
+        (("Kidney L/R", "RKidney"), (0, 1)),
+        (("Lung (left)", "Lung (right)"), (0, 1)),
+        (("LUNG_LT", "LUNG_RT"), (0, 1)),
+        (("kidneyLeft1", "kidneyRight1"), (0, 1)),
+        (("vertebrae_L1", "Artère l3"), (0, 1)),
+        (("vertebrae_L1", "Artériel"), (0, 1, 2)),
+        (("Anterior", "Posterior"), (0, 2)),
+    ],
 )
 def test_an_axis_that_names_tell_apart_is_not_turned_round(names, axes, tmp_path, rng):
     fingerprint = checked(write_volumes(tmp_path, "ab", rng)).fingerprint
     assert plan(fingerprint, Overrides(dims=3, orientation="SAR", names=names)).input.mirror_axes == axes
+
+
+@pytest.mark.parametrize(("axes", "words"), [((0, 2), "mirrored along k, i"), ((), "mirrored along no axis")])
+def test_the_axes_of_mirror_images_are_said_and_can_be_chosen(axes, words, tmp_path, rng):
+    fingerprint = checked(write_volumes(tmp_path, "ab", rng)).fingerprint
+    assert "mirrored along k, j, i" in plan(fingerprint, Overrides(dims=3)).lines()
+    made = plan(fingerprint, Overrides(dims=3, mirror_axes=axes))
+    assert made.input.mirror_axes == axes
+    assert words in made.lines()
