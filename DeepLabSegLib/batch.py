@@ -6,17 +6,17 @@ import csv
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from DeepLabSegLib import files
 from DeepLabSegLib.errors import Cancelled, DeepLabSegError, InvalidInput
 from DeepLabSegLib.image import Labels
-from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.outputs import check_apart, check_output, replacing
 from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
 
-__all__ = ["Case", "collect", "find_scans", "run_case", "segment_files", "write_report"]
+__all__ = ["Case", "collect", "find_nested", "find_scans", "run_case", "segment_files", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Case:
 
 
 def find_scans(folder: str | os.PathLike[str]) -> list[Path]:
-    """The volumes in `folder`, sorted, and its subfolders that hold DICOM; segmentations are left out.
+    """The volumes in `folder`, sorted, and its subfolders that hold DICOM; segmentations and hidden files are left out.
 
     Raises `InvalidInput` where there is none.
     """
@@ -40,8 +40,17 @@ def find_scans(folder: str | os.PathLike[str]) -> list[Path]:
         raise InvalidInput(f"{root} is no folder; give a folder of scans")
     found = [path for path in sorted(root.iterdir()) if _is_scan(path)]
     if not found:
-        raise InvalidInput(f"{root} holds no scan; known are {', '.join(files.VOLUME_SUFFIXES)} and folders of DICOM")
+        nested = "".join(f"; {inner} does" for inner in find_nested(root)[:1])
+        raise InvalidInput(
+            f"{root} holds no scan{nested}; known are {', '.join(files.VOLUME_SUFFIXES)} and folders of DICOM"
+        )
     return found
+
+
+def find_nested(folder: str | os.PathLike[str]) -> list[Path]:
+    """The subfolders of `folder` with scans within, which `find_scans` leaves out."""
+    inner = [path for path in sorted(Path(folder).iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    return [path for path in inner if not _is_scan(path) and any(map(_is_scan, path.iterdir()))]
 
 
 def segment_files(
@@ -54,14 +63,17 @@ def segment_files(
     overwrite: bool = False,
     on_case: Callable[[Case], object] | None = None,
     on_progress: OnProgress | None = None,
+    report: str | os.PathLike[str] | None = None,
 ) -> list[Case]:
-    """Segment scans into `output_folder`, a file of the scan's name each; what is there already is kept.
+    """Segment scans into `output_folder`, a file of the scan's name each; what is there already is kept, if whole.
 
-    `on_case` is called after each. Started again after an interruption it goes on where it was.
+    `on_case` is called after each. Started again after an interruption it goes on where it was. At `report` the table
+    of cases is written (see `write_report`), after an interruption of those until then.
 
     Raises
     ------
     InvalidInput : an ending that labels can't have; two scans of one name.
+    OutputError : an output that can't be written, or would take a scan's place.
     Cancelled : `on_progress` returned False; finished cases stay.
     """
     if suffix not in files.LABEL_SUFFIXES:
@@ -74,27 +86,46 @@ def segment_files(
     if twice:
         raise InvalidInput(f"several scans are called {', '.join(twice)}; rename them, or use an output folder each")
 
-    def segment(source: Path, target: Path) -> Labels:
-        labels = segmenter.segment(files.read_image(source), options, on_progress)
-        files.write_labels(labels, target, overwrite=overwrite)
+    targets = [check_output(folder / f"{name}{suffix}", files.LABEL_SUFFIXES, overwrite=True) for name in names]
+    check_apart(targets, sources)
+
+    def segment(source: Path, target: Path, replaces: bool) -> Labels:
+        image = files.read_image(source)
+        files.check_slices(target, image.geometry)
+        labels = segmenter.segment(image, options, on_progress)
+        files.write_labels(labels, target, overwrite=replaces)
         return labels
 
-    def case(source: Path, name: str) -> Case:
-        target = folder / f"{name}{suffix}"
-        if target.exists() and not overwrite:
-            return Case(name, "kept", message=f"{target} was there already")
-        return run_case(name, partial(segment, source, target))
+    def kept(target: Path) -> Labels:
+        labels = files.read_labels(target)
+        return labels if suffix == ".seg.nrrd" else replace(labels, segments=segmenter.bundle.labels)
 
-    return collect(map(case, sources, names), on_case)
+    def case(source: Path, name: str, target: Path) -> Case:
+        if overwrite or not files.is_whole(target):
+            return run_case(name, partial(segment, source, target, target.exists()))
+        found = run_case(name, partial(kept, target))
+        if found.status == "failed":
+            return found
+        return replace(found, status="kept", seconds=0.0, message=f"{target} was there already")
+
+    return collect(map(case, sources, names, targets), on_case, report)
 
 
-def collect(cases: Iterable[Case], on_case: Callable[[Case], object] | None = None) -> list[Case]:
-    """All of `cases`; `on_case` is called with each as soon as it is there."""
+def collect(
+    cases: Iterable[Case],
+    on_case: Callable[[Case], object] | None = None,
+    report: str | os.PathLike[str] | None = None,
+) -> list[Case]:
+    """All of `cases`; `on_case` is called with each as soon as it is there. Whatever ends them, `report` is written."""
     collected = []
-    for case in cases:
-        collected.append(case)
-        if on_case is not None:
-            on_case(case)
+    try:
+        for case in cases:
+            collected.append(case)
+            if on_case is not None:
+                on_case(case)
+    finally:
+        if report is not None and collected:
+            write_report(collected, report)
     return collected
 
 
@@ -122,6 +153,8 @@ def write_report(cases: Sequence[Case], path: str | os.PathLike[str]) -> None:
 
 
 def _is_scan(path: Path) -> bool:
+    if path.name.startswith("."):  # such as what macOS keeps beside a file on a foreign disk
+        return False
     if path.is_dir():
         return any(file.is_file() and _looks_like_dicom(file) for file in path.iterdir())
     name = path.name.lower()

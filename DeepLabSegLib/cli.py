@@ -8,19 +8,22 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import DeepLabSegLib
 from DeepLabSegLib import commands
 from DeepLabSegLib.catalog import DEFAULT_MODEL
-from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
+from DeepLabSegLib.errors import DeepLabSegError, InvalidInput, OutputError
 from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 
 INTERRUPTED = 130
+LEFT = {commands.batch: "finished cases are kept, and the same command, without --overwrite, goes on"}
+"""What an interrupted command leaves, where it isn't nothing and the interrupt itself doesn't say."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for an error that is told, 130 after Ctrl-C."""
+    """Run one command; returns the exit code: 0, 1 for an error or failed cases, which are told, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     options.words = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -29,26 +32,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data, text = options.run(options)
         if os.environ.get("RANK", "0") != "0":  # of several processes that train one network, the first reports
             return 0
-        print(json.dumps(data, indent=2) if options.json else text)  # noqa: T201 its purpose
+        _say(json.dumps(data, indent=2) if options.json else text)
+        return 1 if isinstance(data, dict) and data.get("failed") else 0
     except DeepLabSegError as error:
         return _fail(options, str(error), 1)
-    except KeyboardInterrupt:
-        left = (
-            "nothing was written"
-            if options.run is not commands.train
-            else "the same command goes on from the checkpoint"
-        )
+    except KeyboardInterrupt as error:
+        left = str(error) or LEFT.get(options.run, "nothing was written")
         return _fail(options, f"interrupted; {left}", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output went away: nothing to tell it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    except OSError as error:
+        name = error.filename2 or error.filename
+        return _fail(options, f"{name}: {error.strerror}" if name else str(error), 1)
 
 
 def _fail(options: argparse.Namespace, message: str, code: int) -> int:
-    if options.json:
-        print(json.dumps({"error": message}))  # noqa: T201 its purpose
     print(f"deeplabseg: {message}", file=sys.stderr)  # noqa: T201 its purpose
+    if options.json:
+        with suppress(OutputError):
+            _say(json.dumps({"error": message}))
     return code
+
+
+def _say(text: str) -> None:
+    """Print `text` at once. Raises `OutputError` where it can't be, but not for a reader who went away."""
+    try:
+        print(text, flush=True)  # noqa: T201 its purpose
+    except OSError as error:
+        # What is left of the text would be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(f"all is done but the report can't be printed ({error.strerror})") from None
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -62,6 +74,14 @@ def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
+
+
+def _parse_axes(text: str) -> tuple[int, ...]:
+    """`"j,i"` to the axes' numbers in (k, j, i). Raises `InvalidInput`."""
+    letters = text.replace(",", " ").split()
+    if not set(letters) <= set("kji"):
+        raise InvalidInput(f"{text!r} names no axes; write some of k,j,i, or '' for none")
+    return tuple(sorted("kji".index(letter) for letter in set(letters)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,7 +237,10 @@ def _parser() -> argparse.ArgumentParser:
     chosen.add_argument("--tile", type=_typed(parse_sizes), help="window, for example 96x96x96")
     chosen.add_argument("--normalization", help="none, zscore, percentile:0.5:99.5 or window:-160:240")
     chosen.add_argument("--orientation", help="three letters, where k, j, i grow to, for example SAR")
-    chosen.add_argument("--labels", type=parse_names, help="names of the labels between commas")
+    chosen.add_argument(
+        "--mirror-axes", type=_typed(_parse_axes), help="axes that mirror images turn round, such as k,j; '' for none"
+    )
+    chosen.add_argument("--labels", type=parse_names, help="names of the labels between commas, in the model's order")
     chosen.add_argument("--channels", type=parse_names, help="names of the input channels between commas")
     card = sub.add_argument_group("what the model says of itself")
     card.add_argument("--name", help="(default: the bundle's)")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import DeepLabSegLib
-from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.image import SCORE_MAPS, Image, Labels, Segment
-from DeepLabSegLib.outputs import check_output, replacing
+from DeepLabSegLib.outputs import check_apart, check_output, replacing
 from DeepLabSegLib.schema import from_json, to_json
 from DeepLabSegLib.startup import load_torch
 from DeepLabSegLib.texts import parse_names
@@ -35,9 +35,12 @@ def segment(options: argparse.Namespace) -> Report:
     from DeepLabSegLib import files
 
     output = check_output(options.output, files.LABEL_SUFFIXES, options.overwrite)
-    for name in SCORE_MAPS:
-        if (path := getattr(options, name)) is not None:
-            check_output(path, files.VOLUME_SUFFIXES, options.overwrite)
+    maps = [
+        check_output(path, files.ONE_FILE_SUFFIXES, options.overwrite)
+        for name in SCORE_MAPS
+        if (path := getattr(options, name)) is not None
+    ]
+    check_apart([output, *maps], map(Path, options.input))
     report, _, labels = _segment_file(options.input, output, options)
     for name in SCORE_MAPS:
         if (array := getattr(labels, name)) is not None:
@@ -47,13 +50,21 @@ def segment(options: argparse.Namespace) -> Report:
 
 
 def batch(options: argparse.Namespace) -> Report:
-    """Segment every scan of a folder, with a table of all; what is there already is kept."""
+    """Segment every scan of a folder, with a table of all; what is there already is kept.
+
+    Exits with 1 where a scan failed.
+    """
     load_torch()
     from DeepLabSegLib import batch as batches
     from DeepLabSegLib.devices import kept_pages
 
     scans = batches.find_scans(options.folder)
+    for folder in batches.find_nested(options.folder):
+        if folder.resolve() != Path(options.output).resolve():
+            _note(f"{folder} holds scans too, which are left out; run `deeplabseg batch` on it")
+    _make_folder(Path(options.output), parents=True)
     segmenter = _load(options)
+    report = Path(options.output) / "report.csv"
     with _tqdm(None, "batch", options, total=len(scans)) as bar, kept_pages():
         cases = batches.segment_files(
             segmenter,
@@ -63,9 +74,8 @@ def batch(options: argparse.Namespace) -> Report:
             suffix=options.suffix,
             overwrite=options.overwrite,
             on_case=lambda _: bar.update(),
+            report=report,
         )
-    report = Path(options.output) / "report.csv"
-    batches.write_report(cases, report)
     counts = {status: sum(case.status == status for case in cases) for status in ("done", "kept", "failed")}
     failed = [f"{case.name}: {case.message}" for case in cases if case.status == "failed"]
     text = ", ".join(f"{count} {status}" for status, count in counts.items()) + f"; {report}"
@@ -92,7 +102,10 @@ def demo(options: argparse.Namespace) -> Report:
 
 
 def evaluate(options: argparse.Namespace) -> Report:
-    """Compare segmentations with references: a table per label, and with -o tables of all cases and pictures."""
+    """Compare segmentations with references: a table per label, and with -o tables of all cases and pictures.
+
+    Exits with 1 where a case failed.
+    """
     from DeepLabSegLib import comparison as comparing
     from DeepLabSegLib.evaluate import read_groups
     from DeepLabSegLib.pairing import pair_files
@@ -128,9 +141,17 @@ def models(options: argparse.Namespace) -> Report:
     """List the models that are here."""
     from DeepLabSegLib import bundle, catalog
 
-    found = {name: bundle.read_bundle(path) for name, path in catalog.installed_models().items()}
-    rows = [(name, f"{b.network.dims}D {b.network.encoder_name}", b.description) for name, b in found.items()]
-    return [to_json(b) for b in found.values()], _table(rows)
+    data: list[Any] = []
+    rows = []
+    for name, path in catalog.installed_models().items():
+        try:
+            b = bundle.read_bundle(path)
+            data.append(to_json(b))
+            rows.append((name, f"{b.network.dims}D {b.network.encoder_name}", b.description))
+        except BundleError as error:
+            data.append({"name": name, "error": str(error)})
+            rows.append((name, "unreadable", str(error)))
+    return data, _table(rows)
 
 
 def encoders(options: argparse.Namespace) -> Report:
@@ -241,6 +262,7 @@ def train(options: argparse.Namespace) -> Report:
         orientation=options.orientation,
         names=options.labels and tuple(options.labels),
         channels=options.channels and tuple(options.channels),
+        mirror_axes=options.mirror_axes,
     )
     fields = ("steps", "optimizer", "learning_rate", "keep", "validate_every", "patience", "workers", "seed")
     training = {name: value for name in fields if (value := getattr(options, name)) is not None}
@@ -317,10 +339,12 @@ def _segment_file(
     sources: Sequence[str | Path], output: Path, options: argparse.Namespace
 ) -> tuple[dict[str, Any], Image, Labels]:
     load_torch()
+    from DeepLabSegLib import files
     from DeepLabSegLib.devices import kept_pages
     from DeepLabSegLib.preprocess import stack_channels
 
     image = stack_channels([DeepLabSegLib.read_image(source) for source in sources])
+    files.check_slices(output, image.geometry)
     segmenter = _load(options)
     settings = _settings(options)
     started = time.perf_counter()
@@ -345,8 +369,12 @@ def _load(options: argparse.Namespace) -> DeepLabSegLib.Segmenter:
         warnings.simplefilter("always", UserWarning)
         segmenter = DeepLabSegLib.load_model(options.model, options.device, options.precision, compiled=options.compile)
     for note in notes:
-        print(f"deeplabseg: note: {note.message}", file=sys.stderr)  # noqa: T201 its purpose
+        _note(str(note.message))
     return segmenter
+
+
+def _note(text: str) -> None:
+    print(f"deeplabseg: note: {text}", file=sys.stderr)  # noqa: T201 its purpose
 
 
 def _settings(options: argparse.Namespace) -> DeepLabSegLib.SegmentOptions:
@@ -413,11 +441,11 @@ def _tqdm(items: Any, description: str, options: argparse.Namespace, **more: Any
     return tqdm(items, description, leave=False, disable=True if options.json else None, **more)
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, parents: bool = False) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give a folder")
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {folder} can't be made ({error.strerror}); make its parent first") from None
 
@@ -448,6 +476,12 @@ def _comparison_notes(comparison: Comparison, images: bool) -> list[str]:
     absent = [f"{label} in {m['dice'].left_out}" for label, m in comparison.summary.items() if m["dice"].left_out]
     if absent:
         notes.append(f"on neither side, and left out of {len(comparison.cases)} cases: {', '.join(absent)}")
+    if comparison.disjoint:
+        notes.append(
+            f"no label is on both sides, by name or value, in {len(comparison.disjoint)} of {len(comparison.cases)}, "
+            f"such as {comparison.disjoint[0]}; say with --groups which values belong together, or give both sides "
+            "the same names"
+        )
     pairing = comparison.pairing
     notes += [f"{path} has no reference" for path in pairing.without_reference]
     notes += [f"{path} has no prediction" for path in pairing.without_prediction]

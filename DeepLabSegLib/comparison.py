@@ -46,6 +46,16 @@ class Comparison:
         """Per label and measure."""
         return summarize(self.cases)
 
+    @cached_property
+    def disjoint(self) -> list[str]:
+        """The cases where both sides have labels, and not one label is on both."""
+        found = []
+        for case, labels in self.cases.items():
+            sides = [(scores.volume > 0, scores.reference_volume > 0) for scores in labels.values()]
+            if (True, True) not in sides and (True, False) in sides and (False, True) in sides:
+                found.append(case)
+        return found
+
     def report(self) -> dict[str, Any]:
         """All of it for programs; None for what is not defined, and for the interval of fewer than two cases."""
         summary = {
@@ -65,6 +75,7 @@ class Comparison:
             "summary": summary,
             "cases": cases,
             "failed": dict(self.failed),
+            "without_common_label": self.disjoint,
             "without_reference": [str(path) for path in self.pairing.without_reference],
             "without_prediction": [str(path) for path in self.pairing.without_prediction],
         }

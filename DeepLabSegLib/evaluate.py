@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,15 +165,28 @@ def lowest_dice(cases: Mapping[str, Mapping[str, Scores]], count: int, label: st
 
 
 def mask_of(labels: Labels, group: Group, values: Sequence[int] | None) -> NDArray[np.bool_]:
-    """`(k, j, i)`, true where `labels` have the structure of `group`, whose `values` on this side are given."""
+    """`(k, j, i)`, true where `labels` have the structure of `group`, whose `values` on this side are given.
+
+    Raises `InvalidInput` for a value that stands for several segments, each in a layer of its own.
+    """
     if group.named is not None:
         named = [labels.mask(segment) for segment in labels.segments if _key(segment) == _key(group.named)]
         return np.logical_or.reduce([np.zeros(labels.geometry.shape, bool), *named])
+    for value in values or ():
+        names = [segment.name for segment in labels.segments if segment.value == value]
+        if len(names) > 1:
+            raise InvalidInput(
+                f"the value {value} stands for {' and '.join(names)}, which may overlap, so that it has no counterpart "
+                "on the other side; give that side the same names, as a .seg.nrrd"
+            )
     return np.logical_or.reduce(labels.layers > 0 if values is None else np.isin(labels.layers, values))
 
 
 def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
-    """A group per segment name where both sides have names, and otherwise per label value of either side."""
+    """A group per segment name where both sides have names, and otherwise per label value of either side.
+
+    Values of one name are told apart, as `Lesion (1)` and `Lesion (2)`.
+    """
     segments = (*prediction.segments, *reference.segments)
     plain = any(segment.name == f"Label {segment.value}" for segment in segments)
     if prediction.segments and reference.segments and not plain:
@@ -181,7 +195,11 @@ def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
             names.setdefault(_key(segment), segment.name)
         return {name: Group(named=name) for name in names.values()}
     values = {segment.value: segment.name for segment in (*reference.segments, *prediction.segments)}
-    return {name: Group((value,), (value,)) for value, name in sorted(values.items())}
+    counts = Counter(values.values())
+    return {
+        name if counts[name] == 1 else f"{name} ({value})": Group((value,), (value,))
+        for value, name in sorted(values.items())
+    }
 
 
 def _key(segment: Segment | str) -> str:

@@ -23,20 +23,29 @@ from DeepLabSegLib.outputs import check_output, replacing
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "JPEG_SUFFIXES",
     "LABEL_SUFFIXES",
+    "ONE_FILE_SUFFIXES",
     "VOLUME_SUFFIXES",
+    "check_slices",
+    "is_whole",
     "read_image",
     "read_labels",
     "write_image",
     "write_labels",
 ]
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+ONE_FILE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+VOLUME_SUFFIXES = (*ONE_FILE_SUFFIXES, ".nhdr", ".mhd")  # the last two have their voxels in a file beside them
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+PICTURE_SUFFIXES = (".png", *JPEG_SUFFIXES)
 IMAGE_SUFFIXES = (*VOLUME_SUFFIXES, *PICTURE_SUFFIXES)
-LABEL_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".png")
+LABEL_SUFFIXES = (".seg.nrrd", *ONE_FILE_SUFFIXES, ".png")
 
 LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
+SAME_PLACE_MM = 1e-3
+ROUNDED_MM = 0.1  # how far rounding may move a DICOM slice aside
+MAX_TILT = 0.005  # mm aside per mm along the stack
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -45,12 +54,13 @@ LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 def read_image(path: str | os.PathLike[str]) -> Image:
     """Read a volume or picture: NIfTI, NRRD, MetaImage, PNG, JPEG, or a folder that holds one DICOM series.
 
-    Returns `(C, k, j, i)`; pictures are one slice, colours are channels. Spacing is in mm, positions in RAS.
+    Returns `(C, k, j, i)`; pictures are one slice, colours are channels, and an alpha channel that hides nothing is
+    left out. Spacing is in mm, positions in RAS; a JPEG's spacing is 1, since the resolution in it is that of a print.
 
     Raises
     ------
     InvalidInput : a missing or unreadable file, one that is no image, more than three axes, a bad header,
-        a folder without exactly one DICOM series.
+        a folder without exactly one DICOM series, a series that is no even, upright stack of slices.
     """
     return _to_image(_read(path), str(path))
 
@@ -68,11 +78,18 @@ def _to_image(itk_image: sitk.Image, name: str) -> Image:
     channels_last = array if itk_image.GetNumberOfComponentsPerPixel() > 1 else array[..., None]
     if itk_image.GetDimension() == 2:
         channels_last = channels_last[None]
+    if name.lower().endswith(PICTURE_SUFFIXES) and _opaque(channels_last):
+        channels_last = channels_last[..., :-1]
     array = np.ascontiguousarray(np.moveaxis(channels_last, -1, 0))
     try:
         return Image(array, _geometry(itk_image))
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error}") from None
+
+
+def _opaque(array: NDArray) -> bool:
+    """Whether the last channel of a picture `(..., C)` is an alpha channel that is full everywhere."""
+    return array.shape[-1] == 4 and bool((array[..., -1] == np.iinfo(array.dtype).max).all())
 
 
 def _geometry(itk_image: sitk.Image) -> Geometry:
@@ -102,6 +119,8 @@ def _read(path: str | os.PathLike[str]) -> sitk.Image:
             raise InvalidInput(f"{source} is empty (0 bytes); copy or export it again")
         with _itk():
             itk_image = sitk.ReadImage(str(source))
+        if source.name.lower().endswith(JPEG_SUFFIXES):
+            itk_image.SetSpacing([1.0] * itk_image.GetDimension())
         headers.check(source, itk_image.GetSize(), itk_image.GetNumberOfComponentsPerPixel())
         return itk_image
     except RuntimeError as error:
@@ -109,6 +128,15 @@ def _read(path: str | os.PathLike[str]) -> sitk.Image:
             f"{source} can't be read as an image ({_reason(error, source)}); "
             f"readable are {', '.join(IMAGE_SUFFIXES)} and folders of one DICOM series"
         ) from None
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file that can be read as an image, which one that was cut short can't."""
+    try:
+        _read(path)
+    except (InvalidInput, OSError):
+        return False
+    return True
 
 
 def _read_dicom(folder: Path) -> sitk.Image:
@@ -125,15 +153,38 @@ def _read_dicom(folder: Path) -> sitk.Image:
 
 
 def _check_slices(names: tuple[str, ...]) -> None:
-    """Refuse a series whose slices are not evenly spaced: every voxel behind a gap would lie at a wrong place."""
-    positions = []
+    """Refuse a series whose slices are no even, upright stack: ITK would put its voxels at wrong places."""
+    positions, directions = [], []
     for name in names:
         reader = sitk.ImageFileReader()
         reader.SetFileName(name)
         reader.ReadImageInformation()
         positions.append(reader.GetOrigin())
-    gaps = np.linalg.norm(np.diff(np.array(positions), axis=0), axis=1)
-    if len(gaps) and gaps.max() - gaps.min() > 0.1 * np.median(gaps):
+        directions.append(reader.GetDirection())
+    if len(names) < 2:
+        return
+    if np.ptp(directions, axis=0).max() > 1e-3:
+        raise InvalidInput(
+            "the DICOM slices lie in several directions, as those of a localizer or a radial series do; "
+            "give a folder with slices of one direction"
+        )
+    normal = np.reshape(directions[0], (3, 3))[:, 2]
+    heights = (np.array(positions) - positions[0]) @ normal
+    steps = np.diff(heights)
+    if not ((steps > SAME_PLACE_MM).all() or (steps < -SAME_PLACE_MM).all()):
+        raise InvalidInput(
+            "several DICOM slices lie at one place, as the frames of a cine or the time points of a scan do; "
+            "give a folder with one slice for each place"
+        )
+    aside = np.linalg.norm(np.array(positions) - positions[0] - np.outer(heights, normal), axis=1)
+    if (aside > ROUNDED_MM + MAX_TILT * np.abs(heights)).any():
+        degrees = np.degrees(np.arctan(np.max(aside[1:] / np.abs(heights[1:]))))
+        raise InvalidInput(
+            f"the DICOM slices are stacked {degrees:.1f} degrees off a right angle, as with a tilted gantry, up to "
+            f"{aside.max():.1f} mm aside; convert the series with a program that corrects this, such as dcm2niix"
+        )
+    gaps = np.abs(steps)
+    if gaps.max() - gaps.min() > 0.1 * np.median(gaps):
         raise InvalidInput(
             f"the DICOM slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; a slice is missing or the spacing "
             "varies: complete the series, or resample it to even spacing first"
@@ -143,6 +194,8 @@ def _check_slices(names: tuple[str, ...]) -> None:
 def _reason(error: RuntimeError, path: Path) -> str:
     """What ITK says at last, and what it doesn't know of."""
     said = (str(error).strip().splitlines() or ["unknown reason"])[-1].strip()
+    if path.name.lower().endswith(".nii") and path.is_file() and headers.is_gzipped(path):
+        return f"{said}; it is gzipped, so call it {path.name}.gz"
     if sys.platform == "win32" and not str(path).isascii():
         return f"{said}; perhaps for letters beyond ASCII: try a name and folder without them"
     return said
@@ -219,17 +272,14 @@ def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: boo
     Raises
     ------
     OutputError : an unknown ending, a folder that is missing or can't be written, an existing file without
-        `overwrite`, labels that the format can't hold.
+        `overwrite`, labels that the format can't hold, a disk without room; what was there is kept.
     """
     target = check_output(path, LABEL_SUFFIXES, overwrite)
     segmentation = target.name.lower().endswith(".seg.nrrd")
     if labels.array.ndim == 4 and not segmentation:
         raise OutputError(f"{target} is a plain label map and can't hold segments that overlap; write a .seg.nrrd")
+    check_slices(target, labels.geometry)
     if target.suffix.lower() == ".png":
-        if labels.geometry.shape[0] > 1:
-            raise OutputError(
-                f"{target} is a picture, and the labels have {labels.geometry.shape[0]} slices; write a .nrrd"
-            )
         itk_image = sitk.GetImageFromArray(labels.array[0])
         itk_image.SetSpacing(labels.geometry.spacing[:0:-1])
     else:
@@ -240,9 +290,15 @@ def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: boo
     _write(itk_image, target)
 
 
+def check_slices(target: Path, geometry: Geometry) -> None:
+    """Raise `OutputError` where `target` is a picture, which can't take labels of several slices."""
+    if target.suffix.lower() == ".png" and geometry.shape[0] > 1:
+        raise OutputError(f"{target} is a picture, and the labels have {geometry.shape[0]} slices; write a .nrrd")
+
+
 def write_image(image: Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write an image as NIfTI, NRRD or MetaImage. Raises `OutputError` as `write_labels`."""
-    target = check_output(path, VOLUME_SUFFIXES, overwrite)
+    """Write an image as `.nii.gz`, `.nii`, `.nrrd` or `.mha`. Raises `OutputError` as `write_labels`."""
+    target = check_output(path, ONE_FILE_SUFFIXES, overwrite)
     _write(_from_array(image.array if image.channels > 1 else image.array[0], image.geometry), target)
 
 
@@ -253,6 +309,21 @@ def _write(itk_image: sitk.Image, target: Path) -> None:
                 sitk.WriteImage(itk_image, str(temporary), useCompression=True)
         except RuntimeError as error:
             raise OutputError(f"{target} can't be written ({_reason(error, target)})") from None
+        if not _holds(temporary, itk_image):
+            raise OutputError(
+                f"{target} can't be written whole; make room on its disk, or choose a folder on another one"
+            )
+
+
+def _holds(path: Path, written: sitk.Image) -> bool:
+    """Whether the file at `path` has the voxels of `written`; of most that fails in writing, ITK says nothing."""
+    try:
+        read = _read(path)
+    except InvalidInput:
+        return False
+    found, voxels = (sitk.GetArrayViewFromImage(image).ravel() for image in (read, written))
+    # ITK reads 0 from NIfTI for what is not finite.
+    return found.size == voxels.size and bool(((found == voxels) | ~np.isfinite(voxels)).all())
 
 
 def _from_array(array: NDArray, geometry: Geometry) -> sitk.Image:

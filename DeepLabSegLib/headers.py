@@ -13,7 +13,10 @@ from pathlib import Path
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["check"]
+__all__ = ["check", "is_gzipped"]
+
+NIFTI_COLOURS = (128, 2304)
+"""RGB and RGBA: these types' bits are those of all components."""
 
 
 def check(source: Path, size: Sequence[int], components: int) -> None:
@@ -23,7 +26,7 @@ def check(source: Path, size: Sequence[int], components: int) -> None:
     """
     name = source.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        spacing = _nifti_spacing(source, prod(size) * components)
+        spacing = _nifti_spacing(source, prod(size), components)
     elif name.endswith((".mha", ".mhd")):
         spacing = _metaimage_spacing(source)
     else:
@@ -36,8 +39,14 @@ def check(source: Path, size: Sequence[int], components: int) -> None:
         )
 
 
-def _nifti_spacing(source: Path, numbers: int) -> tuple[float, ...]:
-    """`pixdim[1..3]` of a NIfTI file that holds `numbers` voxel values; ITK fills what one lacks with zeros."""
+def is_gzipped(source: Path) -> bool:
+    """Whether a file is gzipped, whatever its name."""
+    with source.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _nifti_spacing(source: Path, voxels: int, components: int) -> tuple[float, ...]:
+    """`pixdim[1..3]` of a NIfTI file that holds `voxels` of `components`; ITK fills what one lacks with zeros."""
     header, found, reason = b"", 0, "it ends early"
     try:
         with _opened(source) as file:
@@ -47,21 +56,22 @@ def _nifti_spacing(source: Path, numbers: int) -> tuple[float, ...]:
                 found += len(chunk)
     except (EOFError, OSError, zlib.error) as error:
         found, reason = 0, str(error)
-    spacing, bits = _nifti_fields(header) if found >= 352 else ((), 0)
+    spacing, datatype, bits = _nifti_fields(header) if found >= 352 else ((), 0, 0)
+    numbers = voxels if datatype in NIFTI_COLOURS else voxels * components
     if found < 352 + numbers * bits // 8:
         raise InvalidInput(f"{source} is damaged ({reason}); copy or export it again")
     return spacing
 
 
-def _nifti_fields(header: bytes) -> tuple[tuple[float, ...], int]:
-    """`pixdim[1..3]` and `bitpix` of a NIfTI-1 or NIfTI-2 header, in either byte order.
+def _nifti_fields(header: bytes) -> tuple[tuple[float, ...], int, int]:
+    """`pixdim[1..3]`, `datatype` and `bitpix` of a NIfTI-1 or NIfTI-2 header, in either byte order.
 
     ITK has read the file before, so it is one of these or an Analyze header, which has the first's layout.
     """
     order = next((o for o in "<>" if struct.unpack_from(f"{o}i", header)[0] in (348, 540)), "<")
     if struct.unpack_from(f"{order}i", header)[0] == 540:
-        return struct.unpack_from(f"{order}3d", header, 112), struct.unpack_from(f"{order}h", header, 14)[0]
-    return struct.unpack_from(f"{order}3f", header, 80), struct.unpack_from(f"{order}h", header, 72)[0]
+        return struct.unpack_from(f"{order}3d", header, 112), *struct.unpack_from(f"{order}2h", header, 12)
+    return struct.unpack_from(f"{order}3f", header, 80), *struct.unpack_from(f"{order}2h", header, 70)
 
 
 def _metaimage_spacing(source: Path) -> tuple[float, ...]:
@@ -72,4 +82,4 @@ def _metaimage_spacing(source: Path) -> tuple[float, ...]:
 
 def _opened(source: Path) -> BufferedIOBase:
     """A file's bytes, unpacked where it is gzipped."""
-    return gzip.open(source, "rb") if source.suffix.lower() == ".gz" else source.open("rb")
+    return gzip.open(source, "rb") if is_gzipped(source) else source.open("rb")

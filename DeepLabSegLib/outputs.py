@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from DeepLabSegLib.errors import OutputError
 
-__all__ = ["check_output", "replacing"]
+__all__ = ["check_apart", "check_output", "replacing"]
 
 PAUSES_S = (0.1, 0.3, 1.0)
 """How long to wait, again and again, for who holds a file: on Windows a virus scanner does for a moment."""
@@ -33,16 +33,45 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwr
     return target
 
 
+def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise `OutputError` where an output is one of `inputs`, or two outputs are one file."""
+    sources, taken = {_place(path) for path in inputs}, set()
+    for path in outputs:
+        place = _place(path)
+        if place in sources:
+            raise OutputError(f"{path} is an input, which would be lost; write to another name or folder")
+        if place in taken:
+            raise OutputError(f"{path} is given for two outputs; give each a name of its own")
+        taken.add(place)
+
+
+def _place(path: Path) -> Hashable:
+    """What two names of one file have in common."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.normcase(path.resolve())
+    return found.st_dev, found.st_ino
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; it takes the place of `path` only when all went well.
 
-    Raises `OutputError` where `path` can't be replaced, as on Windows while another program has it open.
+    Raises `OutputError` where it can't be written, or `path` can't be replaced, as on Windows while another program
+    has it open.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    # The end of the name, by which libraries choose the format, some only in small letters: all of it may be too long.
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name[-20:].lower()}")
     try:
         yield temporary
         _move(temporary, path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{path} can't be written ({error.strerror or error}); make room, or choose another place or name"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ import SimpleITK as sitk
 import torch
 from helpers import SAMPLE, itk, make_bundle, make_network, make_segmenter, save_model
 
-from DeepLabSegLib import load_model, read_image
+from DeepLabSegLib import files, load_model, read_image
 from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.image import Image
+
+FULL = Path("/dev/full")
 
 
 @pytest.fixture
@@ -56,9 +59,17 @@ def test_json_is_for_programs(tmp_path, scan_path, bundle_folder, capsys):
         (("segment", "gone.nii.gz", "-o", "r.nrrd"), "gone.nii.gz does not exist"),
         (("segment", "scan.nii.gz", "-o", "gone/r.nrrd"), "the folder gone does not exist"),
         (("segment", "scan.nii.gz", "-o", "r.txt"), "no known ending"),
+        (("segment", "scan.nii.gz", "-o", "r.png", "--model", "nothing"), "12 slices; write a .nrrd"),
+        (("segment", "scan.nii.gz", "-o", "r.nrrd", "--uncertainty", "u.mhd"), "u.mhd has no known ending"),
+        (("segment", "scan.nii.gz", "-o", "./scan.nii.gz", "--overwrite"), "scan.nii.gz is an input"),
+        (("segment", "scan.nii.gz", "-o", "r.nrrd", "--uncertainty", "./r.nrrd"), "r.nrrd is given for two outputs"),
+        (("batch", ".", "-o", ".", "--suffix", ".nii.gz", "--model", "tiny", "--overwrite"), "scan.nii.gz is an input"),
         (("segment", "scan.nii.gz", "-o", "r.nrrd", "--model", "nothing"), "there is no model 'nothing'"),
         (("segment", "scan.nii.gz", "-o", "r.nrrd", "--model", "tiny", "--device", "cuda:9"), "isn't available"),
         (("segment", "scan.nii.gz", "-o", "r.nrrd", "--model", "tiny", "--overlap", "2"), "between 0 and 0.9"),
+        (("segment", "scan.nii.gz", "-o", "a" * 300 + ".nii.gz", "--model", "tiny"), "a.nii.gz"),
+        (("batch", ".", "-o", "scan.nii.gz", "--model", "tiny"), "scan.nii.gz is a file"),
+        (("batch", ".", "-o", "scan.nii.gz/results"), "results can't be made"),
         (("demo", "-o", "scan.nii.gz"), "is a file"),
         (("demo", "-o", "gone/demo"), "make its parent first"),
         (("info", "nothing"), "there is no model"),
@@ -109,6 +120,21 @@ def test_ctrl_c_leaves_no_file_and_exits_with_130(tmp_path):
     assert process.returncode == 130
     assert errors.strip() == "deeplabseg: interrupted; nothing was written"
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_keeps_what_a_batch_has_finished(tmp_path, scan_path, bundle_folder, monkeypatch, capsys):
+    (tmp_path / "second.nii.gz").write_bytes(scan_path.read_bytes())
+    write = files.write_labels
+
+    def write_and_stop(*arguments, **options) -> None:
+        if (tmp_path / "results" / "scan.seg.nrrd").exists():
+            raise KeyboardInterrupt
+        write(*arguments, **options)
+
+    monkeypatch.setattr(files, "write_labels", write_and_stop)
+    assert run("batch", tmp_path, "-o", tmp_path / "results", "--model", bundle_folder, "--device", "cpu") == 130
+    assert capsys.readouterr().err.endswith("cases are kept, and the same command, without --overwrite, goes on\n")
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"scan.seg.nrrd", "report.csv"}
 
 
 @pytest.mark.parametrize("json_too", [[], ["--json"]])
@@ -163,6 +189,35 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.skipif(not FULL.exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_a_report_that_cannot_be_printed_is_an_error_in_one_line(json_too):
+    with FULL.open("w") as full:
+        command = [sys.executable, "-m", "DeepLabSegLib.cli", "encoders", *json_too]
+        environment = os.environ | {"PYTHONPATH": str(SAMPLE.parents[2])}
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert ended.returncode == 1
+    assert ended.stderr == "deeplabseg: all is done but the report can't be printed (No space left on device)\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files")
+def test_a_table_that_the_disk_has_no_room_for_is_an_error_in_one_line(tmp_path, scan_path, bundle_folder):
+    (tmp_path / "scans").mkdir()
+    scan_path.rename(tmp_path / "scans" / "scan.nii.gz")
+    arguments = ["batch", "scans", "-o", "results", "--model", str(bundle_folder), "--device", "cpu"]
+    code = (
+        "import resource, sys; from DeepLabSegLib import batch; from DeepLabSegLib.cli import main\n"
+        "write = batch.write_report\n"
+        "def write_less(*a): resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)); write(*a)\n"
+        f"batch.write_report = write_less; sys.exit(main({arguments!r}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("deeplabseg: results/report.csv can't be written (File too large); make room")
+    assert ended.stderr.count("\n") == 1
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["scan.seg.nrrd"]
+
+
 def test_a_network_is_compiled_where_that_is_asked_for(tmp_path, scan_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda module, **_: compiled.append(module) or module)
@@ -206,10 +261,18 @@ def test_channels_come_from_several_files_and_uncertainty_goes_to_one(tmp_path, 
 def test_a_folder_is_segmented_with_a_table(tmp_path, scan_path, bundle_folder, capsys):
     (tmp_path / "broken.nii.gz").write_bytes(b"broken")
     arguments = ("batch", tmp_path, "-o", tmp_path / "results", "--model", bundle_folder, "--device", "cpu")
-    assert run(*arguments) == 0
+    assert run(*arguments) == 1, "one failed"
     printed = capsys.readouterr().out
     assert "1 done, 0 kept, 1 failed" in printed
     assert "broken.nii.gz can't be read" in printed
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"scan.seg.nrrd", "report.csv"}
-    assert run(*arguments, "--json") == 0
+    assert run(*arguments, "--json") == 1
     assert json.loads(capsys.readouterr().out)["kept"] == 1
+    (tmp_path / "broken.nii.gz").unlink()
+    (tmp_path / "more").mkdir()
+    scan_path.rename(tmp_path / "more" / "other.nii.gz")
+    assert run(*arguments) == 1
+    assert f"holds no scan; {tmp_path / 'more'} does" in capsys.readouterr().err
+    (tmp_path / "scan.nii.gz").write_bytes((tmp_path / "more" / "other.nii.gz").read_bytes())
+    assert run(*arguments) == 0
+    assert f"deeplabseg: note: {tmp_path / 'more'} holds scans too" in capsys.readouterr().err

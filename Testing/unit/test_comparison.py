@@ -78,17 +78,32 @@ def test_files_without_a_counterpart_and_cases_that_differ_are_named_and_stop_no
     odd = next(ours.glob("case3*"))
     odd.unlink()
     write(odd, np.ones((1, 7, 7)))
-    assert run("evaluate", ours, "--reference", theirs, "--json") == 0
+    assert run("evaluate", ours, "--reference", theirs, "--json") == 1
     report = json.loads(capsys.readouterr().out)
     assert list(report["cases"]) == ["case0"]
     assert "different grids" in report["failed"]["case3"]
     assert [Path(path).name[:5] for path in report["without_reference"]] == ["case1"]
     assert [Path(path).name[:5] for path in report["without_prediction"]] == ["case2"]
-    assert run("evaluate", ours, "--reference", theirs) == 0
+    assert run("evaluate", ours, "--reference", theirs) == 1
     printed = capsys.readouterr().out
     for words in ("case3 failed", "has no reference", "has no prediction", "1 compared, 1 failed", "n=1"):
         assert words in printed
     assert "bootstrap" not in printed, "one case has no interval"
+
+
+def test_names_that_fit_nowhere_are_said(folders, tmp_path, capsys):
+    ours, theirs, _ = folders
+    other = tmp_path / "other.seg.nrrd"
+    array = np.ones((1, 30, 40), np.uint8)
+    write(tmp_path / "ours" / "named.seg.nrrd", array)
+    write_labels(Labels(array, Geometry(array.shape, (2.0, 1.0, 1.0)), (Segment(1, "Top", (0, 0, 0)),)), other)
+    assert run("evaluate", tmp_path / "ours" / "named.seg.nrrd", "--reference", other) == 0
+    assert "no label is on both sides, by name or value, in 1 of 1, such as named; say" in capsys.readouterr().out
+    assert run("evaluate", tmp_path / "ours" / "named.seg.nrrd", "--reference", other, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["without_common_label"] == ["named"]
+    (tmp_path / "ours" / "named.seg.nrrd").unlink()
+    assert run("evaluate", ours, "--reference", theirs) == 0
+    assert "no label is on both sides" not in capsys.readouterr().out
 
 
 def test_an_earlier_comparison_is_kept_unless_told_otherwise(folders, tmp_path, capsys):

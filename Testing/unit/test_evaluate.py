@@ -80,6 +80,26 @@ def test_segments_of_one_name_are_compared_whatever_their_values_and_layers():
     assert [scores.dice for scores in compare(ours, theirs, groups).values()] == [1, 1]
 
 
+def test_a_value_that_stands_for_several_segments_is_not_compared_with_a_plain_label_map():
+    a, b = box(slice(0, 8)), box(slice(5, 14))
+    ours = Labels(np.stack([a, b]).astype(np.uint8), Geometry(a.shape),
+                  (Segment(1, "Organ", (0, 0, 0)), Segment(1, "Tumour", (0, 0, 0), layer=1)))  # fmt: skip
+    theirs = labels(np.where(b, 2, a))
+    for first, second in ((ours, theirs), (theirs, ours)):
+        with pytest.raises(InvalidInput, match="value 1 stands for Organ and Tumour"):
+            compare(first, second, groups_of(first, second))
+
+
+def test_values_of_one_name_have_a_row_each():
+    array = np.repeat([1, 2, 3, 0], 5)[:, None, None] * np.ones((1, 4, 4))
+    names = ("Lesion", "Lesion", "Cyst")
+    ours = Labels(array.astype(np.uint8), Geometry(array.shape),
+                  tuple(Segment(n, name, (0, 0, 0)) for n, name in enumerate(names, 1)))  # fmt: skip
+    theirs = labels(np.where(array == 2, 0, array))
+    found = compare(ours, theirs, groups_of(ours, theirs))
+    assert {name: scores.dice for name, scores in found.items()} == {"Lesion (1)": 1, "Lesion (2)": 0, "Cyst": 1}
+
+
 def test_different_grids_are_not_compared():
     array = np.ones((4, 4, 4))
     with pytest.raises(InvalidInput, match="different grids"):

@@ -1,13 +1,17 @@
 import struct
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from helpers import TERMINOLOGY, itk, make_scan, physically_equal
+from PIL import Image as Picture
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.files import read_image, read_labels, write_labels
+from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
 
 OBLIQUE = ((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (-1.0, 0.0, 0.0))
@@ -43,7 +47,25 @@ def test_colours_are_channels_and_a_picture_is_one_slice(tmp_path, rng):
     assert read_image(tmp_path / "grey.png").array.shape == (1, 1, 20, 30)
 
 
-def write_series(folder, scan: Image, skip: int | None = None, uid: str = "1.2.3.4") -> None:
+def test_an_alpha_channel_that_hides_nothing_is_left_out(tmp_path, rng):
+    values = rng.integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    opaque = np.concatenate([values, np.full((20, 30, 1), 255, np.uint8)], axis=2)
+    Picture.fromarray(opaque).save(tmp_path / "picture.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "picture.png").array, np.moveaxis(values, -1, 0)[:, None])
+    opaque[3, 4, -1] = 0
+    Picture.fromarray(opaque).save(tmp_path / "picture.png")
+    assert read_image(tmp_path / "picture.png").channels == 4
+
+
+@pytest.mark.parametrize("name", ["scan.jpg", "scan.JPEG"])
+def test_the_resolution_of_a_print_is_no_size_of_voxels(tmp_path, rng, name):
+    grey = Picture.fromarray(rng.integers(0, 255, (48, 64)).astype(np.uint8))
+    grey.save(tmp_path / name, dpi=(300, 300))
+    assert read_image(tmp_path / name).geometry.spacing == (1.0, 1.0, 1.0)
+
+
+def write_series(folder, scan: Image, skip: int | None = None, uid: str = "1.2.3.4", **fields) -> None:
+    """A slice per plane k; `fields` give a function of k each for what takes the place of a tag's value."""
     folder.mkdir(exist_ok=True)
     volume = itk(scan)
     writer = sitk.ImageFileWriter()
@@ -60,7 +82,7 @@ def write_series(folder, scan: Image, skip: int | None = None, uid: str = "1.2.3
             "0020|0037": "\\".join(f"{d:g}" for d in (*direction[:, 0], *direction[:, 1])),
             "0018|0050": f"{volume.GetSpacing()[2]:g}",
         }.items():  # fmt: skip
-            piece.SetMetaData(tag, value)
+            piece.SetMetaData(tag, fields[tag](k) if tag in fields else value)
         writer.SetFileName(str(folder / f"{uid}-{k}.dcm"))
         writer.Execute(piece)
 
@@ -83,6 +105,39 @@ def test_a_dicom_folder_with_a_gap_or_with_two_series_is_refused(tmp_path, scan)
     (tmp_path / "none").mkdir()
     with pytest.raises(InvalidInput, match="no DICOM series"):
         read_image(tmp_path / "none")
+
+
+POSITION, ORIENTATION = "0020|0032", "0020|0037"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({POSITION: lambda k: f"0\\{0.8 * k:g}\\{3 * k}"}, "stacked 14.9 degrees off a right angle, .* 8.8 mm aside"),
+        ({POSITION: lambda k: f"0\\{0.03 * k:g}\\{3 * k}"}, "stacked 0.6 degrees off a right angle"),
+        ({POSITION: lambda k: "0\\0\\5"}, "several DICOM slices lie at one place"),
+        ({POSITION: lambda k: f"0\\0\\{k // 2}"}, "several DICOM slices lie at one place"),
+        ({POSITION: lambda k: f"{50 * (k // 4)}\\0\\{3 * k}"}, "off a right angle"),
+        ({ORIENTATION: lambda k: "1\\0\\0\\0\\1\\0" if k < 6 else "1\\0\\0\\0\\0\\-1"}, "lie in several directions"),
+    ],
+    ids=["gantry", "slight tilt", "cine", "time points", "offset", "localizer"],
+)
+def test_a_series_that_is_no_upright_stack_is_refused(tmp_path, scan, fields, words):
+    write_series(tmp_path / "series", scan, **fields)
+    with pytest.raises(InvalidInput, match=words):
+        read_image(tmp_path / "series")
+
+
+def test_an_oblique_series_whose_positions_are_rounded_is_a_volume(tmp_path, scan):
+    direction = ((0.0, -0.6, -0.8), *OBLIQUE[1:])  # ITK stacks slices towards their normal
+    tilted = replace(scan, geometry=replace(scan.geometry, direction=direction))
+    affine = tilted.geometry.affine
+
+    def rounded(k: int) -> str:
+        return "\\".join(f"{p:.1f}" for p in affine[:3] @ [k, 0, 0, 1] * [-1, -1, 1])
+
+    write_series(tmp_path / "series", tilted, **{POSITION: rounded})
+    assert read_image(tmp_path / "series").geometry.is_close(tilted.geometry, tolerance=0.1)
 
 
 def test_what_is_no_image_is_refused_with_its_name(tmp_path):
@@ -108,6 +163,29 @@ def test_a_truncated_file_is_refused(tmp_path, scan, suffix):
     (tmp_path / f"half{suffix}").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InvalidInput, match=rf"half\{suffix}"):
         read_image(tmp_path / f"half{suffix}")
+
+
+@pytest.mark.parametrize(("datatype", "components"), [(128, 3), (2304, 4)])
+def test_colours_in_nifti_are_whole_as_they_are_and_refused_where_cut_short(tmp_path, rng, datatype, components):
+    sitk.WriteImage(sitk.Image([5, 4, 3], sitk.sitkUInt8), tmp_path / "scan.nii")
+    header = bytearray((tmp_path / "scan.nii").read_bytes()[:352])
+    struct.pack_into("<2h", header, 70, datatype, 8 * components)  # datatype and bitpix
+    voxels = rng.integers(0, 255, (3, 4, 5, components)).astype(np.uint8)
+    (tmp_path / "scan.nii").write_bytes(header + voxels.tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.nii").array, np.moveaxis(voxels, -1, 0))
+    (tmp_path / "scan.nii").write_bytes(header + voxels.tobytes()[:-1])
+    with pytest.raises(InvalidInput, match="damaged"):
+        read_image(tmp_path / "scan.nii")
+
+
+def test_nifti_is_known_by_its_content_or_its_right_name_is_said(tmp_path, scan):
+    sitk.WriteImage(itk(scan), tmp_path / "plain.nii")
+    (tmp_path / "plain.nii").rename(tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.nii.gz").array, scan.array)
+    sitk.WriteImage(itk(scan), tmp_path / "packed.nii.gz")
+    (tmp_path / "packed.nii.gz").rename(tmp_path / "scan.nii")
+    with pytest.raises(InvalidInput, match=r"it is gzipped, so call it scan\.nii\.gz"):
+        read_image(tmp_path / "scan.nii")
 
 
 def test_a_header_without_sense_is_refused_with_the_files_name(tmp_path):
@@ -164,6 +242,13 @@ def test_a_picture_takes_a_single_slice(tmp_path, labels):
     np.testing.assert_array_equal(read_labels(tmp_path / "r.png").array, single.array)
 
 
+@pytest.mark.parametrize("name", ["r.mhd", "r.nhdr"])
+def test_an_image_is_not_written_in_two_files(tmp_path, scan, name):
+    with pytest.raises(OutputError, match=r"no known ending; choose one of \.nii\.gz, \.nii, \.nrrd, \.mha"):
+        write_image(scan, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_existing_result_is_kept_unless_told_otherwise(tmp_path, labels):
     path = tmp_path / "r.nrrd"
     path.write_text("mine")
@@ -200,6 +285,52 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, labels, monkeypatch)
         write_labels(labels, path, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["r.nrrd"]
     assert path.read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files")
+@pytest.mark.parametrize("name", ["r.seg.nrrd", "r.nrrd", "r.nii.gz", "r.nii", "r.mha", "r.png"])
+def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path, rng, name):
+    path = tmp_path / name
+    before = Labels(np.ones((1, 64, 64), np.uint8), Geometry((1, 64, 64)), SEGMENTS)
+    write_labels(before, path)
+    np.save(tmp_path / "labels.npy", rng.integers(0, 3, (1, 100, 100)).astype(np.uint8))
+    code = (
+        "import resource, sys, numpy as np\n"
+        "from DeepLabSegLib.files import write_labels\n"
+        "from DeepLabSegLib.image import Geometry, Labels\n"
+        "array = np.load('labels.npy')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n"
+        "write_labels(Labels(array, Geometry(array.shape)), sys.argv[1], overwrite=True)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, name], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"DeepLabSegLib.errors.OutputError: {name} can't be written")
+    assert {p.name for p in tmp_path.iterdir()} == {name, "labels.npy"}
+    np.testing.assert_array_equal(read_labels(path).array, before.array)
+
+
+def test_numbers_that_a_format_has_not_are_no_fault_of_the_disk(tmp_path):
+    array = np.array([np.nan, np.inf, 1, 0], np.float32).reshape(1, 1, 2, 2)
+    write_image(Image(array, Geometry((1, 2, 2))), tmp_path / "scan.nii.gz")
+    assert read_image(tmp_path / "scan.nii.gz").array.ravel().tolist() == [0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "R.NII.GZ",
+        pytest.param(
+            "a" * 240 + ".nii.gz", marks=pytest.mark.skipif(sys.platform == "win32", reason="a limit on whole paths")
+        ),
+    ],
+    ids=["capitals", "long"],
+)
+def test_capitals_and_long_names_can_be_written_to(tmp_path, labels, name):
+    write_labels(labels, tmp_path / name)
+    np.testing.assert_array_equal(read_labels(tmp_path / name).array, labels.array)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_result_that_another_program_has_open_is_kept_and_named(tmp_path, labels, monkeypatch):
