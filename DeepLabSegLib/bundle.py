@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -235,8 +235,14 @@ def save_bundle(
 ) -> Bundle:
     """Write a bundle: a folder, or a single file where `path` ends in `.safetensors`. `half` stores float16.
 
-    Returns the bundle with its checksum. Raises `OutputError` where something is there already or can't be written.
+    Returns the bundle with its checksum.
+
+    Raises
+    ------
+    InvalidInput : `network` isn't the one that `bundle` tells of.
+    OutputError : something is there already or can't be written.
     """
+    _check_network(bundle.network, network.spec)
     target = Path(path)
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists; choose another name or overwrite it")
@@ -254,6 +260,19 @@ def save_bundle(
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{target} can't be written ({error})") from None
     return bundle
+
+
+def _check_network(told: DeepLabSpec, given: DeepLabSpec) -> None:
+    """Raise `InvalidInput` unless both are one network, whatever its images' sizes."""
+    ours, theirs = (
+        asdict(replace(spec, input_shape=(*(None,) * spec.dims, spec.in_channels))) for spec in (told, given)
+    )
+    differing = [f"{key} is {ours[key]!r} there and {theirs[key]!r} here" for key in ours if ours[key] != theirs[key]]
+    if differing:
+        raise InvalidInput(
+            f"the network isn't the one that the bundle tells of: {'; '.join(differing)}; "
+            "make it with DeepLabV3Plus.from_spec(bundle.network), or let the bundle's network be its spec"
+        )
 
 
 def _stored(tensor: Tensor, half: bool) -> Tensor:

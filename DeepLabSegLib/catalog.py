@@ -143,11 +143,16 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def list_models() -> list[str]:
-    """Print the models that are here with a line on each, and return their names."""
-    here = installed_models()
-    for name, path in here.items():
-        print(f"{name}: {read_card(path).description}")  # noqa: T201 its purpose
-    return list(here)
+    """Print the models that are here with a line on each, and return the names of those that can be read."""
+    names = []
+    for name, path in installed_models().items():
+        try:
+            line = read_card(path).description
+            names.append(name)
+        except BundleError as error:
+            line = str(error)
+        print(f"{name}: {line}")  # noqa: T201 its purpose
+    return names
 
 
 def installed_models() -> dict[str, Path]:
@@ -207,7 +212,7 @@ def read_json(path: str | os.PathLike[str], convert: Callable[[object], T]) -> T
     """
     try:
         return convert(json.loads(_model_json(path)))
-    except (ValueError, RecursionError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
+    except (ValueError, RecursionError, OSError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
         raise BundleError(f"{path}: model.json: {error}") from None
 
 

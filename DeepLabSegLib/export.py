@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,25 +21,29 @@ __all__ = ["EXPORT_SUFFIXES", "export"]
 TOLERANCE = 1e-4
 
 
-def export(network: DeepLabV3Plus, path: Path, size: Sequence[int]) -> float:
+def export(network: DeepLabV3Plus, path: str | os.PathLike[str], size: Sequence[int]) -> float:
     """Write `network` to `path` (`.onnx`, or `.pt`/`.ts` for TorchScript) for inputs `(1, C, *size)`.
 
     What was written is run on noise and compared: returned is the largest difference, of values after the
-    classifier's activation. `path` itself is only as safe as the caller makes it (see `outputs.replacing`).
+    classifier's activation. `network` stays as it is. `path` itself is only as safe as the caller makes it (see
+    `outputs.replacing`).
 
     Raises
     ------
-    InvalidInput : sizes that don't fit the network.
+    InvalidInput : sizes that don't fit the network, or another ending.
     OutputError : a missing package, or a written file whose results differ by more than `TOLERANCE`.
     """
     spec = network.spec
     if len(size) != spec.dims or min(size) < 1:
         raise InvalidInput(f"size is {tuple(size)}; this network needs {spec.dims} sizes of at least 1")
-    network = network.cpu().eval()
+    target = Path(path)
+    if target.suffix not in EXPORTERS:
+        raise InvalidInput(f"{target} has no known ending; choose one of {', '.join(EXPORT_SUFFIXES)}")
+    network = copy.deepcopy(network).cpu().eval()
     example = torch.randn(1, spec.in_channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), _quiet():
         expected = network(example)
-        difference = float((EXPORTERS[path.suffix](network, example, path) - expected).abs().max())
+        difference = float((EXPORTERS[target.suffix](network, example, target) - expected).abs().max())
     if not difference <= TOLERANCE:
         raise OutputError(f"the exported network differs by {difference:.2g}, more than {TOLERANCE}; it is not kept")
     return difference

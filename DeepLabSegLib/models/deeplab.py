@@ -5,14 +5,15 @@ Source: Chen et al., ECCV 2018 (arXiv:1802.02611); arguments and layer order fol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 
 import torch
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import check_input_shape, check_tensor
+from DeepLabSegLib.models.encoder import check_input_shape, check_tensor, is_count
 from DeepLabSegLib.models.encoders import encoder_key, make_encoder
 from DeepLabSegLib.models.layers import (
     ACTIVATIONS,
@@ -22,6 +23,7 @@ from DeepLabSegLib.models.layers import (
     Activation,
     ConvNormAct,
     activation_name,
+    check_rate,
     decoder_norm,
     resize,
 )
@@ -55,16 +57,17 @@ class DeepLabSpec:
         object.__setattr__(self, "input_shape", check_input_shape(self.input_shape))
         for field in ("num_classes", "decoder_channels", "projection_filters"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value <= 0:
+            if not is_count(value):
                 raise InvalidInput(f"{field} is {value!r}; it must be a positive integer")
-        if self.encoder_depth not in (3, 4, 5):
+            object.__setattr__(self, field, int(value))
+        if not is_count(self.encoder_depth) or self.encoder_depth not in (3, 4, 5):
             raise InvalidInput(f"encoder_depth is {self.encoder_depth!r}; it must be 3, 4 or 5")
-        rates = tuple(self.decoder_dilation_rates)
-        if not rates or not all(isinstance(rate, int) and rate > 0 for rate in rates):
-            raise InvalidInput(f"decoder_dilation_rates is {rates!r}; give one or more positive integers")
-        object.__setattr__(self, "decoder_dilation_rates", rates)
-        if not 0 <= self.decoder_aspp_dropout < 1:
-            raise InvalidInput(f"decoder_aspp_dropout is {self.decoder_aspp_dropout!r}; it must be in [0, 1)")
+        object.__setattr__(self, "encoder_depth", int(self.encoder_depth))
+        rates = self.decoder_dilation_rates
+        if not isinstance(rates, Iterable) or not (listed := tuple(rates)) or not all(map(is_count, listed)):
+            raise InvalidInput(f"decoder_dilation_rates is {rates!r}; give one or more positive integers in a list")
+        object.__setattr__(self, "decoder_dilation_rates", tuple(map(int, listed)))
+        check_rate("decoder_aspp_dropout", self.decoder_aspp_dropout)
         if self.encoder_name is not None:
             object.__setattr__(self, "encoder_name", encoder_key(self.encoder_name))
         decoder_norm(self.decoder_normalization)
@@ -76,13 +79,15 @@ class DeepLabSpec:
         factors = self.head_upsample
         if factors is None:
             return None
-        listed = tuple(factors) if isinstance(factors, Sequence) else (factors,)
-        if len(listed) not in (1, self.dims) or not all(isinstance(f, int | float) and f > 0 for f in listed):
+        each = isinstance(factors, Sequence)
+        listed = tuple(factors) if each else (factors,)  # type: ignore[arg-type]
+        positive = all(isinstance(factor, int | float) and 0 < factor < inf for factor in listed)
+        if not positive or (each and len(listed) != self.dims):
             raise InvalidInput(
                 f"head_upsample is {factors!r}; give None (to the input's size), a positive number, "
                 f"or {self.dims} of them"
             )
-        return listed if isinstance(factors, Sequence) else factors
+        return listed if each else factors  # type: ignore[return-value]
 
     @property
     def dims(self) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["Encoder", "PyramidLevel", "check_depth", "check_input_shape", "check_tensor", "pyramid_outputs"]
+__all__ = ["Encoder", "PyramidLevel", "check_depth", "check_input_shape", "check_tensor", "is_count", "pyramid_outputs"]
 
 
 @dataclass(frozen=True)
@@ -103,22 +104,22 @@ def _stride_up(strides: tuple[int, ...], level: int, down_from: int | None) -> i
 
 def check_input_shape(input_shape: Sequence[int | None] | torch.Size | None) -> tuple[int | None, ...]:
     """`(H, W, C)` or `(D, H, W, C)`, sizes positive or None, channels positive; raise `InvalidInput` otherwise."""
-    if input_shape is None or isinstance(input_shape, int) or len(input_shape) not in (3, 4):
+    if not isinstance(input_shape, Sequence) or len(input_shape) not in (3, 4):
         raise InvalidInput(
             f"input_shape is {input_shape!r}; give (H, W, channels) for 2D or (D, H, W, channels) for 3D"
         )
     *sizes, channels = input_shape
-    if not _is_positive(channels) or not all(size is None or _is_positive(size) for size in sizes):
+    if not is_count(channels) or not all(size is None or is_count(size) for size in sizes):
         raise InvalidInput(
             f"input_shape is {tuple(input_shape)!r}; sizes must be positive integers or None, and channels, "
             "the last, a positive integer"
         )
-    return tuple(input_shape)
+    return tuple(None if size is None else int(size) for size in input_shape)
 
 
 def check_depth(encoder_depth: object) -> None:
     """Raise `InvalidInput` unless `encoder_depth` is a positive integer."""
-    if not _is_positive(encoder_depth):
+    if not is_count(encoder_depth):
         raise InvalidInput(f"encoder_depth is {encoder_depth!r}; it must be a positive integer, 5 for a whole encoder")
 
 
@@ -129,5 +130,6 @@ def check_tensor(x: Tensor, dims: int, channels: int) -> None:
         raise InvalidInput(f"input has shape {tuple(x.shape)}; this network takes (batch, {channels}, {axes})")
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def is_count(value: object) -> bool:
+    """Whether `value` is a positive integer, Python's or numpy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0

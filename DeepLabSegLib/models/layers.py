@@ -84,6 +84,21 @@ class BatchNorm3d(_LoneValue, nn.BatchNorm3d):
     """`nn.BatchNorm3d` that takes a lone value per channel in training too."""
 
 
+class SyncBatchNorm(_LoneValue, nn.SyncBatchNorm):
+    """`nn.SyncBatchNorm` that takes a lone value per channel in training too, where no other process has more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return nn.SyncBatchNorm.forward(self, x) if shared else super().forward(x)
+
+
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` that takes a lone value per group, as Keras's does; it comes out as the bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)  # `F.group_norm` less its check
+
+
 @dataclass(frozen=True)
 class Layers:
     """What differs between images and volumes."""
@@ -129,6 +144,25 @@ def _sparsemax(x: Tensor) -> Tensor:
     return (x - (total - 1) / support.sum(dim=1, keepdim=True)).clamp_min(0)
 
 
+# Functions with a name rather than lambdas, so that a network can be pickled.
+
+
+def _linear(x: Tensor) -> Tensor:
+    return x
+
+
+def _sparse_plus(x: Tensor) -> Tensor:
+    return torch.where(x < 1, (x + 1).clamp_min(0).square() / 4, x)
+
+
+def _sparse_sigmoid(x: Tensor) -> Tensor:
+    return ((x + 1) / 2).clamp(0, 1)
+
+
+def _squareplus(x: Tensor) -> Tensor:
+    return (x + (x.square() + 4).sqrt()) / 2
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "celu": F.celu,
     "elu": F.elu,
@@ -141,7 +175,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hard_swish": F.hardswish,
     "hard_tanh": F.hardtanh,
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
-    "linear": lambda x: x,
+    "linear": _linear,
     "log_sigmoid": F.logsigmoid,
     "log_softmax": partial(F.log_softmax, dim=1),
     "mish": F.mish,
@@ -154,10 +188,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": partial(F.softmax, dim=1),
     "softplus": F.softplus,
     "softsign": F.softsign,
-    "sparse_plus": lambda x: torch.where(x < 1, (x + 1).clamp_min(0).square() / 4, x),
-    "sparse_sigmoid": lambda x: ((x + 1) / 2).clamp(0, 1),
+    "sparse_plus": _sparse_plus,
+    "sparse_sigmoid": _sparse_sigmoid,
     "sparsemax": _sparsemax,
-    "squareplus": lambda x: (x + (x.square() + 4).sqrt()) / 2,
+    "squareplus": _squareplus,
     "swish": F.silu,
     "tanh": torch.tanh,
     "tanh_shrink": F.tanhshrink,
@@ -237,7 +271,7 @@ def _group_norm(dims: int, channels: int) -> nn.Module:
             f"group normalisation splits channels into 32 groups, and {channels} can't be; "
             "choose decoder_channels and projection_filters that are multiples of 32"
         )
-    return nn.GroupNorm(32, channels, eps=1e-3)
+    return GroupNorm(32, channels, eps=1e-3)
 
 
 # Keras's momentum is the share that stays, torch's the share that comes in.
@@ -249,8 +283,8 @@ DECODER_NORMS: dict[str, NormFactory] = {
     "layer": lambda dims, channels: ChannelNorm(channels, eps=1e-3),
     "unit": lambda dims, channels: UnitNorm(),
     "group": _group_norm,
-    "instance": lambda dims, channels: nn.GroupNorm(channels, channels, eps=1e-5, affine=False),
-    "sync_batch": lambda dims, channels: nn.SyncBatchNorm(channels, eps=1e-3, momentum=0.01),
+    "instance": lambda dims, channels: GroupNorm(channels, channels, eps=1e-5, affine=False),
+    "sync_batch": lambda dims, channels: SyncBatchNorm(channels, eps=1e-3, momentum=0.01),
 }
 """The reference's names for `decoder_normalization`, with Keras's constants."""
 

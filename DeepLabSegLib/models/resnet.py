@@ -157,6 +157,20 @@ def _stem(dims: int, in_channels: int, spec: ResNetSpec) -> nn.Sequential:
     return stem
 
 
+class _SamePool(nn.Module):
+    """Keras's "same" average pooling over 2 voxels per axis. `(N, C, *S) -> (N, C, *ceil(S / stride))`."""
+
+    def __init__(self, dims: int, stride: int) -> None:
+        super().__init__()
+        # ceil_mode without counting the padding.
+        self.pool = LAYERS[dims].avg_pool(2, stride, ceil_mode=True, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if 1 in x.shape[2:]:  # torch refuses volumes thinner than the window; a voxel said twice has the same mean
+            x = x.repeat(1, 1, *(2 if size == 1 else 1 for size in x.shape[2:]))
+        return self.pool(x)
+
+
 class _Block(nn.Module):
     """A residual block, basic or bottleneck, post- or pre-activation. `(N, in, *S) -> (N, out, *ceil(S / stride))`."""
 
@@ -175,9 +189,7 @@ class _Block(nn.Module):
         if project:
             pool_first = spec.block_type == "bottleneck_block_vd"
             if pool_first and stride > 1:
-                # ceil_mode without counting the padding: Keras's "same" average pooling.
-                pool = layers.avg_pool(2, stride, ceil_mode=True, count_include_pad=False)
-                self.shortcut.add_module("pool", pool)
+                self.shortcut.add_module("pool", _SamePool(dims, stride))
             conv = layers.conv(in_channels, out_channels, 1, 1 if pool_first else stride, bias=False)
             self.shortcut.add_module("conv", conv)
             if not spec.use_pre_activation:

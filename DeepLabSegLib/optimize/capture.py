@@ -93,6 +93,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if op._schema.is_mutable or op is aten._local_scalar_dense.default:
             raise NotCapturable(f"{op} reads or writes values")
+        if op is aten._weight_norm_interface.default:  # it writes results where a stand-in has no memory
+            raise NotCapturable(f"there is no rule for {op}")
 
         def named(argument: Any) -> Any:
             return self.nodes[id(argument)] if isinstance(argument, Tensor) else argument
@@ -113,6 +115,9 @@ def _carry_out(op: Any, args: Any, kwargs: Any) -> Any:
         return _convolved(*args)
     if op in (aten.mm.default, aten.addmm.default):
         return stand_in((len(args[-2]), args[-1].shape[1]), args[-1].dtype)
+    if op is aten.native_group_norm.default:  # it insists on maps that lie in memory as a whole
+        x, *_, groups, _ = args
+        return x, *(stand_in((len(x), groups), x.dtype) for _ in range(2))
     try:
         return op(*args, **kwargs)
     except NotImplementedError:  # half precision on the CPU

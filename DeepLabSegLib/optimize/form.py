@@ -48,7 +48,8 @@ class _Coarse(nn.Module):
 class FastForm:
     """A network that takes `(N, C, *S)` of the shape it was made for and gives logits `(N, classes, *sizes of P2)`.
 
-    `how` says in words what runs; `shape`, `device` and `dtype` are those of the input that `run` takes.
+    `how` says in words what runs; `shape`, `device` and `dtype` are those of the input that `run` takes. A call takes
+    as many images or fewer, on any device and of any type, and raises `InvalidInput` for another shape.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -59,6 +60,11 @@ class FastForm:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.shape[1:] or len(x) > self.shape[0]:
+            raise InvalidInput(
+                f"input has shape {tuple(x.shape)}; this form was made for {self.shape}, or fewer images; "
+                "make one for the input's shape"
+            )
         # A fresh tensor: a view's strides can read as channels last and slow the whole network down.
         given = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         given[: len(x)] = x
@@ -70,16 +76,26 @@ class FastForm:
 def fast_form(
     network: DeepLabV3Plus, shape: Sequence[int], device: torch.device, precision: str, compiled: bool = False
 ) -> FastForm:
-    """The fastest form of `network`, in evaluation mode, for inputs `(N, C, *S)` of exactly that `shape`.
+    """The fastest form of `network`, which is in evaluation mode, for inputs `(N, C, *S)` of exactly that `shape`.
 
     On the CPU that is oneDNN's fused convolutions on weights in its own layout, on NVIDIA's GPUs cuDNN's, where this
     torch has them; elsewhere torch's convolutions, with batch normalisation folded in. A network that can't be
-    captured, such as one with an encoder that looks at its input's values, runs as it is. Later changes to `network`'s
-    weights are not seen.
+    captured, such as one with an encoder that looks at its input's values, runs as it is. A form
+    may share weights with `network` or not: once these change, make another, as `FastForms` does.
 
     `compiled` has `torch.compile` write kernels for torch's operations, which takes up to a minute. Whether that pays
-    must be tried: on an H100 resnet50 gained nothing. Raises `InvalidInput` where torch has no compiler.
+    must be tried: on an H100 resnet50 gained nothing.
+
+    Raises
+    ------
+    InvalidInput : a part of `network` is in training mode, or torch has no compiler.
     """
+    training = next((name for name, module in network.named_modules() if module.training), None)
+    if training is not None:
+        raise InvalidInput(
+            f"the network is in training mode ({training or 'all of it'}), with dropout and statistics of each batch; "
+            "call its eval() first"
+        )
     dtype = PRECISIONS[precision]
     by = OWN.get(device.type, "torch")
     if by != "torch" and (compiled or not works(by, device, dtype)):  # oneDNN's weights are no tensors to a compiler
@@ -119,7 +135,10 @@ def _folded(
 
 
 class FastForms:
-    """The fast form of one network for whatever is asked, made anew only for something else or for other weights."""
+    """The fast form of one network for whatever is asked, made anew only for something else or for other weights.
+
+    What is written into weights through their `data` leaves no trace in torch, and isn't noticed.
+    """
 
     def __init__(self, network: DeepLabV3Plus) -> None:
         self.network = network

@@ -74,7 +74,8 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
             node.target = _avg_pool3d
     if device.type == "cpu" and dtype == torch.bfloat16:  # fp16's sums would overflow
         for node in graph.find_nodes(op="call_function", target=aten.mean.dim):
-            node.target = _mean
+            if node.args[1] and not node.kwargs:  # over axes that are named, and in bf16
+                node.target = _mean
     for node in graph.find_nodes(op="get_attr"):
         name = str(node.target)
         if not node.users:
@@ -82,7 +83,8 @@ def lower(graph: fx.Graph, tensors: dict[str, Tensor], device: torch.device, dty
         elif not tensors[name].is_mkldnn:
             # Batch normalisation takes its numbers in full precision with maps in any.
             exact = all(user.target is aten.native_batch_norm.default for user in node.users)
-            tensors[name] = tensors[name].detach().to(device, torch.float32 if exact else dtype)
+            tensor = tensors[name].detach().to(device)  # places and masks keep their type
+            tensors[name] = tensor.to(torch.float32 if exact else dtype) if tensor.is_floating_point() else tensor
 
 
 def _attribute(graph: fx.Graph, tensors: dict[str, Tensor], name: str, tensor: Tensor) -> fx.Node:

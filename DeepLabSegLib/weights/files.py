@@ -11,7 +11,7 @@ import json
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from DeepLabSegLib.errors import WeightsError
+from DeepLabSegLib.weights.imagenet import origin_of
 
 __all__ = ["Stored", "WeightsFile", "open_weights"]
 
@@ -33,8 +34,11 @@ MAX_JSON = 16 << 20
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network_weights")
 """Where training scripts put the weights in a checkpoint."""
 
-WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "network.")
-"""Prefixes that wrappers put before every name."""
+WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod|net|network)\.)*")
+"""What wrappers put before every name."""
+
+OURS = re.compile(r"(?:encoder\.)?(?:stages\.0\.0|downsamplings\.0)\.")
+"""How names begin in every network of ours; `imagenet.origin_of` knows those of other origins."""
 
 SAFE_GLOBALS = re.compile(
     r"collections OrderedDict"
@@ -57,13 +61,15 @@ class Stored:
 class WeightsFile:
     """What a file holds. `origin` is `"keras"` or `"torch"`; `config` is a `.keras` file's configuration.
 
-    For Keras `tensors` has a key per variable (`group/vars/0`) and `layers` a layer name per group.
+    For Keras `tensors` has a key per variable (`group/vars/0`) and `layers` a layer name per group. `beside` names the
+    tensors of a torch checkpoint that are outside of the network, such as a loss's.
     """
 
     origin: str
     tensors: Mapping[str, Stored]
     layers: Mapping[str, str]
     config: Mapping[str, Any] | None = None
+    beside: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -220,21 +226,20 @@ def _read_torch(archive: zipfile.ZipFile, path: Path) -> WeightsFile:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     state = _state_dict(content, path)
     found = {name: Stored(name, tuple(t.shape), partial(state.__getitem__, name)) for name, t in state.items()}
-    return WeightsFile("torch", _without_wrappers(found), {})
+    return _of_torch(found)
 
 
 def _check_pickle(content: bytes, path: Path) -> None:
     """Raise `WeightsError` where a pickle names anything beyond tensors and containers."""
-    strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(content):
-        name = argument if opcode.name == "GLOBAL" else None
-        if opcode.name == "STACK_GLOBAL":
-            name = " ".join(strings[-2:])
-        elif "UNICODE" in opcode.name or "STRING" in opcode.name:
-            strings.append(str(argument))
-        if name is not None and not SAFE_GLOBALS.fullmatch(str(name)):
+        if opcode.name == "STACK_GLOBAL":  # which torch's restricted reader doesn't know
             raise WeightsError(
-                f"{path} holds {name!r} besides tensors, and only tensors are read; save the state_dict alone: "
+                f"{path} is written with pickle's protocol 4 or later, which can't be read safely; save it again with "
+                "torch's own: torch.save(model.state_dict(), path)"
+            )
+        if opcode.name == "GLOBAL" and not SAFE_GLOBALS.fullmatch(str(argument)):
+            raise WeightsError(
+                f"{path} holds {argument!r} besides tensors, and only tensors are read; save the state_dict alone: "
                 "torch.save(model.state_dict(), path)"
             )
 
@@ -244,10 +249,12 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(3):  # checkpoints nest their state_dict once or twice
         if not isinstance(content, Mapping):
             break
+        # These first: a checkpoint may keep its epoch or its best measure as a tensor, too.
+        nested = next((content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), None)
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if tensors:
+        if nested is None and tensors:
             return tensors
-        content = next((content[key] for key in STATE_DICT_KEYS if key in content), None)
+        content = nested
     raise WeightsError(
         f"{path} holds no tensors by name; save model.state_dict(), alone or under one of the keys "
         f"{', '.join(STATE_DICT_KEYS)}"
@@ -266,13 +273,21 @@ def _open_safetensors(path: Path) -> Iterator[WeightsFile]:
                 name: Stored(name, tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
                 for name in file.keys()  # noqa: SIM118 it is no mapping
             }
-        yield WeightsFile("torch", _without_wrappers(found), {})
+        yield _of_torch(found)
 
 
-def _without_wrappers(tensors: dict[str, Stored]) -> dict[str, Stored]:
-    """`tensors` without the prefixes that wrappers put before every name."""
-    while True:
-        prefix = next((p for p in WRAPPERS if tensors and all(name.startswith(p) for name in tensors)), None)
-        if prefix is None:
-            return tensors
-        tensors = {name.removeprefix(prefix): stored for name, stored in tensors.items()}
+def _of_torch(tensors: dict[str, Stored]) -> WeightsFile:
+    """The network among `tensors`, without what wrappers put before its names, and what lies beside it."""
+    wrapped: dict[str, dict[str, Stored]] = {}
+    for name, stored in tensors.items():
+        prefix = WRAPPERS.match(name)[0]  # type: ignore[index]  # it matches nothing, too
+        wrapped.setdefault(prefix, {})[name.removeprefix(prefix)] = stored
+    networks = [prefix for prefix, names in wrapped.items() if len(wrapped) == 1 or _of_network(names)]
+    if len(networks) != 1 or networks == [""]:
+        return WeightsFile("torch", tensors, {})
+    network = wrapped.pop(networks[0])
+    return WeightsFile("torch", network, {}, beside=tuple(t.name for rest in wrapped.values() for t in rest.values()))
+
+
+def _of_network(names: Iterable[str]) -> bool:
+    return any(OURS.match(name) for name in names) or origin_of(names) is not None

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from DeepLabSegLib.errors import WeightsError
 from DeepLabSegLib.weights.medicai import Table, rename
 
-__all__ = ["CLASSIFIER", "Origin", "origin_of", "renamed"]
+__all__ = ["CLASSIFIER", "VOLUMES", "Origin", "origin_of", "renamed"]
 
 CLASSIFIER = "the classifier of an encoder that was trained to classify"
 
@@ -141,6 +141,7 @@ PADDING = (
     "differs where a size is even"
 )
 EPSILON = "batch normalisation adds 1e-3 to variances, as timm's tf_ networks; timm's others add 1e-5"
+VOLUMES = "3D encoders of these names have strides and dilations of their own, which no tensor tells; ours are taken"
 LEVEL_NORMS = "the last normalisation belongs to the classifier there; here each level has its own, kept as it was"
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import WeightsError
-from DeepLabSegLib.weights.load import LoadReport, listed
+from DeepLabSegLib.weights.load import LoadReport, check_memory, listed
 
 __all__ = ["inflate", "inflated"]
 
@@ -22,8 +22,8 @@ def inflate(flat: nn.Module, model: nn.Module) -> LoadReport:
 
     Raises
     ------
-    WeightsError : a tensor is missing on either side, or is no kernel with an axis more; the message names it and both
-        shapes.
+    WeightsError : a tensor is missing on either side, or is no kernel with an axis more, and the message names it and
+        both shapes; or a model was made on torch's device "meta", without numbers.
 
     Examples
     --------
@@ -33,6 +33,8 @@ def inflate(flat: nn.Module, model: nn.Module) -> LoadReport:
     >>> [len(names) for names in report.changed.values()]
     [10]
     """
+    check_memory(flat)
+    check_memory(model)
     source, target = flat.state_dict(), model.state_dict()
     problems = [f"  {name} {tuple(target[name].shape)} is missing in the 2D model" for name in target.keys() - source]
     report = LoadReport()

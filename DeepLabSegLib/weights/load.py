@@ -22,7 +22,7 @@ from DeepLabSegLib.weights import imagenet, medicai
 from DeepLabSegLib.weights.adapt import adapted
 from DeepLabSegLib.weights.files import Stored, WeightsFile, open_weights
 
-__all__ = ["LoadReport", "listed", "load_weights", "match"]
+__all__ = ["LoadReport", "check_memory", "listed", "load_weights", "match"]
 
 SHOWN = 6  # problems that a message names; the rest are counted
 
@@ -63,20 +63,22 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     Read are medicai's `.weights.h5` and `.keras` files (with h5py), safetensors and torch state_dicts, also under a
     `state_dict` key or with wrappers' prefixes; of a whole network or of a backbone alone, which then fills the
     encoder; and ImageNet's encoders in torchvision's and timm's names, into 2D encoders with any number of channels
-    (see `weights.imagenet`; `inflate` carries them on to 3D). Nothing in the file is executed. The model changes only
-    if everything fits.
+    (see `weights.imagenet`; `inflate` carries them on to 3D), or, as MedicalNet's and MONAI's, of volumes into 3D
+    encoders. Nothing in the file is executed. The model changes only if everything fits.
 
     Raises
     ------
-    WeightsError : the file can't be read safely, or a tensor has no place, is missing or has another shape; the
-        message names it and both shapes.
+    WeightsError : the file can't be read safely; a tensor has no place, is missing or has another shape, and the
+        message names it and both shapes; its values are no finite fractions; or the model has no memory for them.
     """
+    check_memory(model)
     with open_weights(path) as file:
         found, report = match(file, model, str(path))
         wanted = model.state_dict()
         values = {}
         for name, stored in found.items():
-            values[name] = _as_ours(stored.read(), name, model, file.origin).to(wanted[name].dtype)
+            value = _checked(stored.read(), stored.name, str(path))
+            values[name] = _as_ours(value, name, model, file.origin).to(wanted[name].dtype)
             report.loaded[name] = stored.name
         with torch.no_grad():
             for name, value in values.items():
@@ -90,6 +92,7 @@ def match(file: WeightsFile, model: nn.Module, path: str) -> tuple[dict[str, Sto
     Raises `WeightsError`, whose message starts with `path`, unless every tensor is accounted for.
     """
     report = LoadReport()
+    _ignore(report, "tensors beside the network, outside of its wrapper", list(file.beside))
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not is_counter(name)}
     from_imagenet = imagenet.origin_of(file.tensors) if file.origin == "torch" else None
     if file.origin == "keras":
@@ -102,8 +105,32 @@ def match(file: WeightsFile, model: nn.Module, path: str) -> tuple[dict[str, Sto
     rest = {name: tensor for name, tensor in wanted.items() if name not in found}
     problems += _account_for_rest(rest, found, file.origin if from_imagenet is None else "imagenet", model, report)
     if problems:
-        raise WeightsError(f"{path} doesn't fit the model:\n{listed(problems)}")
+        what = ""
+        if from_imagenet is not None and _dims(file) == 3:  # no row of the table is 3D
+            what = f"holds a 3D {from_imagenet.family} of another origin, such as MedicalNet's or MONAI's, and "
+        raise WeightsError(f"{path} {what}doesn't fit the model:\n{listed(problems)}")
     return found, report
+
+
+def check_memory(model: nn.Module) -> None:
+    """Raise `WeightsError` where `model` was made on torch's device "meta", which keeps shapes and no numbers."""
+    name = next((name for name, tensor in model.state_dict().items() if tensor.is_meta), None)
+    if name is not None:
+        raise WeightsError(
+            f"{name} is on torch's device meta, which holds no numbers; call the model's to_empty(device='cpu') first"
+        )
+
+
+def _checked(value: Tensor, name: str, path: str) -> Tensor:
+    """`value`, or `WeightsError` where its numbers can be no weights."""
+    if not value.is_floating_point():
+        raise WeightsError(f"{path}: {name} is of type {value.dtype}; weights are floating-point numbers")
+    if not value.float().isfinite().all():
+        raise WeightsError(
+            f"{path}: {name} holds infinite numbers or NaN, as a training that went astray leaves them; "
+            "give weights from before that"
+        )
+    return value
 
 
 def listed(problems: Sequence[str]) -> str:
@@ -148,11 +175,14 @@ def _from_imagenet(
             f"the file holds {origin.name}, and the model's encoder is a {family or type(encoder).__name__}; "
             "build the model to match"
         )
-    if encoder.dims != 2:
+    dims = _dims(file)
+    if (dims, encoder.dims) == (2, 3):
         raise WeightsError(
-            f"the file holds {origin.name}, which is 2D, and the model is {encoder.dims}D; load it into the 2D model "
+            f"the file holds {origin.name}, which is 2D, and the model is 3D; load it into the 2D model "
             "and carry that over with weights.inflate"
         )
+    if (dims, encoder.dims) == (3, 2):
+        raise WeightsError(f"the file holds a 3D {family}, and the model is 2D; build the 3D model")
     found = {}
     for name, target in imagenet.renamed(origin, file.tensors).items():
         if target is None:
@@ -165,8 +195,13 @@ def _from_imagenet(
             found[prefix + target] = file.tensors[name]
     found, changed = adapted(found, model, origin)
     report.changed.update(changed)
-    report.differs = origin.differs
+    report.differs = (*origin.differs, imagenet.VOLUMES) if dims == 3 else origin.differs
     return found
+
+
+def _dims(file: WeightsFile) -> int:
+    """Whether kernels in a file of torch's are for images or for volumes."""
+    return 3 if any(len(stored.shape) == 5 for stored in file.tensors.values()) else 2
 
 
 def _family_of(encoder: nn.Module) -> str | None:

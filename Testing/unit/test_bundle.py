@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import DeepLabSegLib
 from DeepLabSegLib.bundle import read_bundle, read_network, save_bundle
 from DeepLabSegLib.catalog import find_model, list_models
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
+from DeepLabSegLib.models import DeepLabV3Plus, make_encoder
 from DeepLabSegLib.segmenter import load_model
 
 
@@ -142,6 +144,19 @@ def test_an_existing_bundle_is_kept_unless_told_otherwise(bundle_folder):
         save_bundle(bundle_folder, bundle, make_network(bundle.network))
     save_bundle(bundle_folder, bundle, make_network(bundle.network), overwrite=True)
     assert sorted(p.name for p in bundle_folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_only_the_network_that_a_bundle_tells_of_is_saved(tmp_path, dims):
+    bundle = make_bundle(dims)
+    spec = replace(bundle.network, decoder_activation="gelu", decoder_dilation_rates=(1, 2))
+    with pytest.raises(InvalidInput, match=r"decoder_dilation_rates is .* there and \(1, 2\) here; decoder_activation"):
+        save_bundle(tmp_path / "model", bundle, make_network(spec))
+    own = DeepLabV3Plus(encoder=make_encoder("resnet18", spec.input_shape), num_classes=3)
+    with pytest.raises(InvalidInput, match="encoder_name is 'resnet18' there and None here"):
+        save_bundle(tmp_path / "model", bundle, own)
+    assert not list(tmp_path.iterdir())
+    save_bundle(tmp_path / "model", bundle, make_network(replace(bundle.network, input_shape=(*(16,) * dims, 1))))
 
 
 def test_models_are_found_by_name_in_the_folders_that_are_searched(bundle_folder, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from helpers import make_bundle, make_network
 
 from DeepLabSegLib import catalog
 from DeepLabSegLib.bundle import read_bundle, save_bundle
+from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import BundleError
 
 
@@ -45,6 +46,25 @@ def test_a_card_that_says_nonsense_is_refused_by_key(bundle_folder, change):
     (bundle_folder / "model.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BundleError, match=next(iter(change)) if change != {"network": 3} else "3 stands where"):
         catalog.read_card(bundle_folder)
+
+
+def test_one_damaged_model_hides_no_other(tmp_path, monkeypatch, bundle_folder, capsys):
+    monkeypatch.setenv("DEEPLABSEG_MODELS", str(bundle_folder.parent))
+    for name, text in {"cut": "{", "empty": "", "odd": "\N{GREEK SMALL LETTER ALPHA}"}.items():
+        (bundle_folder.parent / name).mkdir()
+        (bundle_folder.parent / name / "model.json").write_text(text, encoding="utf-16")
+        (bundle_folder.parent / name / "model.safetensors").touch()
+    names = catalog.list_models()
+    assert {bundle_folder.name, catalog.DEFAULT_MODEL} <= set(names)
+    assert not {"cut", "empty", "odd"} & set(names)
+    assert f"cut: {bundle_folder.parent / 'cut'}: model.json: " in capsys.readouterr().out
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:2] == ["odd", "unreadable"] and "model.json" in line for line in lines)
+    assert any(line.startswith(catalog.DEFAULT_MODEL) for line in lines)
+    assert main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"cut", "empty", "odd"} == {model["name"] for model in listed if "error" in model}
 
 
 def test_the_users_own_models_are_found_before_the_shipped_ones(tmp_path, monkeypatch, bundle_folder):

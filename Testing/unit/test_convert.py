@@ -11,6 +11,7 @@ from DeepLabSegLib import SegmentOptions, read_image
 from DeepLabSegLib.bundle import read_bundle, save_bundle
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import InvalidInput, WeightsError
+from DeepLabSegLib.export import export
 from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.segmenter import load_model
 from DeepLabSegLib.weights import convert
@@ -139,6 +140,14 @@ def test_an_exported_network_gives_the_same_numbers(tmp_path, capsys, dims, name
     assert report["difference"] < 1e-4
     assert report["size"] == [24] * dims
     assert (tmp_path / name).stat().st_size > 100_000
+
+
+def test_an_export_leaves_the_network_as_it_was(tmp_path):
+    network = make_network(make_bundle(2).network).train()
+    with pytest.raises(InvalidInput, match=r"m\.pth has no known ending; choose one of \.onnx, \.pt, \.ts"):
+        export(network, tmp_path / "m.pth", (24, 24))
+    assert export(network, str(tmp_path / "m.ts"), (24, 24)) < 1e-4
+    assert network.training
 
 
 def test_an_export_that_cannot_be_made_leaves_no_file(tmp_path, bundle_folder, capsys):

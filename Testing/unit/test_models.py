@@ -1,3 +1,7 @@
+import pickle
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from helpers import make_spec
@@ -6,6 +10,8 @@ from torch import nn
 from DeepLabSegLib import DeepLabV3Plus, list_encoders
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.encoders import make_encoder
+from DeepLabSegLib.models.layers import ACTIVATIONS
+from DeepLabSegLib.schema import dumps, to_json
 
 
 def sizes(dims: int) -> tuple[int, ...]:
@@ -66,6 +72,32 @@ def test_softmax_scores_add_up_to_one_and_sigmoid_scores_lie_between(dims):
     assert 0 <= sigmoid.min() <= sigmoid.max() <= 1
 
 
+@pytest.mark.parametrize("size", [(1, 48), (16, 16, 48), (48, 1, 16)])
+@pytest.mark.parametrize("name", ["resnet50_vd", "seresnet50_vd"])
+def test_a_thin_image_goes_through_average_pooling(name, size):
+    encoder = make_encoder(name, (*size, 1)).eval()
+    with torch.inference_mode():
+        pyramid = encoder(torch.randn(1, 1, *size))
+    assert [tuple(level.shape[1:]) for level in pyramid] == [p.shape for p in encoder.pyramid_outputs.values()]
+
+
+def test_average_pooling_of_one_slice_is_that_of_the_image():
+    flat, volume = (make_encoder("resnet50_vd", (*(None,) * dims, 1)).stages[1][0].shortcut.pool for dims in (2, 3))
+    for size in ((1, 1), (1, 5), (6, 1), (4, 7)):
+        x = torch.randn(1, 3, *size)
+        torch.testing.assert_close(volume(x[:, :, None])[:, :, 0], flat(x))
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "unit", "instance", "sync_batch", "group"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_every_decoder_normalisation_takes_an_image_whose_deepest_map_is_one_voxel(norm, dims):
+    options = {"decoder_channels": 32, "projection_filters": 32, "decoder_normalization": norm}
+    model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(*(32,) * dims, 1), **options)
+    x = torch.randn(1, 1, *(32,) * dims)
+    assert torch.isfinite(model(x)).all()
+    assert torch.isfinite(model.eval()(x)).all()
+
+
 @pytest.mark.parametrize("norm", ["batch", "layer", "unit", "instance", "sync_batch", "GROUP"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_every_decoder_normalisation_runs(norm, dims):
@@ -103,6 +135,14 @@ def test_a_fresh_model_takes_a_single_image_in_training_too(dims):
     model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(*(32,) * dims, 1))
     model(torch.randn(1, 1, *(32,) * dims)).sum().backward()
     assert model.head.weight.grad is not None
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_network_can_be_pickled_whatever_its_activations(name):
+    options = {} if name == "glu" else {"decoder_activation": name}
+    spec = replace(make_spec(2, 4), classifier_activation=name, **options)
+    model, x = DeepLabV3Plus.from_spec(spec).eval(), torch.randn(1, 1, 16, 16)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), model(x), equal_nan=True)
 
 
 class ThreeLevels(nn.Module):
@@ -144,11 +184,31 @@ def test_any_module_that_keeps_the_contract_is_an_encoder():
         ({"decoder_activation": "rellu"}, "'relu'"),
         ({"classifier_activation": 3}, "a name or None"),
         ({"head_upsample": (2, 2, 2)}, "2 of them"),
+        ({"head_upsample": (4,)}, "2 of them"),
+        ({"head_upsample": []}, "2 of them"),
+        ({"head_upsample": float("inf")}, "a positive number"),
+        ({"num_classes": True}, "positive integer"),
+        ({"input_shape": 64.0}, r"input_shape is 64\.0.*\(H, W, channels\)"),
+        ({"encoder_depth": 5.0}, "3, 4 or 5"),
+        ({"decoder_dilation_rates": 6}, "is 6.*one or more positive integers in a list"),
+        ({"decoder_dilation_rates": None}, "one or more"),
+        ({"decoder_dilation_rates": [True]}, "one or more"),
+        ({"decoder_aspp_dropout": None}, r"is None.*\[0, 1\)"),
     ],
 )
 def test_a_bad_argument_is_named_with_what_would_be_right(arguments, words):
     with pytest.raises(InvalidInput, match=words):
         DeepLabV3Plus(**{"encoder_name": "resnet18", "input_shape": (32, 32, 1), **arguments})
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_numpys_integers_count_as_pythons(dims):
+    plain = {"input_shape": (*(32,) * dims, 1), "encoder_depth": 4, "num_classes": 3, "decoder_dilation_rates": (1, 2)}
+    given = {key: np.int64(v) if isinstance(v, int) else tuple(map(np.int64, v)) for key, v in plain.items()}
+    model = DeepLabV3Plus(encoder_name="resnet18", **given)
+    spec = DeepLabV3Plus(encoder_name="resnet18", **plain).spec
+    assert dumps(to_json(model.spec)) == dumps(to_json(spec))
+    assert model.eval()(torch.zeros(1, 1, *(32,) * dims)).shape == (1, 3, *(32,) * dims)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 1, 32), (1, 1, 8, 32, 32), (1, 1, 0, 32)])

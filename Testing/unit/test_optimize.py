@@ -99,7 +99,18 @@ def test_bf16_is_near(encoder, dims):
 )
 def test_every_normalisation_and_all_kinds_of_activation(norm, activation, dims):
     network = make(dims, encoder_depth=3, decoder_normalization=norm, decoder_activation=activation)
-    check(network, torch.randn(1, 2, *(33, 40, 25)[:dims]))
+    x = torch.randn(2, 2, *(33, 40, 25)[:dims])
+    for precision in ("fp32", "bf16"):
+        assert fast_form(network, x.shape, CPU, precision).how.startswith("folded")
+    check(network, x)
+
+
+@pytest.mark.parametrize("norm", ["group", "instance", "batch"])
+@pytest.mark.parametrize("size", [(32, 32), (16, 48, 48)])
+def test_maps_of_one_voxel_along_an_axis_give_the_same_numbers(size, norm):
+    network = make(len(size), "resnet50_vd", decoder_normalization=norm)
+    assert fast_form(network, (1, 2, *size), CPU, "fp32").how.startswith("folded")
+    check(network, torch.randn(1, 2, *size))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -263,7 +274,7 @@ def test_points_are_for_large_maps_of_many_channels():
 
 
 class OwnEncoder(nn.Module):
-    """What a user may bring: two convolutions, and on demand a look at the values."""
+    """What a user may bring: three convolutions, and on demand a look at the values."""
 
     channels, strides = (4, 8, 8), (2, 4, 8)
 
@@ -293,6 +304,49 @@ def test_a_users_own_encoder_is_made_fast_where_its_steps_dont_hang_on_values(lo
     check(network, x)
 
 
+class Changing(OwnEncoder):
+    """Each level is changed by `change(level, places)`, `places` being a buffer of channels' numbers."""
+
+    def __init__(self, dims: int, change) -> None:
+        super().__init__(dims, looks=False)
+        self.change = change
+        self.register_buffer("places", torch.arange(8).flip(0))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self.change(level, self.places[-level.shape[1] :]) for level in super().forward(x)]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, places: x.index_select(1, places),
+        lambda x, places: x[:, places] * 2,
+        lambda x, places: x.masked_fill((places > 1).view(-1, *[1] * (x.ndim - 2)), 0.5),
+        lambda x, places: x - x.mean(dim=tuple(range(2, x.ndim)), keepdim=True, dtype=torch.float32).to(x.dtype),
+        lambda x, places: x - x.mean(dim=[], keepdim=True),
+        lambda x, places: x * x.mean(dim=1, keepdim=True),
+    ],
+    ids=["places", "index", "mask", "mean in float32", "mean over all", "mean over channels"],
+)
+def test_places_masks_and_means_of_a_users_own_encoder_are_kept(change, precision, dims):
+    network = make(dims, Changing(dims, change), encoder_depth=3)
+    x = torch.randn(1, 2, *(33, 40, 25)[:dims])
+    assert fast_form(network, x.shape, CPU, precision).how.startswith("folded")
+    check(network, x, precision)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_weights_that_are_normalised_at_each_call_run_as_written(dims):
+    encoder = OwnEncoder(dims, looks=False)
+    for conv in encoder.convs:
+        nn.utils.parametrizations.weight_norm(conv)
+    network, x = make(dims, encoder, encoder_depth=3), torch.randn(1, 2, *(17, 20, 15)[:dims])
+    assert "_weight_norm_interface" in fast_form(network, x.shape, CPU, "fp32").how
+    check(network, x)
+
+
 def test_a_sum_whose_argument_is_read_again_is_not_written_over():
     class Branching(OwnEncoder):
         def forward(self, x):
@@ -314,6 +368,23 @@ def test_fewer_images_than_the_form_was_made_for_may_come():
     made = fast_form(network, (5, 2, 40, 40), CPU, "fp32")
     with torch.inference_mode():
         torch.testing.assert_close(made(x), network.coarse_logits(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 40, 40), (1, 2, 1, 40), (2, 40, 40), (3, 2, 40, 40), (1, 2, 40, 40, 40), ()])
+@pytest.mark.parametrize("looks", [False, True])
+def test_another_shape_than_the_form_was_made_for_is_refused(looks, shape):
+    made = fast_form(make(2, OwnEncoder(2, looks), encoder_depth=3), (2, 2, 40, 40), CPU, "fp32")
+    with pytest.raises(InvalidInput, match=r"made for \(2, 2, 40, 40\), or fewer"):
+        made(torch.zeros(shape))
+
+
+def test_a_network_in_training_mode_is_refused():
+    network = make(2)
+    network.aspp.dropout.train()
+    with pytest.raises(InvalidInput, match=r"training mode \(aspp\.dropout\)"):
+        fast_form(network, (1, 2, 40, 40), CPU, "fp32")
+    with pytest.raises(InvalidInput, match=r"training mode \(all of it\)"):
+        fast_form(network.train(), (1, 2, 40, 40), CPU, "fp32")
 
 
 def test_a_form_is_made_again_only_for_another_shape_or_other_weights():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 import zipfile
 from contextlib import suppress
@@ -19,7 +20,7 @@ from torch import nn
 
 from DeepLabSegLib.errors import WeightsError
 from DeepLabSegLib.models import DeepLabV3Plus, make_encoder
-from DeepLabSegLib.weights import load_weights
+from DeepLabSegLib.weights import detect, inflate, load_weights
 
 RECORDED = seeded.recordings() if seeded.RECORDED.exists() else []
 SMALL = {"input_shape": (32, 32, 1), "decoder_channels": 16, "projection_filters": 8, "decoder_dilation_rates": (1, 2)}
@@ -207,6 +208,43 @@ def test_a_state_dict_loads_under_any_wrapper(kind: str, prefix: str, dims: int,
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "best_metric": torch.tensor(0.9)},
+        lambda state: {"epoch": torch.tensor(5), "model": state, "optimizer": {}},
+        lambda state: {"n_averaged": torch.tensor(3), **{f"module.{name}": t for name, t in state.items()}},
+        lambda state: {**{f"model.{name}": t for name, t in state.items()}, "criterion.weight": torch.ones(2)},
+        lambda state: {"module.loss.w": torch.ones(2), **{f"module.model.{name}": t for name, t in state.items()}},
+    ],
+    ids=["best measure", "epoch", "averaged", "loss", "loss in a wrapper"],
+)
+@pytest.mark.parametrize("name", ["convnext_v2_atto", "resnet18"])
+def test_a_checkpoint_may_hold_more_than_the_network(name: str, wrap: Any, tmp_path: Path) -> None:
+    source, target = network(name), network(name)
+    held = wrap(source.state_dict())
+    torch.save(held, tmp_path / "w.pt")
+    report = load_weights(target, tmp_path / "w.pt")
+    assert torch.equal(output(target), output(source))
+    beside = [key for key in held if "n_averaged" in key or "criterion" in key or "loss" in key]
+    assert report.ignored.get("tensors beside the network, outside of its wrapper", []) == beside
+    found = detect(tmp_path / "w.pt")
+    assert found.names == (name,)
+
+
+def test_of_two_networks_in_a_checkpoint_none_is_chosen(tmp_path: Path) -> None:
+    state = network("convnext_v2_atto").state_dict()
+    torch.save({f"{prefix}.{name}": t for name, t in state.items() for prefix in ("model", "net")}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"(model|net)\.encoder\.\S+ \(.*\) has no place"):
+        load_weights(network("convnext_v2_atto"), tmp_path / "w.pt")
+
+
+def test_a_pickle_of_a_later_protocol_is_called_that(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "w.pt", pickle_protocol=4)
+    with pytest.raises(WeightsError, match="protocol 4 or later"):
+        load_weights(network(), tmp_path / "w.pt")
+
+
 def test_a_deeper_encoders_state_dict_loads_into_a_shallower_one(tmp_path: Path) -> None:
     deep, shallow = make_encoder("densenet121", (32, 32, 1)), make_encoder("densenet121", (32, 32, 1), 3)
     torch.save(deep.state_dict(), tmp_path / "w.pt")
@@ -235,6 +273,85 @@ def test_half_precision_weights_take_the_models_precision(tmp_path: Path) -> Non
     torch.save({name: tensor.half() for name, tensor in model.state_dict().items()}, tmp_path / "w.pt")
     load_weights(model, tmp_path / "w.pt")
     assert model.head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_what_is_no_fraction_is_no_weight(dtype: torch.dtype, kind: str, tmp_path: Path) -> None:
+    model = network()
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    (torch.save if kind == "torch" else save_file)(state, tmp_path / "w")
+    with pytest.raises(WeightsError, match=rf"is of type {dtype}; weights are floating-point"):
+        load_weights(model, tmp_path / "w")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_loaded(value: float, tmp_path: Path) -> None:
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = {name: tensor + 1 for name, tensor in before.items()}
+    state["head.bias"][:] = value
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"head\.bias holds infinite numbers or NaN"):
+        load_weights(model, tmp_path / "w.pt")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "w.pt")
+    with torch.device("meta"):
+        empty = network()
+    with pytest.raises(WeightsError, match="to_empty"):
+        load_weights(empty, tmp_path / "w.pt")
+    for flat, model in ((empty, network(input_shape=(32, 32, 32, 1))), (network(), empty)):
+        with pytest.raises(WeightsError, match="to_empty"):
+            inflate(flat, model)
+    filled = empty.to_empty(device="cpu")
+    assert load_weights(filled, tmp_path / "w.pt").loaded
+
+
+# --- volumes in torchvision's names ----------------------------------------------------------------------------------
+
+
+def in_torchvisions_names(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """The state_dict of a resnet of ours, named as MedicalNet and MONAI name theirs."""
+    state = {}
+    for name, tensor in encoder.state_dict().items():
+        for pattern, theirs in (
+            (r"stem\.conv1", "conv1"),
+            (r"stem\.norm1", "bn1"),
+            (r"stages\.(\d)\.(\d)\.body\.", lambda at: f"layer{int(at[1]) + 1}.{at[2]}."),
+            (r"stages\.(\d)\.(\d)\.shortcut\.", lambda at: f"layer{int(at[1]) + 1}.{at[2]}.downsample."),
+            (r"norm(\d)", r"bn\1"),
+            (r"downsample\.conv", "downsample.0"),
+            (r"downsample\.norm", "downsample.1"),
+        ):
+            name = re.sub(pattern, theirs, name)
+        state[f"module.{name}"] = tensor
+    return state
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnet_of_volumes_in_torchvisions_names_loads_into_a_3d_encoder(name: str, tmp_path: Path) -> None:
+    source, target = (make_encoder(name, (32, 32, 32, 1)).eval() for _ in range(2))
+    torch.save({"state_dict": in_torchvisions_names(source)}, tmp_path / "w.pth")
+    report = load_weights(target, tmp_path / "w.pth")
+    x = torch.randn(1, 1, 32, 32, 32)
+    assert torch.equal(target(x)[-1], source(x)[-1])
+    assert "strides and dilations of their own" in str(report)
+    found = detect(tmp_path / "w.pth")
+    assert (found.names, found.dims) == ((name,), 3)
+    assert "3D" in str(found)
+
+
+def test_a_resnet_of_volumes_that_does_not_fit_is_called_one(tmp_path: Path) -> None:
+    state = in_torchvisions_names(make_encoder("resnet18", (32, 32, 32, 1)))
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="holds a 3D resnet, and the model is 2D"):
+        load_weights(make_encoder("resnet18", (32, 32, 1)), tmp_path / "w.pth")
+    torch.save({name: tensor for name, tensor in state.items() if "downsample" not in name}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"3D resnet of another origin(.|\n)*shortcut\.conv.* is missing"):
+        load_weights(make_encoder("resnet18", (32, 32, 32, 1)), tmp_path / "w.pth")
 
 
 # --- damage and harm -------------------------------------------------------------------------------------------------
