@@ -151,7 +151,7 @@ class Way:
                 for column, step, size in zip(columns, matrix[columns, range(3)].tolist(), target.shape, strict=True)
             )
         steps = None
-        if axes is None and (middle := _between(source, matrix)) != source:
+        if axes is None and (middle := _between(source, matrix)).shape != source.shape:
             steps = cls.between(source, middle), cls.between(middle, target)
         return cls(source.shape, target.shape, matrix, offset, axes, steps)
 

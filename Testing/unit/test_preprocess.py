@@ -97,6 +97,18 @@ def test_shrinking_averages_instead_of_picking_single_voxels(degrees):
     torch.testing.assert_close(inner, torch.full_like(inner, 0.5), atol=0.05, rtol=0)
 
 
+def test_every_oblique_grid_is_reached_in_two_steps_at_most(rng):
+    """A direction that is normalised again may differ in its last digit, and a grid from itself."""
+    for _ in range(300):
+        direction, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        spacing = (rng.choice([1.0, 3.0, 5.0]), *[rng.choice([0.43, 0.7, 0.9375, 1.0])] * 2)
+        source = Geometry((26, 224, 384), spacing, (-40, -120, -110), direction)
+        way = Way.between(source, model_grid(source, "SAR", (1.0, 1.0, 1.0)))
+        for step in way.steps or ():
+            assert step.steps is None
+            assert (step is way.steps[1]) == (step.axes is None)
+
+
 def test_nearest_neighbour_makes_no_new_values(scan):
     labels = torch.from_numpy((scan.array > 300).astype(np.int32) * 7)
     for spacing in [(1.1, 0.9, 2.2), (None, None, None)]:
