@@ -80,8 +80,8 @@ def fast_form(
 
     On the CPU that is oneDNN's fused convolutions on weights in its own layout, on NVIDIA's GPUs cuDNN's, where this
     torch has them; elsewhere torch's convolutions, with batch normalisation folded in. A network that can't be
-    captured, such as one with an encoder that looks at its input's values, runs as it is. A form
-    may share weights with `network` or not: once these change, make another, as `FastForms` does.
+    captured, such as one with an encoder that looks at its input's values, runs as it is. A form may share weights with
+    `network`: once these change, make another, as `FastForms` does.
 
     `compiled` has `torch.compile` write kernels for torch's operations, which takes up to a minute. Whether that pays
     must be tried: on an H100 resnet50 gained nothing.

@@ -31,7 +31,6 @@ IN_PLACE = {
     aten.sigmoid.default: aten.sigmoid_.default,
     aten.hardswish.default: aten.hardswish_.default,
     aten.add.Tensor: aten.add_.Tensor,
-    aten.addcmul.default: aten.addcmul_.default,
     aten.mul.Tensor: aten.mul_.Tensor,
     aten.div.Tensor: aten.div_.Tensor,
     aten.sub.Tensor: aten.sub_.Tensor,
