@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from DeepLabSegLib.catalog import list_models
     from DeepLabSegLib.devices import kept_pages
-    from DeepLabSegLib.errors import DeepLabSegError
-    from DeepLabSegLib.files import read_image, read_labels, write_labels
-    from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+    from DeepLabSegLib.errors import BundleError, Cancelled, DeepLabSegError, InvalidInput, OutputError, WeightsError
+    from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
+    from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
     from DeepLabSegLib.models.convnext import ConvNeXtBackbone
     from DeepLabSegLib.models.deeplab import DeepLabV3Plus
     from DeepLabSegLib.models.densenet import DenseNetBackbone
     from DeepLabSegLib.models.efficientnet import EfficientNetBackbone
     from DeepLabSegLib.models.encoders import list_encoders
     from DeepLabSegLib.models.resnet import ResNetBackbone
+    from DeepLabSegLib.region import Region
     from DeepLabSegLib.segmenter import Progress, Segmenter, SegmentOptions, load_model
     from DeepLabSegLib.weights.load import load_weights
 
@@ -29,6 +30,8 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for: importing the package alone doesn't import torch.
 _HOME = {
+    "BundleError": "errors",
+    "Cancelled": "errors",
     "ConvNeXtBackbone": "models.convnext",
     "DeepLabSegError": "errors",
     "DeepLabV3Plus": "models.deeplab",
@@ -36,12 +39,17 @@ _HOME = {
     "EfficientNetBackbone": "models.efficientnet",
     "Geometry": "image",
     "Image": "image",
+    "InvalidInput": "errors",
     "Labels": "image",
+    "OutputError": "errors",
     "Progress": "segmenter",
+    "Region": "region",
     "ResNetBackbone": "models.resnet",
     "Segment": "image",
     "SegmentOptions": "segmenter",
     "Segmenter": "segmenter",
+    "Terminology": "image",
+    "WeightsError": "errors",
     "kept_pages": "devices",
     "list_encoders": "models.encoders",
     "list_models": "catalog",
@@ -49,10 +57,15 @@ _HOME = {
     "load_weights": "weights.load",
     "read_image": "files",
     "read_labels": "files",
+    "write_image": "files",
     "write_labels": "files",
 }
 
+_PACKAGES = ("batch", "evaluate", "training", "weights")
+
 __all__ = [
+    "BundleError",
+    "Cancelled",
     "ConvNeXtBackbone",
     "DeepLabSegError",
     "DeepLabV3Plus",
@@ -60,12 +73,17 @@ __all__ = [
     "EfficientNetBackbone",
     "Geometry",
     "Image",
+    "InvalidInput",
     "Labels",
+    "OutputError",
     "Progress",
+    "Region",
     "ResNetBackbone",
     "Segment",
     "SegmentOptions",
     "Segmenter",
+    "Terminology",
+    "WeightsError",
     "kept_pages",
     "list_encoders",
     "list_models",
@@ -73,15 +91,20 @@ __all__ = [
     "load_weights",
     "read_image",
     "read_labels",
+    "write_image",
     "write_labels",
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'DeepLabSegLib' has no attribute {name!r}")
-    return getattr(import_module(f"DeepLabSegLib.{_HOME[name]}"), name)
+if not TYPE_CHECKING:  # a type checker knows the names above, and should miss others
+
+    def __getattr__(name: str) -> object:
+        if name in _PACKAGES:
+            return import_module(f"DeepLabSegLib.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'DeepLabSegLib' has no attribute {name!r}")
+        return getattr(import_module(f"DeepLabSegLib.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_PACKAGES})

@@ -6,6 +6,7 @@ import csv
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -48,9 +49,13 @@ def find_scans(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def find_nested(folder: str | os.PathLike[str]) -> list[Path]:
-    """The subfolders of `folder` with scans within, which `find_scans` leaves out."""
-    inner = [path for path in sorted(Path(folder).iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    return [path for path in inner if not _is_scan(path) and any(map(_is_scan, path.iterdir()))]
+    """The subfolders of `folder` with scans within, which `find_scans` leaves out; those closed to us are passed by."""
+    found = []
+    for path in sorted(Path(folder).iterdir()):
+        with suppress(OSError):
+            if path.is_dir() and not path.name.startswith(".") and not _is_scan(path):
+                found += [path] if any(map(_is_scan, path.iterdir())) else []
+    return found
 
 
 def segment_files(
@@ -65,10 +70,11 @@ def segment_files(
     on_progress: OnProgress | None = None,
     report: str | os.PathLike[str] | None = None,
 ) -> list[Case]:
-    """Segment scans into `output_folder`, a file of the scan's name each; what is there already is kept, if whole.
+    """Segment scans into `output_folder`, a file of the scan's name each; what is there already is kept.
 
-    `on_case` is called after each. Started again after an interruption it goes on where it was. At `report` the table
-    of cases is written (see `write_report`), after an interruption of those until then.
+    An empty file is no result. One that can't be read as labels makes the case fail, and is left as it is. `on_case` is
+    called after each. Started again after an interruption it goes on where it was. At `report` the table of cases is
+    written (see `write_report`), after an interruption of those until then.
 
     Raises
     ------
@@ -101,11 +107,12 @@ def segment_files(
         return labels if suffix == ".seg.nrrd" else replace(labels, segments=segmenter.bundle.labels)
 
     def case(source: Path, name: str, target: Path) -> Case:
-        if overwrite or not files.is_whole(target):
-            return run_case(name, partial(segment, source, target, target.exists()))
+        there = target.exists()
+        if overwrite or not there or target.stat().st_size == 0:
+            return run_case(name, partial(segment, source, target, there))
         found = run_case(name, partial(kept, target))
         if found.status == "failed":
-            return found
+            return replace(found, message=f"{found.message}; move or overwrite it for the case to be segmented again")
         return replace(found, status="kept", seconds=0.0, message=f"{target} was there already")
 
     return collect(map(case, sources, names, targets), on_case, report)

@@ -59,9 +59,13 @@ def batch(options: argparse.Namespace) -> Report:
     from DeepLabSegLib.devices import kept_pages
 
     scans = batches.find_scans(options.folder)
-    for folder in batches.find_nested(options.folder):
-        if folder.resolve() != Path(options.output).resolve():
-            _note(f"{folder} holds scans too, which are left out; run `deeplabseg batch` on it")
+    own = Path(options.output).resolve()
+    nested = [folder for folder in batches.find_nested(options.folder) if folder.resolve() != own]
+    if nested:
+        _note(
+            f"scans in {len(nested)} of the subfolders are left out, such as those in {nested[0]}; run `deeplabseg "
+            "batch` on each"
+        )
     _make_folder(Path(options.output), parents=True)
     segmenter = _load(options)
     report = Path(options.output) / "report.csv"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib import headers
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color
+from DeepLabSegLib.image import MAX_LABEL, Geometry, Image, Labels, Segment, Terminology, default_color
 from DeepLabSegLib.outputs import check_output, replacing
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "ONE_FILE_SUFFIXES",
     "VOLUME_SUFFIXES",
     "check_slices",
-    "is_whole",
     "read_image",
     "read_labels",
     "write_image",
@@ -130,15 +129,6 @@ def _read(path: str | os.PathLike[str]) -> sitk.Image:
         ) from None
 
 
-def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file that can be read as an image, which one that was cut short can't."""
-    try:
-        _read(path)
-    except (InvalidInput, OSError):
-        return False
-    return True
-
-
 def _read_dicom(folder: Path) -> sitk.Image:
     with _itk():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
@@ -178,10 +168,11 @@ def _check_slices(names: tuple[str, ...]) -> None:
         )
     aside = np.linalg.norm(np.array(positions) - positions[0] - np.outer(heights, normal), axis=1)
     if (aside > ROUNDED_MM + MAX_TILT * np.abs(heights)).any():
-        degrees = np.degrees(np.arctan(np.max(aside[1:] / np.abs(heights[1:]))))
+        degrees = np.degrees(np.arctan(aside[-1] / np.abs(heights[-1])))
+        how = f"{degrees:.1f} degrees off a right angle, as with a tilted gantry" if degrees > 0.5 else "unevenly"
         raise InvalidInput(
-            f"the DICOM slices are stacked {degrees:.1f} degrees off a right angle, as with a tilted gantry, up to "
-            f"{aside.max():.1f} mm aside; convert the series with a program that corrects this, such as dcm2niix"
+            f"the DICOM slices are stacked {how}, up to {aside.max():.1f} mm aside; convert the series with a program "
+            "that corrects this, such as dcm2niix"
         )
     gaps = np.abs(steps)
     if gaps.max() - gaps.min() > 0.1 * np.median(gaps):
@@ -230,6 +221,8 @@ def _names_in_utf8() -> Iterator[None]:
 def read_labels(path: str | os.PathLike[str]) -> Labels:
     """Read a label map or `.seg.nrrd`; segments of a plain label map are named after their values.
 
+    Of a `.seg.nrrd` names, colours, values and the terminology's category, type and modifier are kept, not the ids.
+
     Raises `InvalidInput` where the file can't be read or holds no whole numbers.
     """
     itk_image = _read(path)
@@ -237,8 +230,10 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
     array = image.array if image.channels > 1 else image.array[0]
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
         raise InvalidInput(f"{path} holds fractions; a label map has whole numbers, so is this the image itself?")
-    if array.min() < 0 or array.max() > 65535:
-        raise InvalidInput(f"{path} holds values from {array.min()} to {array.max()}; labels lie between 0 and 65535")
+    if array.min() < 0 or array.max() > MAX_LABEL:
+        raise InvalidInput(
+            f"{path} holds values from {array.min()} to {array.max()}; labels lie between 0 and {MAX_LABEL}"
+        )
     array = array.astype(np.uint8 if array.max() < 256 else np.uint16)
     segments = _segments_from_metadata(itk_image)
     if not segments:
@@ -252,11 +247,13 @@ def _segments_from_metadata(itk_image: sitk.Image) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     while f"Segment{len(segments)}_ID" in keys:
         prefix = f"Segment{len(segments)}_"
-        values = {key: itk_image.GetMetaData(prefix + key) for key in ("Name", "Color", "LabelValue", "Layer")
+        values = {key: itk_image.GetMetaData(prefix + key) for key in ("Name", "Color", "LabelValue", "Layer", "Tags")
                   if prefix + key in keys}  # fmt: skip
         color = tuple(round(255 * float(part)) for part in values.get("Color", "0.5 0.5 0.5").split())
         value, layer = int(values.get("LabelValue", 1)), int(values.get("Layer", 0))
-        segments.append(Segment(value, values.get("Name", f"Label {value}"), color, layer=layer))  # type: ignore[arg-type]
+        tags = dict(tag.split(":", 1) for tag in values.get("Tags", "").split("|") if ":" in tag)
+        terminology = Terminology.from_entry(tags.get("TerminologyEntry", ""))
+        segments.append(Segment(value, values.get("Name", f"Label {value}"), color, terminology, layer))  # type: ignore[arg-type]
     return tuple(segments)
 
 
@@ -344,9 +341,11 @@ def _segmentation_metadata(labels: Labels) -> dict[str, str]:
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
     }
     k, j, i = labels.geometry.shape
+    ids = [segment.id for segment in labels.segments]
     for n, segment in enumerate(labels.segments):
         fields = {
-            "ID": segment.id,
+            # A value may come again in another layer; what Slicer has overlaps so.
+            "ID": segment.id if ids.count(segment.id) == 1 else f"{segment.id}_{segment.layer}",
             "Name": segment.name,
             "NameAutoGenerated": "0",
             "Color": " ".join(f"{part / 255:.6f}" for part in segment.color),

@@ -6,6 +6,8 @@ Arrays are `(C, k, j, i)` and `(k, j, i)`; a 2D image is a volume of one slice, 
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,10 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["Geometry", "Image", "Labels", "Segment", "Terminology", "default_color"]
+__all__ = ["MAX_LABEL", "Geometry", "Image", "Labels", "Segment", "Terminology", "default_color"]
 
 TERMINOLOGY_CONTEXT = "Segmentation category and type - DICOM master list"
 ANATOMIC_CONTEXT = "Anatomic codes - DICOM master list"
+MAX_LABEL = 65535
 AXIS_ALIGNED = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
 
@@ -35,7 +38,8 @@ class Geometry:
 
     Raises
     ------
-    InvalidInput : an empty axis, a spacing that is not positive and finite, a sheared or singular direction.
+    InvalidInput : a shape that is no three whole numbers, an empty axis, a spacing that is not positive and finite, a
+        sheared or singular direction.
     """
 
     shape: tuple[int, int, int]
@@ -44,7 +48,10 @@ class Geometry:
     direction: tuple[tuple[float, float, float], ...] = AXIS_ALIGNED
 
     def __post_init__(self) -> None:
-        shape = tuple(int(n) for n in self.shape)
+        try:
+            shape = tuple(map(operator.index, self.shape))
+        except TypeError:
+            raise InvalidInput(f"shape is {self.shape!r}; give the voxels along (k, j, i), whole numbers") from None
         if len(shape) != 3 or min(shape) < 1:
             raise InvalidInput(f"the image has {_by(shape)} voxels; it needs three axes of at least one voxel")
         spacing = _floats("spacing", self.spacing, (3,))
@@ -101,7 +108,7 @@ class Geometry:
         return bool(apart <= tolerance * min(self.spacing))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Image:
     """A volume with one or more channels: `array` is `(C, k, j, i)`; `(k, j, i)` is taken as one channel."""
 
@@ -120,6 +127,9 @@ class Image:
         if array.dtype.kind not in "biuf":
             raise InvalidInput(f"voxels are of type {array.dtype}; integers or real numbers are needed")
         object.__setattr__(self, "array", array)
+
+    def __repr__(self) -> str:
+        return f"<Image: {self.channels} channel(s), {_seen(self.geometry)}, {self.array.dtype}>"
 
     @property
     def channels(self) -> int:
@@ -143,6 +153,15 @@ class Terminology:
         """Slicer's text form, the value of a segment's tag `TerminologyEntry`."""
         codes = ["^".join(code) for code in (self.category, self.type, self.modifier or ("", "", ""))]
         return "~".join((TERMINOLOGY_CONTEXT, *codes, ANATOMIC_CONTEXT, "^^", "^^"))
+
+    @classmethod
+    def from_entry(cls, text: str) -> Terminology | None:
+        """What `entry` says, less its contexts and anatomic region; None where it names no category and type."""
+        codes = [tuple(part.split("^")) for part in text.split("~")[1:4]]
+        if [len(code) for code in codes] != [3, 3, 3] or not all(any(code) for code in codes[:2]):
+            return None
+        category, kind, modifier = codes
+        return cls(category, kind, modifier if any(modifier) else None)  # type: ignore[arg-type]  # three texts each
 
 
 @dataclass(frozen=True)
@@ -168,7 +187,7 @@ SCORE_MAPS = ("uncertainty", "probabilities")
 """The fields of `Labels` that are made of class scores, each only where it is asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Labels:
     """A result on the input's own grid.
 
@@ -176,7 +195,12 @@ class Labels:
     `(layers, k, j, i)`. A voxel belongs to a segment where its layer holds the segment's value; 0 is background.
     Where they were asked for, `uncertainty` is `(k, j, i)` float32 from 0 (certain) to 1 (all classes alike), and
     `probabilities` `(classes, k, j, i)` float16, from 0 to 1, as the network gives them: with softmax of the background
-    and then of each segment, otherwise of each segment.
+    and then of each segment, otherwise of each segment. Whole numbers of another type are made uint8 or uint16.
+
+    Raises
+    ------
+    InvalidInput : another shape than the grid's, values that are no whole numbers from 0 to 65535, a segment in a layer
+        that isn't there.
     """
 
     array: NDArray
@@ -186,11 +210,20 @@ class Labels:
     probabilities: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
-        if self.array.ndim not in (3, 4) or self.array.shape[-3:] != self.geometry.shape:
+        array = np.asarray(self.array)
+        if array.ndim not in (3, 4) or array.shape[-3:] != self.geometry.shape or array.size == 0:
             raise InvalidInput(
-                f"the labels have shape {_by(self.array.shape)} and the grid {_by(self.geometry.shape)}; "
-                "they must be equal"
+                f"the labels have shape {_by(array.shape)} and the grid {_by(self.geometry.shape)}; they must be equal"
             )
+        object.__setattr__(self, "array", _whole_numbers(array))
+        for segment in self.segments:
+            if not 0 <= segment.layer < len(self.layers):
+                raise InvalidInput(
+                    f"{segment.name} lies in layer {segment.layer}; the labels have {len(self.layers)}, counted from 0"
+                )
+
+    def __repr__(self) -> str:
+        return f"<Labels: {len(self.segments)} segment(s), {_seen(self.geometry)}, {self.array.dtype}>"
 
     @property
     def layers(self) -> NDArray:
@@ -202,9 +235,16 @@ class Labels:
         return self.layers[segment.layer] == segment.value
 
     def volumes_ml(self) -> dict[str, float]:
-        """Millilitres per segment, by name."""
+        """Millilitres per segment, by name; segments of one name are told apart by their values."""
         ml = self.geometry.voxel_volume / 1000
-        return {segment.name: float(np.count_nonzero(self.mask(segment)) * ml) for segment in self.segments}
+        counts = Counter(segment.name for segment in self.segments)
+
+        def title(segment: Segment) -> str:
+            if counts[segment.name] == 1:
+                return segment.name
+            return f"{segment.name} ({segment.value}{f', layer {segment.layer}' if segment.layer else ''})"
+
+        return {title(segment): float(np.count_nonzero(self.mask(segment)) * ml) for segment in self.segments}
 
 
 def default_color(value: int) -> tuple[int, int, int]:
@@ -212,6 +252,23 @@ def default_color(value: int) -> tuple[int, int, int]:
     hue = 6 * (value * 0.618034 % 1)
     parts = [np.clip(abs((hue + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
     return tuple(round(60 + 180 * float(part)) for part in parts)  # type: ignore[return-value]
+
+
+def _whole_numbers(array: NDArray) -> NDArray:
+    """`array` as uint8 or uint16; raises `InvalidInput` where it holds something else than labels."""
+    if array.dtype in (np.uint8, np.uint16):
+        return array
+    if array.dtype.kind not in "biuf" or not 0 <= array.min() <= array.max() <= MAX_LABEL:
+        shown = f"from {array.min()} to {array.max()}" if array.dtype.kind in "biuf" else f"of type {array.dtype}"
+        raise InvalidInput(f"the labels are {shown}; they must be whole numbers from 0 to {MAX_LABEL}")
+    whole = array.astype(np.uint8 if array.max() < 256 else np.uint16)
+    if array.dtype.kind == "f" and not np.array_equal(whole, array):
+        raise InvalidInput("the labels hold fractions; they must be whole numbers, so round scores or decide by them")
+    return whole
+
+
+def _seen(geometry: Geometry) -> str:
+    return f"{_by(geometry.shape)} voxels of {_by(geometry.spacing)} mm"
 
 
 def _floats(name: str, values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,23 +35,27 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwr
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raise `OutputError` where an output is one of `inputs`, or two outputs are one file."""
-    sources, taken = {_place(path) for path in inputs}, set()
+    sources, taken = [*inputs], set()
+    places, files = set(map(_place, sources)), set(map(_file, sources)) - {None}
     for path in outputs:
         place = _place(path)
-        if place in sources:
+        if place in places or _file(path) in files:
             raise OutputError(f"{path} is an input, which would be lost; write to another name or folder")
         if place in taken:
             raise OutputError(f"{path} is given for two outputs; give each a name of its own")
         taken.add(place)
 
 
-def _place(path: Path) -> Hashable:
-    """What two names of one file have in common."""
-    try:
+def _place(path: Path) -> str:
+    return os.path.normcase(path.resolve())
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """What all names of a file that is there have in common, such as capital and small letters on a Mac."""
+    with suppress(OSError):
         found = path.stat()
-    except OSError:
-        return os.path.normcase(path.resolve())
-    return found.st_dev, found.st_ino
+        return (found.st_dev, found.st_ino) if found.st_ino else None
+    return None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels, Segment
 from DeepLabSegLib.ladder import next_step, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.models.encoder import is_count
 from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.optimize import FastForm, FastForms
 from DeepLabSegLib.passage import Decision, Passage
@@ -80,12 +82,17 @@ class SegmentOptions:
     region: Region | None = None
 
     def __post_init__(self) -> None:
-        if self.tile is not None and (not self.tile or min(self.tile) < 1):
-            raise InvalidInput(f"tile is {list(self.tile)}; each size must be at least 1")
-        if not 0 <= self.overlap <= 0.9:
-            raise InvalidInput(f"overlap is {self.overlap}; it must lie between 0 and 0.9")
-        if not 0 < self.threshold < 1:
-            raise InvalidInput(f"threshold is {self.threshold}; it must lie between 0 and 1")
+        tile = self.tile
+        if tile is not None and (not isinstance(tile, Sequence) or not tile or not all(map(is_count, tile))):
+            raise InvalidInput(
+                f"tile is {tile!r}; give whole numbers of at least 1, one per axis, such as (96, 96, 96)"
+            )
+        if not isinstance(self.overlap, Real) or not 0 <= self.overlap <= 0.9:
+            raise InvalidInput(f"overlap is {self.overlap!r}; it must lie between 0 and 0.9")
+        if not isinstance(self.threshold, Real) or not 0 < self.threshold < 1:
+            raise InvalidInput(f"threshold is {self.threshold!r}; it must lie between 0 and 1")
+        if self.region is not None and not isinstance(self.region, Region):
+            raise InvalidInput(f"region is {self.region!r}; give a DeepLabSegLib.Region, a box in space")
         check_choice("blending", self.blending, ("gaussian", "constant"))
         check_choice("slice_axis", self.slice_axis, (None, *SLICE_AXES))
 
@@ -131,6 +138,9 @@ class Segmenter:
         self._compiled = compiled
         self._forms = FastForms(self.network)
 
+    def __repr__(self) -> str:
+        return f"<Segmenter: {self.bundle.name}, {self.device}, {self.precision}>"
+
     def segment(
         self, image: Image, options: SegmentOptions | None = None, on_progress: OnProgress | None = None
     ) -> Labels:
@@ -144,7 +154,14 @@ class Segmenter:
         InvalidInput : channels, voxel values or options that don't fit; nothing has been computed then.
         Cancelled : `on_progress` returned False.
         """
+        if not isinstance(image, Image):
+            raise InvalidInput(
+                f"the image is a {type(image).__name__}; read it with read_image, or make an Image of an array and its "
+                "Geometry"
+            )
         options = options or SegmentOptions()
+        if not isinstance(options, SegmentOptions):
+            raise InvalidInput(f"options are a {type(options).__name__}; give SegmentOptions(overlap=0.5), for example")
         report = _reporter(on_progress)
         report("prepare", 0, 1)
         self._check(image, options)
@@ -369,17 +386,21 @@ def load_model(
     `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" or "mps"; `precision` is "auto" (bf16 on a
     GPU that has it), "fp32", "bf16" or "fp16". `compiled` has `torch.compile` write the network's kernels, which takes
     up to a minute before the first window. What bare weights can't tell is said by the rest, as to
-    `weights.convert`; what is not said is assumed, with a warning. A bundle says all of itself.
+    `weights.convert`; what is not said is assumed, with a warning. Of a bundle nothing may be said.
 
     Raises
     ------
     BundleError : no such model, or one that is incomplete, damaged or inconsistent.
     WeightsError : bare weights that can't be read or are of no known network.
-    InvalidInput : a device that isn't here, or a precision that isn't for it.
+    InvalidInput : a device that isn't here, a precision that isn't for it, or something said of a bundle.
     """
     choose_precision(precision, choose_device(device))  # before the weights are read
     path = find_model(name_or_path)
     if is_bundle(path):
+        if labels or network or model_input:
+            raise InvalidInput(
+                f"{path} says its labels, network and input itself; leave these out, or convert its weights to another"
+            )
         bundle = read_bundle(path)
         return Segmenter(bundle, read_network(path, bundle), device, precision, compiled)
     bundle, model, assumed = convert(path, labels=labels, network=network, model_input=model_input)

@@ -60,7 +60,8 @@ class WarmModel:
         key = (choice, _state(path))
         if self._segmenter is None or self._key != key:
             self.unload()
-            self._segmenter = load_model(path, choice.device, choice.precision, **_said(path, choice))
+            said = {} if is_bundle(path) else _said(path, choice)
+            self._segmenter = load_model(path, choice.device, choice.precision, **said)
             self._key = key
         return self._segmenter
 

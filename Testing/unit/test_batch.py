@@ -122,15 +122,20 @@ def test_an_interruption_leaves_the_table_of_what_is_finished(folder, tmp_path):
     assert [row[:2] for row in read_table(tmp_path / "report.csv")] == [["case", "status"], ["a", "done"]]
 
 
-@pytest.mark.parametrize("size", [0, 300])
-def test_a_result_that_was_cut_short_is_made_again(folder, tmp_path, size):
+def test_an_empty_file_is_no_result_and_an_unreadable_one_is_named_and_left(folder, tmp_path):
     segmenter, scans = make_segmenter(2), find_scans(folder)
     segment_files(segmenter, scans, tmp_path / "results")
     result = tmp_path / "results" / "a.seg.nrrd"
     whole = result.read_bytes()
-    result.write_bytes(whole[:size])
+    result.write_bytes(b"")
     assert [case.status for case in segment_files(segmenter, scans, tmp_path / "results")] == ["done", "kept"]
     assert result.read_bytes() == whole
+    result.write_bytes(whole[:300])
+    case, other = segment_files(segmenter, scans, tmp_path / "results")
+    assert (case.status, other.status) == ("failed", "kept")
+    assert "a.seg.nrrd can't be read" in case.message
+    assert "overwrite it" in case.message
+    assert result.read_bytes() == whole[:300]
 
 
 def test_what_is_no_label_map_is_neither_a_result_nor_replaced(folder, tmp_path, scan):

@@ -77,3 +77,8 @@ def test_every_public_name_is_there():
         assert getattr(DeepLabSegLib, name) is not None
     with pytest.raises(AttributeError, match="DeepLabV4"):
         _ = DeepLabSegLib.DeepLabV4
+
+
+def test_packages_are_there_without_being_imported():
+    code = "import DeepLabSegLib as d; print(d.weights.inflate, d.training.train_model, d.batch, d.evaluate)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

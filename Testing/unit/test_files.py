@@ -217,7 +217,7 @@ def test_labels_come_back_in_every_format(tmp_path, labels, name):
     np.testing.assert_array_equal(again.array, labels.array)
     assert again.geometry.is_close(labels.geometry)
     if name == "r.seg.nrrd":
-        assert [(s.value, s.name, s.color) for s in again.segments] == [(s.value, s.name, s.color) for s in SEGMENTS]
+        assert again.segments == SEGMENTS
     else:
         assert [s.value for s in again.segments] == [1, 2]
 
@@ -232,6 +232,14 @@ def test_overlapping_segments_come_back_whole_from_a_segmentation(tmp_path, rng)
         np.testing.assert_array_equal(again.mask(again.segments[segment.layer]), labels.mask(segment))
     with pytest.raises(OutputError, match="overlap"):
         write_labels(labels, tmp_path / "r.nii.gz")
+
+
+def test_segments_of_one_value_in_two_layers_keep_ids_of_their_own(tmp_path):
+    """As Slicer writes segments that overlap."""
+    segments = (Segment(1, "A", (255, 0, 0), layer=0), Segment(1, "B", (0, 255, 0), layer=1))
+    write_labels(Labels(np.ones((2, 3, 4, 5), np.uint8), Geometry((3, 4, 5)), segments), tmp_path / "r.seg.nrrd")
+    written = sitk.ReadImage(str(tmp_path / "r.seg.nrrd"))
+    assert [written.GetMetaData(f"Segment{n}_ID") for n in (0, 1)] == ["Segment_1_0", "Segment_1_1"]
 
 
 def test_a_picture_takes_a_single_slice(tmp_path, labels):

@@ -21,6 +21,8 @@ def test_grids_that_differ_by_half_a_voxel_are_not_close():
     ("field", "value", "words"),
     [
         ("shape", (0, 4, 4), "at least one voxel"),
+        ("shape", (4.7, 4, 4), "whole numbers"),
+        ("shape", None, "whole numbers"),
         ("spacing", (1, 0, 1), "positive"),
         ("spacing", (1, -2, 1), "positive"),
         ("spacing", (1, float("nan"), 1), "finite"),
@@ -51,3 +53,51 @@ def test_volumes_are_in_millilitres_and_overlapping_segments_count_in_full():
     segments = (Segment(1, "A", (255, 0, 0), layer=0), Segment(2, "B", (0, 255, 0), layer=1))
     labels = Labels(layers, Geometry((10, 10, 10), (2.0, 1.0, 1.0)), segments)
     assert labels.volumes_ml() == {"A": 1.0, "B": 1.0}
+
+
+def test_segments_of_one_name_have_a_volume_each():
+    layers = np.zeros((2, 10, 10, 10), np.uint8)
+    layers[0, :5], layers[0, 5:], layers[1, :2] = 1, 2, 1
+    named = [Segment(value, "X", (255, 0, 0), layer=layer) for value, layer in ((1, 0), (2, 0), (1, 1))]
+    labels = Labels(layers, Geometry((10, 10, 10)), tuple(named))
+    assert labels.volumes_ml() == {"X (1)": 0.5, "X (2)": 0.5, "X (1, layer 1)": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "kept"), [(bool, 1, np.uint8), (np.int64, 255, np.uint8), (float, 256, np.uint16)]
+)
+def test_labels_are_kept_in_few_bytes(kind, most, kept):
+    array = np.array([0, 1, most, 0], kind).reshape(1, 2, 2)
+    labels = Labels(array, Geometry((1, 2, 2)))
+    assert labels.array.dtype == kept
+    np.testing.assert_array_equal(labels.array, array)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.full((2, 3, 4), 0.5), "fractions"),
+        (np.full((2, 3, 4), -3), "from -3"),
+        (np.full((2, 3, 4), 70000), "to 70000"),
+        (np.full((2, 3, 4), np.nan), "whole numbers"),
+        (np.full((2, 3, 4), "a"), "of type"),
+    ],
+)
+def test_what_are_no_labels_are_refused(array, words):
+    with pytest.raises(InvalidInput, match=words):
+        Labels(array, Geometry((2, 3, 4)))
+
+
+def test_a_segment_in_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(InvalidInput, match="A lies in layer 1"):
+        Labels(np.zeros((2, 3, 4), np.uint8), Geometry((2, 3, 4)), (Segment(1, "A", (255, 0, 0), layer=1),))
+
+
+def test_images_and_labels_are_told_in_a_line():
+    geometry = Geometry((2, 3, 4), (3.0, 1.0, 0.5))
+    assert (
+        repr(Image(np.zeros((2, 3, 4)), geometry))
+        == "<Image: 1 channel(s), 2 x 3 x 4 voxels of 3 x 1 x 0.5 mm, float64>"
+    )
+    assert "0 segment(s), 2 x 3 x 4 voxels" in repr(Labels(np.zeros((2, 3, 4), np.uint8), geometry))
+    assert Image(np.zeros((2, 3, 4)), geometry) != Image(np.zeros((2, 3, 4)), geometry), "each is itself alone"

@@ -3,14 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import make_bundle, make_network, make_scan, make_segmenter, physically_equal
+from helpers import make_bundle, make_network, make_scan, make_segmenter, physically_equal, save_model
 from scipy import ndimage
 
 import DeepLabSegLib.segmenter as segmenting
 from DeepLabSegLib.devices import choose_device, choose_precision, computes_right, list_devices
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image
-from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
+from DeepLabSegLib.segmenter import Segmenter, SegmentOptions, load_model
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -113,6 +113,11 @@ def test_a_colour_picture_is_one_slice(rng):
         ({"overlap": -0.1}, "between 0 and 0.9"),
         ({"threshold": 1.0}, "between 0 and 1"),
         ({"tile": (0, 4)}, "at least 1"),
+        ({"tile": 96}, "such as"),
+        ({"tile": "96x96x96"}, "such as"),
+        ({"tile": (64.5, 64)}, "whole numbers"),
+        ({"overlap": "0.5"}, "between 0 and 0.9"),
+        ({"region": (1, 2)}, "DeepLabSegLib.Region"),
         ({"blending": "linear"}, "'gaussian'"),
         ({"slice_axis": "oblique"}, "'coronal'"),
     ],
@@ -126,6 +131,10 @@ def test_what_does_not_fit_the_model_is_refused_before_work_begins(scan, rng):
     flat, solid, acquired = make_segmenter(2), make_segmenter(3), make_segmenter(2, orientation=None)
     with pytest.raises(InvalidInput, match="has 2 channels, and the model tiny-2d takes 1"):
         flat.segment(make_scan(rng, channels=2))
+    with pytest.raises(InvalidInput, match="the image is a ndarray; read it with read_image"):
+        flat.segment(scan.array)
+    with pytest.raises(InvalidInput, match="options are a dict"):
+        flat.segment(scan, {"mirror": True})
     with pytest.raises(InvalidInput, match="3D and needs 3"):
         solid.segment(scan, SegmentOptions(tile=(8, 8)))
     with pytest.raises(InvalidInput, match="is 3D; leave it out"):
@@ -305,3 +314,10 @@ def test_a_gpu_takes_more_windows_at_once_the_more_there_are_and_fit(monkeypatch
     segmenter.device, segmenter.precision = torch.device("cuda"), "bf16"
     monkeypatch.setattr(segmenting, "memory_of", lambda device: gigabytes and gigabytes * 2**30)
     assert segmenter._at_once(tile, count) == wanted
+
+
+def test_what_a_model_says_of_itself_is_not_said_again(tmp_path):
+    path = save_model(tmp_path / "tiny", make_segmenter(2))
+    with pytest.raises(InvalidInput, match="says its labels, network and input itself"):
+        load_model(path, "cpu", labels=["Liver"])
+    assert repr(load_model(path, "cpu")) == "<Segmenter: tiny-2d, cpu, fp32>"
