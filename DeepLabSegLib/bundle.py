@@ -81,8 +81,8 @@ class Bundle:
     `labels` has one entry per class: values 1, 2, ... in the order of the network's classes, class 0 of a softmax
     being background. `one_piece` says that they hang together, as a brain does: what isn't connected to the largest
     part is left out of a result, and so is what lies beyond one of `ends`. `figures` are measured results, by name, and
-    `limits` says what the model is not for. `reproduce` is the command that makes it. `sha256` is that of the tensors
-    (see `digest`).
+    `limits` says what the model is not for. `reproduce` is the last command of its training. `sha256` is that of the
+    tensors (see `digest`).
     """
 
     name: str
@@ -235,7 +235,7 @@ def save_bundle(
 ) -> Bundle:
     """Write a bundle: a folder, or a single file where `path` ends in `.safetensors`. `half` stores float16.
 
-    Returns the bundle with its checksum.
+    Folders that lead there are made. Returns the bundle with its checksum.
 
     Raises
     ------
@@ -251,9 +251,10 @@ def save_bundle(
     text = dumps(to_json(bundle)) + "\n"
     try:
         if target.suffix == ".safetensors":
+            target.parent.mkdir(parents=True, exist_ok=True)
             _save_tensors(target, state, {JSON_NAME: text})
         else:
-            target.mkdir(exist_ok=True)
+            target.mkdir(parents=True, exist_ok=True)
             _save_tensors(target / TENSORS_NAME, state, None)
             with replacing(target / JSON_NAME) as temporary:
                 temporary.write_text(text, encoding="utf-8")

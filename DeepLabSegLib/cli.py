@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import DeepLabSegLib
 from DeepLabSegLib import commands
@@ -21,11 +21,17 @@ INTERRUPTED = 130
 LEFT = {commands.batch: "finished cases are kept, and the same command, without --overwrite, goes on"}
 """What an interrupted command leaves, where it isn't nothing and the interrupt itself doesn't say."""
 
+EXIT_CODES = "Exit codes: 0 all done; 1 an error, or a scan or case that failed; 2 wrong arguments; 130 after Ctrl-C."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for an error or failed cases, which are told, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
-    options.words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command; returns the exit code: 0, 1 for an error or failed cases, which are told, 130 after Ctrl-C.
+
+    Wrong arguments are told and raise `SystemExit` with 2, as argparse does; `--help` and `--version` with 0.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser(as_json="--json" in words).parse_args(words)
+    options.words = words
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have letters that the output can't
     try:
@@ -47,9 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(options: argparse.Namespace, message: str, code: int) -> int:
     print(f"deeplabseg: {message}", file=sys.stderr)  # noqa: T201 its purpose
     if options.json:
-        with suppress(OutputError):
-            _say(json.dumps({"error": message}))
+        _say_error(message)
     return code
+
+
+def _say_error(message: str) -> None:
+    with suppress(OutputError):
+        _say(json.dumps({"error": message}))
 
 
 def _say(text: str) -> None:
@@ -66,6 +76,17 @@ def _say(text: str) -> None:
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that tells wrong arguments to programs too."""
+
+    as_json = False
+
+    def error(self, message: str) -> NoReturn:
+        if self.as_json:
+            _say_error(message)
+        super().error(message)
+
+
 def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
         try:
@@ -77,21 +98,23 @@ def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _parse_axes(text: str) -> tuple[int, ...]:
-    """`"j,i"` to the axes' numbers in (k, j, i). Raises `InvalidInput`."""
-    letters = text.replace(",", " ").split()
-    if not set(letters) <= set("kji"):
+    """`"j,i"` or `"ji"` to the axes' numbers in (k, j, i). Raises `InvalidInput`."""
+    letters = set(text.replace(",", "").replace(" ", ""))
+    if not letters <= set("kji"):
         raise InvalidInput(f"{text!r} names no axes; write some of k,j,i, or '' for none")
-    return tuple(sorted("kji".index(letter) for letter in set(letters)))
+    return tuple(sorted("kji".index(letter) for letter in letters))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("deeplabseg", description="Segment medical images with DeepLabV3+.")
+def _parser(as_json: bool) -> argparse.ArgumentParser:
+    parser = _Parser("deeplabseg", description="Segment medical images with DeepLabV3+.", epilog=EXIT_CODES)
+    parser.as_json = as_json
     parser.add_argument("--version", action="version", version=DeepLabSegLib.__version__)
     added = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run: Callable[[argparse.Namespace], commands.Report]) -> argparse.ArgumentParser:
         summary = (run.__doc__ or "").strip()
         sub = added.add_parser(run.__name__, help=summary, description=summary)
+        sub.as_json = as_json
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="print JSON for programs")
         return sub
@@ -206,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "data",
         help="folder of image and label pairs (imagesTr and labelsTr, images and labels, or scan.nrrd beside "
-        "scan.seg.nrrd), or a .csv table with columns image and label",
+        "scan.seg.nrrd), or a .csv or .tsv table with columns image and label",
     )
     sub.add_argument("-o", "--output", help="bundle to write; checkpoint and curves go to OUTPUT.training beside it")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
@@ -240,7 +263,12 @@ def _parser() -> argparse.ArgumentParser:
     chosen.add_argument(
         "--mirror-axes", type=_typed(_parse_axes), help="axes that mirror images turn round, such as k,j; '' for none"
     )
-    chosen.add_argument("--labels", type=parse_names, help="names of the labels between commas, in the model's order")
+    chosen.add_argument(
+        "--labels",
+        type=parse_names,
+        help="names of the labels between commas, in the model's order: those that segments have give their order, "
+        "others rename the labels in the order of their values",
+    )
     chosen.add_argument("--channels", type=parse_names, help="names of the input channels between commas")
     card = sub.add_argument_group("what the model says of itself")
     card.add_argument("--name", help="(default: the bundle's)")

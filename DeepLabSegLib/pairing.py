@@ -54,7 +54,8 @@ def pair_files(
 
     Raises
     ------
-    InvalidInput : files of different number, a folder without label maps, names that fit several files, no pair.
+    InvalidInput : a folder that doesn't exist or has no label maps, files of different number, names that fit several
+        files, no pair.
     """
     ours, theirs = list_files(predictions, LABEL_FILES), list_files(references, LABEL_FILES)
     by_name = any(Path(path).is_dir() for path in (*predictions, *references))
@@ -81,10 +82,15 @@ def pair_files(
 
 
 def list_files(paths: Iterable[SourcePath], suffixes: tuple[str, ...]) -> list[Path]:
-    """`paths`, with a folder replaced by its files of one of `suffixes`, sorted. Raises `InvalidInput` for none."""
+    """`paths`, with a folder replaced by its files of one of `suffixes`, sorted.
+
+    Raises `InvalidInput` for a folder without any, or one that doesn't exist; a file that doesn't is left to its case.
+    """
     listed: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
+            if not path.exists() and not path.name.lower().endswith(suffixes):
+                raise InvalidInput(f"{path} does not exist; check the path")
             listed.append(path)
             continue
         inside = [file for file in sorted(path.iterdir()) if _visible(file) and file.name.lower().endswith(suffixes)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_depth
+from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
 from DeepLabSegLib.models.layers import LAYERS, ChannelNorm, DropPath, InputNorm, check_rate
 
 __all__ = ["CONVNEXTS", "ConvNeXtBackbone", "ConvNeXtBackboneV2", "ConvNeXtSpec"]
@@ -79,11 +79,17 @@ class ConvNeXtBackbone(Encoder):
     ----------
     input_shape : `(H, W, C)` or `(D, H, W, C)`; sizes may be None.
     encoder_depth : levels to build, at most one per stage; later stages are left out.
-    **spec : fields of `ConvNeXtSpec`, named as in the reference.
+    **spec : fields of `ConvNeXtSpec`, named as in the reference. `depths` (blocks) and `projection_dims`
+        (channels), both per stage, must be given.
 
     Raises
     ------
-    InvalidInput : an argument out of its range.
+    InvalidInput : an argument that is unknown, missing or out of its range.
+
+    Examples
+    --------
+    >>> ConvNeXtBackbone(input_shape=(64, 64, 1), depths=(2, 2, 6, 2), projection_dims=(40, 80, 160, 320)).strides
+    (4, 8, 16, 32)
     """
 
     rounds_down_from = 1  # no padding anywhere: an incomplete patch is dropped
@@ -91,7 +97,7 @@ class ConvNeXtBackbone(Encoder):
     def __init__(self, input_shape: Sequence[int | None], *, encoder_depth: int = 5, **spec: object) -> None:
         super().__init__(input_shape)
         check_depth(encoder_depth)
-        self.spec = s = ConvNeXtSpec(**spec)  # type: ignore[arg-type]
+        self.spec = s = make_spec(ConvNeXtSpec, spec)
         conv = LAYERS[self.dims].conv
         self.channels = tuple(s.projection_dims[:encoder_depth])
         self.strides = tuple(4 * 2**n for n in range(len(self.channels)))

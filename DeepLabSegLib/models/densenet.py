@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_depth
+from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
 from DeepLabSegLib.models.layers import KERAS_NORM, LAYERS, SamePad, check_rate
 
 __all__ = ["DENSENETS", "DenseNetBackbone", "DenseNetSpec"]
@@ -57,11 +57,16 @@ class DenseNetBackbone(Encoder):
     ----------
     input_shape : `(H, W, C)` or `(D, H, W, C)`; sizes may be None.
     encoder_depth : levels to build, 5 for all; later blocks are left out.
-    **spec : fields of `DenseNetSpec`, named as in the reference.
+    **spec : fields of `DenseNetSpec`, named as in the reference. `blocks`, the layers of each, must be given.
 
     Raises
     ------
-    InvalidInput : an argument out of its range.
+    InvalidInput : an argument that is unknown, missing or out of its range.
+
+    Examples
+    --------
+    >>> DenseNetBackbone(input_shape=(64, 64, 1), blocks=(6, 12, 24, 16)).channels
+    (64, 256, 512, 1024, 1024)
     """
 
     rounds_down_from = 3  # the transitions' poolings; the stem's layers pad
@@ -69,7 +74,7 @@ class DenseNetBackbone(Encoder):
     def __init__(self, input_shape: Sequence[int | None], *, encoder_depth: int = 5, **spec: object) -> None:
         super().__init__(input_shape)
         check_depth(encoder_depth)
-        self.spec = s = DenseNetSpec(**spec)  # type: ignore[arg-type]
+        self.spec = s = make_spec(DenseNetSpec, spec)
         layers = LAYERS[self.dims]
 
         self.stem = nn.Sequential()

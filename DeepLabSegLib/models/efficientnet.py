@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_depth
+from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
 from DeepLabSegLib.models.layers import (
     LAYERS,
     Activation,
@@ -227,17 +227,23 @@ class EfficientNetBackbone(Encoder):
     ----------
     input_shape : `(H, W, C)` or `(D, H, W, C)`; sizes may be None.
     encoder_depth : levels to build, 5 for all; later blocks and the top are left out.
-    **spec : fields of `EfficientNetSpec`, named as in the reference.
+    **spec : fields of `EfficientNetSpec`, named as in the reference. `width_coefficient` and
+        `depth_coefficient`, 1.0 in the smallest, must be given.
 
     Raises
     ------
-    InvalidInput : an argument out of its range.
+    InvalidInput : an argument that is unknown, missing or out of its range.
+
+    Examples
+    --------
+    >>> EfficientNetBackbone(input_shape=(64, 64, 1), width_coefficient=1.0, depth_coefficient=1.0).channels
+    (16, 24, 40, 112, 1280)
     """
 
     def __init__(self, input_shape: Sequence[int | None], *, encoder_depth: int = 5, **spec: object) -> None:
         super().__init__(input_shape)
         check_depth(encoder_depth)
-        self.spec = s = EfficientNetSpec(**spec)  # type: ignore[arg-type]
+        self.spec = s = make_spec(EfficientNetSpec, spec)
         outer_norm, inner_norm = _norms(s)
         layer = partial(_layer, self.dims, activation=s.activation)
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from numbers import Integral
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["Encoder", "PyramidLevel", "check_depth", "check_input_shape", "check_tensor", "is_count", "pyramid_outputs"]
+__all__ = [
+    "Encoder",
+    "PyramidLevel",
+    "check_depth",
+    "check_input_shape",
+    "check_tensor",
+    "is_count",
+    "make_spec",
+    "pyramid_outputs",
+]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,20 @@ def _stride_up(strides: tuple[int, ...], level: int, down_from: int | None) -> i
     """The part of level `level`'s stride that rounds sizes up."""
     last = level if down_from is None else min(level, down_from - 1)
     return strides[last - 1] if last else 1
+
+
+def make_spec(kind: type[T], given: Mapping[str, object]) -> T:
+    """The spec (a dataclass) of these fields; raise `InvalidInput` for one that is unknown, or needed and not given."""
+    known = {field.name: field.default is MISSING for field in fields(kind)}  # type: ignore[arg-type]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise InvalidInput(f"{kind.__name__} has no {', '.join(unknown)}; its fields are {', '.join(known)}")
+    missing = [name for name, needed in known.items() if needed and name not in given]
+    if missing:
+        raise InvalidInput(
+            f"{kind.__name__} lacks {', '.join(missing)}; give it, or make an encoder by its name with make_encoder"
+        )
+    return kind(**given)
 
 
 def check_input_shape(input_shape: Sequence[int | None] | torch.Size | None) -> tuple[int | None, ...]:

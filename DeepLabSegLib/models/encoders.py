@@ -37,7 +37,7 @@ def encoder_key(name: str) -> str:
 def make_encoder(name: str, input_shape: Sequence[int | None], encoder_depth: int = 5) -> Encoder:
     """The encoder `name` (any case) for `(*sizes, channels)`, built up to `P(encoder_depth)`.
 
-    Raises `InvalidInput` for a name that `list_encoders` doesn't list.
+    ConvNeXt ends with P4. Raises `InvalidInput` for a name that `list_encoders` doesn't list.
     """
     key = encoder_key(name)
     build, rows = FAMILIES[ENCODERS[key]]

@@ -15,7 +15,7 @@ from operator import mul
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_depth
+from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
 from DeepLabSegLib.models.layers import ENCODER_NORM, LAYERS, SqueezeExcite, activation_name, check_choice
 
 __all__ = ["RESNETS", "SENETS", "ResNetBackbone", "ResNetSpec"]
@@ -99,17 +99,23 @@ class ResNetBackbone(Encoder):
     ----------
     input_shape : `(H, W, C)` or `(D, H, W, C)`; sizes may be None.
     encoder_depth : levels to build, 5 for all; later stages are left out.
-    **spec : fields of `ResNetSpec`, named as in the reference.
+    **spec : fields of `ResNetSpec`, named as in the reference. `num_blocks`, per stage, must be given.
 
     Raises
     ------
-    InvalidInput : an argument out of its range.
+    InvalidInput : an argument that is unknown, missing or out of its range.
+
+    Examples
+    --------
+    >>> encoder = ResNetBackbone(input_shape=(64, 64, 1), num_blocks=(2, 2, 2, 2), block_type="basic_block")
+    >>> encoder.channels
+    (64, 64, 128, 256, 512)
     """
 
     def __init__(self, input_shape: Sequence[int | None], *, encoder_depth: int = 5, **spec: object) -> None:
         super().__init__(input_shape)
         check_depth(encoder_depth)
-        self.spec = s = ResNetSpec(**spec)  # type: ignore[arg-type]
+        self.spec = s = make_spec(ResNetSpec, spec)
         stages = encoder_depth - 1
         filters = list(s.num_filters[:stages])
         self.channels = (s.conv_filters[-1], *(f * s.expansion for f in filters))

@@ -29,6 +29,16 @@ def test_a_bundle_comes_back_as_it_was_saved(tmp_path, dims, name):
     torch.testing.assert_close(again(x), network(x), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["model", "model.safetensors"])
+def test_folders_that_lead_to_a_bundle_are_made(tmp_path, name):
+    bundle = make_bundle(2)
+    saved = save_bundle(tmp_path / "own" / "models" / name, bundle, make_network(bundle.network))
+    assert read_bundle(tmp_path / "own" / "models" / name) == saved
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="can't be written"):
+        save_bundle(tmp_path / "file" / name, bundle, make_network(bundle.network))
+
+
 def test_half_precision_halves_the_file_and_works_in_single(tmp_path, rng):
     bundle = make_bundle(2)
     save_bundle(tmp_path / "a", bundle, make_network(bundle.network), half=False)

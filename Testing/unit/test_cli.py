@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers import SAMPLE, itk, make_bundle, make_network, make_segmenter, save_model
+from helpers import SAMPLE, itk, make_bundle, make_network, make_segmenter, make_spec, save_model
 
 from DeepLabSegLib import files, load_model, read_image
 from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.image import Image
+from DeepLabSegLib.training.cases import TABLES
 
 FULL = Path("/dev/full")
 
@@ -56,6 +57,45 @@ def test_json_is_for_programs(tmp_path, scan_path, bundle_folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("segment", "scan.nii.gz"), "required: -o/--output"),
+        (("segment", "scan.nii.gz", "-o", "r.nrrd", "--tile", "96xa"), "argument --tile"),
+        (("encoders", "--tiel", "96x96"), "unrecognized arguments: --tiel"),
+        (("segmnet", "scan.nii.gz"), "invalid choice: 'segmnet'"),
+        ((), "required: COMMAND"),
+    ],
+)
+@pytest.mark.parametrize("json_too", [(), ("--json",)])
+def test_wrong_arguments_exit_with_2_and_are_told_to_programs_too(capsys, arguments, words, json_too):
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments, *json_too)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert words in json.loads(printed.out)["error"] if json_too else printed.out == ""
+
+
+def test_help_says_the_exit_codes_and_which_tables_a_training_takes(capsys):
+    for arguments, words in ((("--help",), ("Exit codes: 0", "130 after Ctrl-C")), (("train", "--help"), TABLES)):
+        with pytest.raises(SystemExit, match="0"):
+            run(*arguments)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert all(word in shown for word in words)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the home folder is another variable's")
+def test_a_first_model_is_converted_into_a_home_without_models(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    torch.save(make_network(make_spec(2)).state_dict(), tmp_path / "trained.pth")
+    target = tmp_path / "home" / ".deeplabseg" / "models" / "liver"
+    assert run("convert", tmp_path / "trained.pth", "-o", target, "--labels", "Liver,Spleen") == 0
+    capsys.readouterr()
+    assert run("models", "--json") == 0
+    assert "liver" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         (("segment", "gone.nii.gz", "-o", "r.nrrd"), "gone.nii.gz does not exist"),
         (("segment", "scan.nii.gz", "-o", "gone/r.nrrd"), "the folder gone does not exist"),
         (("segment", "scan.nii.gz", "-o", "r.txt"), "no known ending"),
@@ -73,7 +113,9 @@ def test_json_is_for_programs(tmp_path, scan_path, bundle_folder, capsys):
         (("demo", "-o", "scan.nii.gz"), "is a file"),
         (("demo", "-o", "gone/demo"), "make its parent first"),
         (("info", "nothing"), "there is no model"),
-        (("evaluate", "a", "b", "--reference", "c"), "2 predictions and 1 references"),
+        (("evaluate", "a.nii", "b.nii", "--reference", "c.nii"), "2 predictions and 1 references"),
+        (("evaluate", ".", "--reference", "gone"), "gone does not exist; check the path"),
+        (("evaluate", "gone", "--reference", "b.nii"), "gone does not exist; check the path"),
         (("evaluate", "a.nii", "--reference", "b.nii"), "a.nii does not exist"),
         (("evaluate", "a.nii", "--reference", "b.nii", "--images", "c.nii"), "with -o FOLDER"),
         (("evaluate", "a.nii", "--reference", "b.nii", "--worst", "-1"), "--worst is -1"),
@@ -275,4 +317,4 @@ def test_a_folder_is_segmented_with_a_table(tmp_path, scan_path, bundle_folder, 
     assert f"holds no scan; {tmp_path / 'more'} does" in capsys.readouterr().err
     (tmp_path / "scan.nii.gz").write_bytes((tmp_path / "more" / "other.nii.gz").read_bytes())
     assert run(*arguments) == 0
-    assert f"deeplabseg: note: {tmp_path / 'more'} holds scans too" in capsys.readouterr().err
+    assert f"scans in 1 of the subfolders are left out, such as those in {tmp_path / 'more'}" in capsys.readouterr().err

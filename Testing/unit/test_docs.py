@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from test_borders import FLOORS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -31,6 +33,17 @@ def test_files_named_in_the_guides_exist():
             r"`((?:Testing|DeepLabSegLib|Resources)/[\w./]+)`", (ROOT / page).read_text(encoding="utf-8")
         ):
             assert (ROOT / name).exists(), f"{page} names {name}"
+
+
+def test_the_order_of_imports_is_the_one_that_is_kept():
+    order = CONTRIBUTING.split("which `Testing/unit/test_borders.py` keeps:\n")[1].split(".\n")[0]
+    assert [set(re.findall(r"\w+", floor)) for floor in order.split("←")] == FLOORS
+
+
+def test_the_readme_says_the_exit_codes():
+    from DeepLabSegLib.cli import EXIT_CODES
+
+    assert EXIT_CODES in README
 
 
 def test_the_readmes_figures_are_those_of_the_models():

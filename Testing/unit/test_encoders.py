@@ -139,6 +139,28 @@ def test_a_bad_argument_is_refused_by_name(backbone: type, arguments: dict, said
         backbone(input_shape=(32, 32, 1), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "needed"),
+    [
+        (ResNetBackbone, {"num_blocks": (1, 1, 1, 1)}),
+        (DenseNetBackbone, {"blocks": (1, 1, 1, 1)}),
+        (EfficientNetBackbone, {"width_coefficient": 1.0, "depth_coefficient": 1.0}),
+        (EfficientNetBackboneV2, {"width_coefficient": 1.0, "depth_coefficient": 1.0}),
+        (ConvNeXtBackbone, {"depths": (1, 1), "projection_dims": (4, 8)}),
+        (ConvNeXtBackboneV2, {"depths": (1, 1), "projection_dims": (4, 8)}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(32, 32, 1), (32, 32, 32, 1)])
+def test_a_backbone_names_what_it_needs_and_what_it_does_not_know(
+    backbone: type, needed: dict, shape: tuple[int, ...]
+) -> None:
+    backbone(input_shape=shape, **needed)
+    with pytest.raises(InvalidInput, match=f"Spec lacks {', '.join(needed)}; give it"):
+        backbone(input_shape=shape)
+    with pytest.raises(InvalidInput, match=f"Spec has no foo; its fields are {next(iter(needed))}"):
+        backbone(input_shape=shape, foo=1, **needed)
+
+
 def test_efficientnet_rows_may_come_as_the_references_dictionaries() -> None:
     row = {"kernel_size": 3, "expand_ratio": 4, "se_ratio": 0.25, "strides": 2}
     first = {"repeats": 1, "filters_in": 32, "filters_out": 24}

@@ -175,6 +175,7 @@ def test_any_module_that_keeps_the_contract_is_an_encoder():
         ({"input_shape": (32, 0, 1)}, "positive"),
         ({"input_shape": (32, 32, None)}, "channels"),
         ({"encoder_depth": 6}, "3, 4 or 5"),
+        ({"encoder_name": "convnext_v2_atto"}, "encoder_depth is 5, and the encoder has 4 levels"),
         ({"num_classes": 0}, "positive integer"),
         ({"decoder_channels": 2.5}, "positive integer"),
         ({"decoder_dilation_rates": ()}, "one or more"),

@@ -79,6 +79,16 @@ def test_files_of_one_name_in_several_folders_are_told_apart():
     assert [pair.name for pair in found.pairs] == ["x-a", "y-a", "z-a", "z-a-2"]
 
 
+def test_a_folder_that_does_not_exist_is_named_on_every_side(tmp_path):
+    for name in ("ours/a.nii", "theirs/a.nii"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    ours, theirs, gone = [tmp_path / "ours"], [tmp_path / "theirs"], [tmp_path / "gone"]
+    for sides in ((gone, theirs), (ours, gone), (gone, gone), (ours, theirs, gone)):
+        with pytest.raises(InvalidInput, match="gone does not exist; check the path"):
+            pair_files(*sides)
+
+
 def test_folders_that_have_nothing_in_common_are_refused(tmp_path):
     (tmp_path / "ours").mkdir()
     with pytest.raises(InvalidInput, match="no file that can be read"):
