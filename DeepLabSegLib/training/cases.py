@@ -97,7 +97,8 @@ def find_cases(data: str | os.PathLike[str], patient: str | None = None) -> tupl
             raise InvalidInput(f"{root} holds no pairs; give {LAYOUTS}")
     found = [_lossy(case) or _with_patient(case, pattern) for case in cases]
     faults += [item for item in found if isinstance(item, Fault)]
-    return sorted((item for item in found if isinstance(item, Case)), key=lambda case: case.name), faults
+    apart, shared = _with_own_label([item for item in found if isinstance(item, Case)])
+    return sorted(apart, key=lambda case: case.name), faults + shared
 
 
 def _with_patient(case: Case, pattern: re.Pattern[str] | None) -> Case | Fault:
@@ -110,6 +111,20 @@ def _with_patient(case: Case, pattern: re.Pattern[str] | None) -> Case | Fault:
     if not found:
         return Fault(case.name, f"the patient expression {pattern.pattern!r} finds nothing in it; correct either")
     return Case(case.name, case.images, case.label, found)
+
+
+def _with_own_label(cases: Sequence[Case]) -> tuple[list[Case], list[Fault]]:
+    """The cases less those with another patient's label, which training and validation might share."""
+    first: dict[Path, Case] = {}
+    kept, faults = [], []
+    for case in cases:
+        other = first.setdefault(case.label.resolve(), case)
+        if other.patient == case.patient:
+            kept.append(case)
+        else:
+            problem = f"it has the label of {other.name}, {case.label.name}; remove one of them"
+            faults.append(Fault(case.name, f"{problem}, or give both the same patient"))
+    return kept, faults
 
 
 def _lossy(case: Case) -> Fault | None:
@@ -230,7 +245,6 @@ def _from_table(table: Path) -> tuple[list[Case], list[Fault]]:
     cases: list[Case] = []
     faults: list[Fault] = []
     used: set[str] = set()
-    labelled: dict[Path, tuple[int, str]] = {}
     for number, row in enumerate(rows, 2):
         paths = [table.parent / row[column] if row.get(column) else None for column in (*images, label)]
         name = row.get(columns.get("name", ""), "") or (stem(paths[0]) if paths[0] else f"row {number}")
@@ -241,13 +255,7 @@ def _from_table(table: Path) -> tuple[list[Case], list[Fault]]:
         used.add(name)
         there = [path for path in paths if path is not None and path.exists()]
         if len(there) == len(paths):
-            of = row.get(columns.get("patient", ""), "")
-            first, first_of = labelled.setdefault(there[-1].resolve(), (number, of))
-            if first != number and (not of or of != first_of):  # or training and validation might share it
-                problem = f"row {number} has the label of row {first}, {there[-1].name}; remove one of them"
-                faults.append(Fault(name, f"{problem}, or give both the same patient"))
-            else:
-                cases.append(Case(name, tuple(there[:-1]), there[-1], of))
+            cases.append(Case(name, tuple(there[:-1]), there[-1], row.get(columns.get("patient", ""), "")))
             continue
         for column, path in zip((*images, label), paths, strict=True):
             if path is None or not path.exists():

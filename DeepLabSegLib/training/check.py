@@ -11,7 +11,7 @@ import numpy as np
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.training.cases import Case, Fault
 from DeepLabSegLib.training.fingerprint import Fingerprint, Measurement, measure, summarize
-from DeepLabSegLib.training.pairs import BadPair, class_of, read_pair, unnamed
+from DeepLabSegLib.training.pairs import BadPair, class_of, is_picture, read_pair, unnamed
 
 __all__ = ["CheckedData", "check_cases", "report"]
 
@@ -20,7 +20,7 @@ ALONE = 5
 """From this number of cases on, a class that only one of them has is taken for a slip."""
 
 FAR = 8.0
-"""Times the usual side, or its part, from which an image's is taken for a slip in its spacing, such as m for mm."""
+"""Times the usual voxel and extent, or their part, from which both are taken for a slip in a spacing, as m for mm."""
 
 
 @dataclass(frozen=True)
@@ -106,23 +106,27 @@ def _odd_dimensions(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
 
 
 def _odd_sizes(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
-    sides = {case: _side(measurement) for case, measurement in good.items()}
-    usual = sorted(sides.values())[(len(sides) - 1) // 2] if sides else 0.0  # the median; of two, the smaller
+    sides = {case: _sides(measurement) for case, measurement in good.items() if not is_picture(case)}
+    if not sides:
+        return []
+    usual = np.sort(list(sides.values()), axis=0)[(len(sides) - 1) // 2]  # the median; of two, the smaller
     return [
         (
             case,
-            f"{case.images[0]} has sides of {side:.5g} mm on average, and most images of {usual:.5g} mm; correct the "
-            "spacing in its header and its label's, or remove the case",
+            f"{case.images[0]} has voxels of {voxel:.5g} mm and sides of {extent:.5g} mm on average, and most images "
+            f"{usual[0]:.5g} and {usual[1]:.5g} mm; correct the spacing in its header and its label's, or remove it",
         )
-        for case, side in sides.items()
-        if not usual / FAR <= side <= usual * FAR
+        for case, (voxel, extent) in sides.items()
+        if max(voxel / usual[0], extent / usual[1]) < 1 / FAR or min(voxel / usual[0], extent / usual[1]) > FAR
     ]
 
 
-def _side(measurement: Measurement) -> float:
-    """The geometric mean of an image's mm from face to face; of a slice, in its plane."""
-    extent = np.multiply(measurement.geometry.shape, measurement.geometry.spacing)
-    return float(np.exp(np.log(extent[1:] if measurement.flat else extent).mean()))
+def _sides(measurement: Measurement) -> tuple[float, float]:
+    """The geometric means of an image's voxel sides and of its extents, in mm; of a slice, in its plane."""
+    spacing = np.array(measurement.geometry.spacing)
+    sides = np.stack([spacing, spacing * measurement.geometry.shape])[:, measurement.flat :]
+    voxel, extent = np.exp(np.log(sides).mean(axis=1)).tolist()
+    return voxel, extent
 
 
 def _odd_classes(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:

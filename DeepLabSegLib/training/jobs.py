@@ -155,11 +155,15 @@ def plan_of(data: Path, options: TrainOptions, processes: Processes, on_progress
             "another fold or seed, fewer folds, or 0 to hold none out"
         )
     network, begun = _beginning(chosen.network, training, recipe, options)
-    text = "\n".join([report(checked), *chosen.lines(), f"{len(held_out)} of the cases are held out"])
+    text = "\n".join([report(checked), *chosen.lines(), _held_out_line(len(held_out))])
     return Outline(learned, held_out, chosen, training, network, begun, text)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _held_out_line(count: int) -> str:
+    return f"{count or 'no'} case{'s are' if count > 1 else ' is'} held out"
 
 
 def _recipe(options: TrainOptions) -> Recipe | None:

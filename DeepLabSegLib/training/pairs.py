@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.files import read_image, read_labels
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment
 from DeepLabSegLib.preprocess import axis_letters, check_voxels, stack_channels
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.training.cases import Case
 
-__all__ = ["BadPair", "class_of", "name_key", "on_grid", "read_pair", "unnamed"]
+__all__ = ["BadPair", "class_of", "is_picture", "name_key", "on_grid", "read_pair", "unnamed"]
 
 MAX_VALUES = 255
 """Classes that a training label holds at most: they are stored in a byte."""
@@ -26,6 +27,9 @@ INSIDE = 0.5
 
 SAMPLE = 100_000
 """Voxels of a label that are looked at for this."""
+
+DEFAULT_DIRECTIONS = (AXIS_ALIGNED, ((0.0, 0.0, 1.0), (0.0, -1.0, 0.0), (-1.0, 0.0, 0.0)))
+"""Those of a header that nobody filled in: NIfTI's axes, and ITK's."""
 
 
 class BadPair(InvalidInput):
@@ -40,7 +44,8 @@ def read_pair(case: Case, *, allow_empty: bool = False) -> tuple[Image, Labels]:
     """The image with its channels stacked, on the first one's grid, and its labels in one layer, on their own grid.
 
     Labels keep their values, names and colours; those of a `.seg.nrrd` with several layers are numbered anew, from 1.
-    Where either is a picture, which has no position, labels of the image's size lie on its grid.
+    Where either is a picture, which has no position, labels of the image's size lie on its grid. Otherwise labels lie
+    where their header says, unless it is what is left of a lost one.
     Raises `BadPair`, an `InvalidInput`, with all that is wrong.
     """
     problems: list[str] = []
@@ -67,7 +72,7 @@ def read_pair(case: Case, *, allow_empty: bool = False) -> tuple[Image, Labels]:
                 problems.append(
                     f"{path} lies elsewhere than {case.images[0]}; register the channels, or correct a header"
                 )
-        if _is_picture(case) and labels.geometry.shape == images[0].geometry.shape:
+        if is_picture(case) and labels.geometry.shape == images[0].geometry.shape:
             labels = replace(labels, geometry=images[0].geometry)
         problems += _label_problems(case, images[0], labels, allow_empty)
     if problems or labels is None:
@@ -146,7 +151,7 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
     if labels.geometry.is_close(image.geometry):
         return problems
     shapes = [" x ".join(map(str, geometry.shape)) for geometry in (labels.geometry, image.geometry)]
-    if _is_picture(case):
+    if is_picture(case):
         problems.append(
             f"{case.label} has {shapes[0]} voxels and its image {shapes[1]}; pictures have no positions, so save the "
             "label at the image's size"
@@ -160,7 +165,7 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
             else "correct its header, or draw it on this image"
         )
         problems.append(f"{case.label} lies to {share:.0%} on its image {case.images[0]}; {remedy}")
-    elif shapes[0] == shapes[1] and not _fill_one_box(labels.geometry, image.geometry):
+    elif _is_lost(labels.geometry, image.geometry) and not _fill_one_box(labels.geometry, image.geometry):
         problems.append(
             f"{case.label} has its image's {shapes[0]} voxels at other places: {_place(labels.geometry)}, and the "
             f"image {_place(image.geometry)}; copy the image's header to it, or resample it if its own is right"
@@ -168,7 +173,8 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
     return problems
 
 
-def _is_picture(case: Case) -> bool:
+def is_picture(case: Case) -> bool:
+    """Whether one of its files is a picture, which has no position and often no true size."""
     return any(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in (*case.images, case.label))
 
 
@@ -184,11 +190,27 @@ def _share_inside(labels: Labels, geometry: Geometry) -> float:
     return float(((seen >= -0.5) & (seen <= np.array(geometry.shape) - 0.5)).all(axis=1).mean())
 
 
+def _is_lost(label: Geometry, image: Geometry) -> bool:
+    """Whether a header with its image's shape says nothing of its own: each part is a default or the image's.
+
+    Programs leave that which save the array alone, or not all of its header.
+    """
+    parts = (
+        (image.spacing, (1.0, 1.0, 1.0)),
+        (image.origin, (0.0, 0.0, 0.0)),
+        (image.direction, *DEFAULT_DIRECTIONS),
+    )
+    return any(label.is_close(Geometry(image.shape, *each)) for each in product(*parts))
+
+
 def _fill_one_box(one: Geometry, other: Geometry) -> bool:
-    """Whether two grids have the same faces to within half a voxel, however their axes are turned."""
+    """Whether two grids have the same faces to within half a voxel, however their axes are turned.
+
+    One that counts from the voxels' corners is half a voxel off.
+    """
     seen = (np.linalg.inv(other.affine) @ _corners(one).T)[:3]
     faces = np.stack([seen.min(axis=1), seen.max(axis=1) - other.shape])
-    return bool((np.abs(faces + 0.5) <= 0.5).all())
+    return bool((np.abs(faces + 0.5) <= 0.5 + 1e-3).all())
 
 
 def _touch(one: Geometry, other: Geometry) -> bool:
@@ -208,4 +230,6 @@ def _place(geometry: Geometry) -> str:
     """A grid in words."""
     spacing = " x ".join(f"{mm:.4g}" for mm in geometry.spacing)
     origin = ", ".join(f"{mm + 0.0:.4g}" for mm in geometry.origin)  # never -0
-    return f"{spacing} mm, {axis_letters(geometry)}, from ({origin})"
+    tilt = np.degrees(np.arccos(np.abs(geometry.direction).max(axis=1).min()))
+    tilted = f" tilted by {tilt:.2g} degrees" if tilt > 0.01 else ""
+    return f"{spacing} mm, {axis_letters(geometry)}{tilted}, from ({origin})"

@@ -307,7 +307,8 @@ def _classes(fingerprint: Fingerprint, names: Sequence[str] | None) -> tuple[Cla
 def _labels(classes: Sequence[ClassFound], names: Sequence[str] | None) -> tuple[Segment, ...]:
     if names is not None and len(names) != len(classes):
         values = ", ".join(str(found.value) for found in classes)
-        raise InvalidInput(f"{len(names)} names are given, and the labels have {len(classes)} classes ({values})")
+        count = "1 class" if len(classes) == 1 else f"{len(classes)} classes"
+        raise InvalidInput(f"the labels have {count} ({values}); give as many names, not {len(names)}")
     if names is not None and not all(map(name_key, names)):
         raise InvalidInput(f"the names {', '.join(names)!r} hold an empty one; each class needs its own")
     if names is not None and len(set(names)) < len(names):
@@ -325,7 +326,9 @@ def _mirror_axes(
     axes = range(3 - dims, 3)
     if given is not None:
         if not set(given) <= set(axes):
-            raise InvalidInput(f"mirror_axes are {list(given)}; of (k, j, i) a {dims}D network has axes {list(axes)}")
+            letters = dict(enumerate("kji"))
+            said, own = (", ".join(letters.get(axis, str(axis)) for axis in some) for some in (given, axes))
+            raise InvalidInput(f"mirror_axes are {said}; of k, j, i (0, 1, 2 in Python) a {dims}D network has {own}")
         return tuple(sorted(set(given)))
     words = {word.lower() for label in labels for word in WORD.findall(label.name)}
     told = {pair for pair, ends in SIDES.items() if words & set(ends)}

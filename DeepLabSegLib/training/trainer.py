@@ -315,10 +315,16 @@ class _Run:
             return
         try:
             content = torch.load(self._file, map_location="cpu", weights_only=True)
-            others = _differences(content["identity"], self._identity)
+            identity = content["identity"]
         except Exception as error:  # of any kind, as what the unpickler meets
             said = str(error).partition(". ")[0] or type(error).__name__
             raise InvalidInput(f"{self._file} is damaged ({said}); delete it to begin anew") from None
+        if not isinstance(identity, dict):
+            raise InvalidInput(
+                f"{self._file} was made by another version of this program; finish it with that one, or delete it to "
+                "begin anew"
+            )
+        others = _differences(identity, self._identity)
         if others:
             raise InvalidInput(
                 f"{self._file} belongs to a training with other settings ({'; '.join(others)}); give those again, "

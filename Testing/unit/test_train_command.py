@@ -187,11 +187,19 @@ def test_what_does_not_fit_the_data_is_said_by_the_check(tmp_path, capsys):
         (("--fold", "9"), "fold is 9; with 5 folds choose 0 to 4"),
         (("--encoder", "densenet121", "--weights", "head-mri-2d"), "shares no kernel"),
         (("--patient", "case"), "all 6 cases are of one patient, 'case'"),
+        (("--labels", "Box,Ball"), "the labels have 1 class (1); give as many names, not 2"),
     ):
         assert main(["train", str(data), "--check", *wrong]) == 1
         assert words in capsys.readouterr().err
-    assert main(["train", str(data), "--check", "--patient", "case", "--folds", "0"]) == 0
-    assert "0 of the cases are held out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folds", "words"), [("0", "no case is held out"), ("6", "1 case is held out"), ("3", "2 cases are held out")]
+)
+def test_the_check_says_how_many_cases_are_held_out(folds, words, tmp_path, capsys):
+    patient = ("--patient", "case") if folds == "0" else ()  # one is enough to learn from all
+    assert main(["train", str(write_data(tmp_path / "data", 2)), "--check", "--folds", folds, *patient]) == 0
+    assert words in capsys.readouterr().out
 
 
 def test_a_case_that_cannot_be_validated_any_more_is_named(tmp_path):
@@ -280,11 +288,21 @@ def test_the_axes_of_mirror_images_can_be_chosen(tmp_path, capsys):
     data = write_data(tmp_path / "data", 2)
     assert main(["train", str(data), "--check", "--mirror-axes", "i"]) == 0
     assert "mirrored along i\n" in capsys.readouterr().out
+    for both in ("j,i", "ij", "j i"):
+        assert main(["train", str(data), "--check", "--mirror-axes", both]) == 0
+        assert "mirrored along j, i\n" in capsys.readouterr().out
     assert main(["train", str(data), "--check", "--mirror-axes", ""]) == 0
     assert "mirrored along no axis\n" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["train", str(data), "--check", "--mirror-axes", "left"])
     assert "'left' names no axes; write some of k,j,i" in capsys.readouterr().err
+
+
+def test_the_help_says_what_becomes_of_names_that_segments_have(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "those that segments have give their order, others rename the labels in the order of their values" in said
 
 
 def test_weights_that_half_precision_cannot_hold_are_kept_in_full(tmp_path):

@@ -161,6 +161,16 @@ def test_a_damaged_checkpoint_is_named(share, tmp_path):
         train(network(2), BrightFromDark(2), replace(SPEC, steps=2), tmp_path)
 
 
+def test_a_checkpoint_of_another_version_is_no_damaged_one(tmp_path):
+    train(network(2), BrightFromDark(2), replace(SPEC, steps=2), tmp_path)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save({**content, "identity": "5d41402abc4b2a76"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(
+        InvalidInput, match=r"checkpoint\.pt was made by another version .*; finish it with that one, or"
+    ):
+        train(network(2), BrightFromDark(2), replace(SPEC, steps=2), tmp_path)
+
+
 def test_training_stops_early_without_a_gain_and_keeps_the_best(tmp_path):
     scores = iter((0.5, 0.9, 0.4, 0.3, 0.2, 0.1))
     steps = []

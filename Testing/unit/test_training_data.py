@@ -16,7 +16,7 @@ from PIL import Image as Picture
 from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.segmenter import Segmenter
 from DeepLabSegLib.tiling import Tiling
@@ -24,6 +24,7 @@ from DeepLabSegLib.training.augment import Augmentation, augment_intensity
 from DeepLabSegLib.training.cases import Case, find_cases
 from DeepLabSegLib.training.check import CheckedData, check_cases, report
 from DeepLabSegLib.training.deformation import Deformation
+from DeepLabSegLib.training.pairs import on_grid
 from DeepLabSegLib.training.patches import Patches
 from DeepLabSegLib.training.planning import Overrides, TrainingPlan, plan
 from DeepLabSegLib.training.prepared import PreparedCase, prepare
@@ -171,7 +172,19 @@ def test_a_label_that_a_table_names_twice_is_never_learned_and_held_out(patients
     (tmp_path / "table.csv").write_text("\n".join(["image,label,patient", *rows]), encoding="utf-8")
     cases, faults = find_cases(tmp_path / "table.csv")
     assert len(cases) == kept
-    assert ["row 3 has the label of row 2, seg.nii" in fault.problem for fault in faults] == [True] * (2 - kept)
+    assert ["it has the label of t1, seg.nii" in fault.problem for fault in faults] == [True] * (2 - kept)
+
+
+def test_a_label_of_one_patient_may_serve_two_images_however_the_patient_is_found(tmp_path):
+    rows = [f"p{n}_{visit}.nii,p{n}_seg.nii" for n in (1, 2) for visit in ("v1", "v2")]
+    touch(*(tmp_path / name for row in rows for name in row.split(",")))
+    (tmp_path / "table.csv").write_text("\n".join(["image,label", *rows]), encoding="utf-8")
+    cases, faults = find_cases(tmp_path / "table.csv", "(p.)_")
+    assert [case.patient for case in cases] == ["p1", "p1", "p2", "p2"]
+    assert not faults
+    cases, faults = find_cases(tmp_path / "table.csv", "_(v.)")
+    assert [case.name for case in cases] == ["p1_v1", "p2_v1"]
+    assert [fault.name for fault in faults] == ["p1_v2", "p2_v2"]
 
 
 def test_the_patient_is_found_in_the_name(tmp_path):
@@ -257,7 +270,7 @@ def test_every_broken_pair_is_named_and_the_rest_is_kept(tmp_path, rng):
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 36), (12, 40, 36)])
-@pytest.mark.parametrize("factor", [1000.0, 0.001, 2.0])
+@pytest.mark.parametrize("factor", [1000.0, 10.0, 0.001, 2.0])
 def test_a_case_in_other_units_than_the_rest_is_named(shape, factor, tmp_path, rng):
     folder = write_volumes(tmp_path, "abc", rng, shape)
     for path, read in ((folder / "images/b.nii.gz", read_image), (folder / "labels/b.nii.gz", read_labels)):
@@ -267,6 +280,19 @@ def test_a_case_in_other_units_than_the_rest_is_named(shape, factor, tmp_path, r
     faults = checked(folder).faults
     assert [fault.name for fault in faults] == ([] if factor == 2 else ["b"])
     assert all("correct the spacing in its header" in fault.problem for fault in faults)
+
+
+def test_pictures_may_have_any_size(tmp_path, rng):
+    folder = write_pictures(tmp_path, "abc", rng, (32, 32))
+    write_pictures(tmp_path, "de", rng, (400, 320))
+    assert len(checked(folder).cases) == 5
+
+
+@pytest.mark.parametrize("other", [((6, 8, 8), (1.5, 1.0, 1.0)), ((64, 64, 64), (0.4, 0.3, 0.3))], ids=["crop", "fine"])
+def test_small_crops_and_fine_scans_are_in_the_same_units_as_the_rest(other, tmp_path, rng):
+    folder = write_volumes(tmp_path, "abc", rng, (24, 48, 48), (4.0, 2.5, 2.5))
+    write_volumes(tmp_path, "d", rng, *other)
+    assert not checked(folder).faults
 
 
 def test_two_good_cases_are_enough_and_one_is_not(tmp_path, rng):
@@ -313,17 +339,76 @@ def test_a_mask_has_one_grey_value_per_class(kind, faults, tmp_path, rng):
     assert all("save the mask with one grey value per class" in fault.problem for fault in found)
 
 
-@pytest.mark.parametrize("lost", ["spacing", "origin"])
+def change_header(path: Path, **parts) -> None:
+    """Write an image file again with another spacing, origin or direction."""
+    found = read_image(path)
+    write_image(replace(found, geometry=replace(found.geometry, **parts)), path, overwrite=True)
+
+
+def oblique(degrees: float, axes=AXIS_ALIGNED):
+    """Directions that are turned about k."""
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return tuple(map(tuple, np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]]) @ axes))
+
+
+NO_HEADER = {"spacing": (1.0, 1.0, 1.0), "origin": (0.0, 0.0, 0.0), "direction": AXIS_ALIGNED}
+ITK_AXES = ((0.0, 0.0, 1.0), (0.0, -1.0, 0.0), (-1.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        {"spacing": (1.0, 1.0, 1.0)},
+        {"origin": (0.0, 0.0, 0.0)},
+        {"direction": AXIS_ALIGNED},
+        NO_HEADER,
+        {**NO_HEADER, "direction": ITK_AXES},
+    ],
+    ids=["spacing", "origin", "direction", "NIfTI's default", "ITK's default"],
+)
 def test_a_label_without_its_images_header_is_refused(lost, tmp_path, rng):
     folder = write_volumes(tmp_path, "abc", rng)
-    labels = read_labels(folder / "labels/b.nii.gz")
-    wrong = {"spacing": (1.0, 1.0, 1.0), "origin": tuple(mm + 2 for mm in labels.geometry.origin)}[lost]
-    moved = replace(labels, geometry=replace(labels.geometry, **{lost: wrong}))
-    write_labels(moved, folder / "labels/b.nii.gz", overwrite=True)
+    direction = oblique(10, lost.get("direction", AXIS_ALIGNED))
+    for part in ("images", "labels"):
+        change_header(folder / part / "b.nii.gz", origin=(9.0, 8.0, -6.0), direction=direction)
+    change_header(folder / "labels/b.nii.gz", **lost)
     (fault,) = checked(folder).faults
     assert fault.name == "b"
     assert "its image's 12 x 40 x 36 voxels at other places" in fault.problem
     assert "copy the image's header" in fault.problem
+    _, own, its = re.split(r"at other places: |, and the image |; copy", fault.problem)[:3]
+    assert own != its
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"origin": (-17.0, 38.5, 10.25)},
+        {"spacing": (2.5, 1.0, 1.0), "origin": (-15.0, 40.0, 8.0)},
+        {"spacing": (1.0, 1.0, 1.0), "origin": (-15.0, 40.0, 12.0)},
+        {"direction": oblique(3)},
+    ],
+    ids=["another part", "around an organ", "conformed", "turned"],
+)
+def test_a_label_of_its_images_shape_lies_where_its_own_header_says(own, tmp_path, rng):
+    folder = write_volumes(tmp_path / "data", "ab", rng)
+    change_header(folder / "labels/b.nii.gz", **own)
+    data = checked(folder)
+    assert not data.faults
+    made = plan(data.fingerprint, Overrides(spacing=(None, None, None), orientation="SAR"))
+    label = prepare(data.cases, made, tmp_path / "prepared")[1].label()
+    labels, image = read_labels(folder / "labels/b.nii.gz"), read_image(folder / "images/b.nii.gz")
+    np.testing.assert_array_equal(label, on_grid(labels, image.geometry))
+    assert (label != labels.array).any()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_label_that_is_counted_from_the_corner_lies_on_its_image(sign, tmp_path, rng):
+    folder = write_volumes(tmp_path, "ab", rng, spacing=(3.3, 0.7, 0.7))
+    half = tuple(sign * mm / 2 for mm in (0.7, 0.7, 3.3))
+    change_header(folder / "images/b.nii.gz", origin=half)
+    change_header(folder / "labels/b.nii.gz", origin=(0.0, 0.0, 0.0))  # as a lost one, but hardly elsewhere
+    assert not checked(folder).faults
 
 
 def test_a_label_whose_axes_are_turned_round_lies_at_its_place(tmp_path, rng):
@@ -537,10 +622,10 @@ def test_everything_can_be_chosen(tmp_path, rng):
         ({"dims": 4}, "dims"),
         ({"tile": (30, 32, 32)}, "32x32x32"),
         ({"tile": (32, 32)}, "needs 3 sizes"),
-        ({"names": ("one",)}, "2 classes"),
+        ({"names": ("one",)}, r"2 classes \(1, 2\); give as many names, not 1"),
         ({"names": ("one", " ")}, "hold an empty one"),
-        ({"mirror_axes": (0, 3)}, r"axes \[0, 1, 2\]"),
-        ({"dims": 2, "mirror_axes": (0,)}, r"axes \[1, 2\]"),
+        ({"mirror_axes": (0, 3)}, "mirror_axes are k, 3; .* a 3D network has k, j, i$"),
+        ({"dims": 2, "mirror_axes": (0,)}, "mirror_axes are k; .* a 2D network has j, i$"),
         ({"channels": ("a", "b")}, "2 channels"),
         ({"spacing": (1.0,)}, "spacing"),
         ({"spacing": (1.0, 0.0, 1.0)}, "above 0"),
