@@ -6,6 +6,7 @@ Needs `medicai`, which runs on Keras over torch.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from DeepLabSegLib.models import DeepLabV3Plus
 from DeepLabSegLib.weights import load_weights
 from DeepLabSegLib.weights.files import Stored, WeightsFile
 from DeepLabSegLib.weights.load import match
+
+# Keras goes through a network layer by layer, each a call deeper; efficientnet_l2 has more than Python's 1000.
+sys.setrecursionlimit(max(sys.getrecursionlimit(), 10_000))
 
 MEASURED, COMPARED = 6, 2
 """Images that statistics are measured on, and those of them that are compared."""
