@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib import headers
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.image import MAX_LABEL, Geometry, Image, Labels, Segment, Terminology, default_color
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology, default_color, whole_numbers
 from DeepLabSegLib.outputs import check_output, replacing
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "JPEG_SUFFIXES",
     "LABEL_SUFFIXES",
     "ONE_FILE_SUFFIXES",
+    "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
     "check_slices",
     "read_image",
@@ -228,13 +229,7 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
     itk_image = _read(path)
     image = _to_image(itk_image, str(path))
     array = image.array if image.channels > 1 else image.array[0]
-    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
-        raise InvalidInput(f"{path} holds fractions; a label map has whole numbers, so is this the image itself?")
-    if array.min() < 0 or array.max() > MAX_LABEL:
-        raise InvalidInput(
-            f"{path} holds values from {array.min()} to {array.max()}; labels lie between 0 and {MAX_LABEL}"
-        )
-    array = array.astype(np.uint8 if array.max() < 256 else np.uint16)
+    array = whole_numbers(array, str(path))
     segments = _segments_from_metadata(itk_image)
     if not segments:
         found = np.unique(array)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["MAX_LABEL", "Geometry", "Image", "Labels", "Segment", "Terminology", "default_color"]
+__all__ = ["Geometry", "Image", "Labels", "Segment", "Terminology", "default_color", "whole_numbers"]
 
 TERMINOLOGY_CONTEXT = "Segmentation category and type - DICOM master list"
 ANATOMIC_CONTEXT = "Anatomic codes - DICOM master list"
@@ -215,7 +215,9 @@ class Labels:
             raise InvalidInput(
                 f"the labels have shape {_by(array.shape)} and the grid {_by(self.geometry.shape)}; they must be equal"
             )
-        object.__setattr__(self, "array", _whole_numbers(array))
+        if array.dtype not in (np.uint8, np.uint16):
+            array = whole_numbers(array, "the array")
+        object.__setattr__(self, "array", array)
         for segment in self.segments:
             if not 0 <= segment.layer < len(self.layers):
                 raise InvalidInput(
@@ -254,17 +256,17 @@ def default_color(value: int) -> tuple[int, int, int]:
     return tuple(round(60 + 180 * float(part)) for part in parts)  # type: ignore[return-value]
 
 
-def _whole_numbers(array: NDArray) -> NDArray:
-    """`array` as uint8 or uint16; raises `InvalidInput` where it holds something else than labels."""
-    if array.dtype in (np.uint8, np.uint16):
-        return array
-    if array.dtype.kind not in "biuf" or not 0 <= array.min() <= array.max() <= MAX_LABEL:
-        shown = f"from {array.min()} to {array.max()}" if array.dtype.kind in "biuf" else f"of type {array.dtype}"
-        raise InvalidInput(f"the labels are {shown}; they must be whole numbers from 0 to {MAX_LABEL}")
-    whole = array.astype(np.uint8 if array.max() < 256 else np.uint16)
-    if array.dtype.kind == "f" and not np.array_equal(whole, array):
-        raise InvalidInput("the labels hold fractions; they must be whole numbers, so round scores or decide by them")
-    return whole
+def whole_numbers(array: NDArray, what: str) -> NDArray:
+    """`array` in the smaller of uint8 and uint16. Raises `InvalidInput`, naming it `what`, where it holds no labels."""
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(f"{what} holds values of type {array.dtype}; labels are whole numbers")
+    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
+        raise InvalidInput(f"{what} holds fractions; a label map has whole numbers, so is this the image itself?")
+    if array.min() < 0 or array.max() > MAX_LABEL:
+        raise InvalidInput(
+            f"{what} holds values from {array.min()} to {array.max()}; labels lie between 0 and {MAX_LABEL}"
+        )
+    return array.astype(np.uint8 if array.max() < 256 else np.uint16)
 
 
 def _seen(geometry: Geometry) -> str:

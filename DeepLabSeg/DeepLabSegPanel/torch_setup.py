@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from slicer.i18n import tr as _
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegPanel.worker_process import not_started, python_executable
+from DeepLabSegPanel.worker_process import new_process, not_started, python_executable
 
 KEPT = ("numpy", "SimpleITK", "vtk", "scipy")
 """Slicer's own, which its other modules are built against."""
@@ -105,8 +105,7 @@ class TorchInstaller:
             self._process.kill()
 
     def _next(self) -> None:
-        # With a parent, since what Python alone holds is deleted with its name, be it within its own signal.
-        self._process = qt.QProcess(slicer.app)
+        self._process = new_process()
         self._process.setProcessChannelMode(qt.QProcess.MergedChannels)
         self._process.connect("readyReadStandardOutput()", self._onOutput)
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)

@@ -28,6 +28,11 @@ def python_executable() -> str:
     return shutil.which("PythonSlicer") or sys.executable
 
 
+def new_process() -> Any:
+    """A QProcess with a parent: one that Python alone holds is deleted with its name, be it within its own signal."""
+    return qt.QProcess(slicer.app)
+
+
 def not_started() -> str:
     """What is said where that program can't be started."""
     return _("{program} can't be started; is Slicer complete?").format(program=python_executable())
@@ -85,8 +90,7 @@ class WorkerProcess:
 
     def _start(self) -> None:
         self._partialLine = b""
-        # With a parent, since what Python alone holds is deleted with its name, be it within its own signal.
-        self._process = qt.QProcess(slicer.app)
+        self._process = new_process()
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
         self._process.connect("errorOccurred(QProcess::ProcessError)", self._onError)
         self._process.connect("readyReadStandardOutput()", self._onOutput)

@@ -58,7 +58,7 @@ class TrainOptions:
     allow_empty : take labels that hold background alone, such as healthy scans'.
     patient : regular expression that finds the patient in a case's name, see `find_cases`.
     name, license, training_data : what the model says of itself.
-    reproduce : the command that makes it.
+    reproduce : the command of this training.
     """
 
     recipe: str | None = None

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
-from DeepLabSegLib.files import read_image, read_labels
+from DeepLabSegLib.files import PICTURE_SUFFIXES, read_image, read_labels
 from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment
 from DeepLabSegLib.preprocess import axis_letters, check_voxels, stack_channels
 from DeepLabSegLib.resampling import resample
@@ -175,7 +175,7 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
 
 def is_picture(case: Case) -> bool:
     """Whether one of its files is a picture, which has no position and often no true size."""
-    return any(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in (*case.images, case.label))
+    return any(path.name.lower().endswith(PICTURE_SUFFIXES) for path in (*case.images, case.label))
 
 
 # --- where grids lie -------------------------------------------------------------------------------------------------
