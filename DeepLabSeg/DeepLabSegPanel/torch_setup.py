@@ -105,15 +105,12 @@ class TorchInstaller:
             self._process.kill()
 
     def _next(self) -> None:
-        self._process = new_process()
+        constraints = _writeConstraints(self._folder.name)
+        self._process = new_process({"PIP_CONSTRAINT": constraints, "PIP_PROGRESS_BAR": "off"})
         self._process.setProcessChannelMode(qt.QProcess.MergedChannels)
         self._process.connect("readyReadStandardOutput()", self._onOutput)
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
         self._process.connect("errorOccurred(QProcess::ProcessError)", self._onError)
-        environment = qt.QProcessEnvironment.systemEnvironment()
-        environment.insert("PIP_CONSTRAINT", _writeConstraints(self._folder.name))
-        environment.insert("PIP_PROGRESS_BAR", "off")
-        self._process.setProcessEnvironment(environment)
         self._process.start(python_executable(), ["-c", PROGRAM, *self._steps.pop(0)])
 
     def _onOutput(self) -> None:

@@ -2,9 +2,10 @@
 
 import itertools
 import json
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ Answer = dict[str, Any]
 """One of `DeepLabSegLib.worker`'s answers: it has `progress`, `result` or `error`."""
 
 LIBRARY = str(Path(DeepLabSegLib.__file__).parents[1])
-PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from DeepLabSegLib.worker import main; main()"
 END_WITHIN_MS = 1000
 
 
@@ -28,9 +28,17 @@ def python_executable() -> str:
     return shutil.which("PythonSlicer") or sys.executable
 
 
-def new_process() -> Any:
-    """A QProcess with a parent: one that Python alone holds is deleted with its name, be it within its own signal."""
-    return qt.QProcess(slicer.app)
+def new_process(variables: Mapping[str, str]) -> Any:
+    """A QProcess for Slicer's Python, in Slicer's environment and `variables`. What it prints is UTF-8.
+
+    It has a parent: one that Python alone holds is deleted with its name, be it within its own signal.
+    """
+    environment = qt.QProcessEnvironment.systemEnvironment()
+    for name, value in {"PYTHONUTF8": "1", **variables}.items():  # Slicer itself says so from 5.12 on
+        environment.insert(name, value)
+    process = qt.QProcess(slicer.app)
+    process.setProcessEnvironment(environment)
+    return process
 
 
 def not_started() -> str:
@@ -90,13 +98,12 @@ class WorkerProcess:
 
     def _start(self) -> None:
         self._partialLine = b""
-        self._process = new_process()
+        self._process = new_process({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
         self._process.connect("errorOccurred(QProcess::ProcessError)", self._onError)
         self._process.connect("readyReadStandardOutput()", self._onOutput)
         self._process.connect("readyReadStandardError()", self._onErrorOutput)
-        self._process.setProcessEnvironment(_environment())
-        self._process.start(python_executable(), ["-c", PROGRAM, LIBRARY])
+        self._process.start(python_executable(), ["-c", _program()])
 
     def _send(self, request: dict[str, Any]) -> None:
         self._process.write(json.dumps(request).encode() + b"\n")
@@ -141,13 +148,9 @@ class WorkerProcess:
             onAnswer({"id": number, "error": {"kind": kind, "message": message}})
 
 
-def _environment() -> Any:
-    """Slicer's own, with what the worker should have where that isn't set."""
-    environment = qt.QProcessEnvironment.systemEnvironment()
-    for name, value in ENVIRONMENT.items():
-        if not environment.contains(name):
-            environment.insert(name, value)
-    return environment
+def _program() -> str:
+    """What the process runs, in ASCII: on Windows the launcher of Slicer 5.10 garbles other letters."""
+    return f"import sys; sys.path.insert(0, {LIBRARY!a}); from DeepLabSegLib.worker import main; main()"
 
 
 def _bytes(array: Any) -> bytes:

@@ -16,6 +16,14 @@ from DeepLabSegLib.catalog import DEFAULT_MODEL
 ROOT = Path(__file__).parents[2]
 UI = ROOT / "DeepLabSeg" / "Resources" / "UI" / "DeepLabSeg.ui"
 
+CONFIG = """
+if(NOT CMAKE_SIZEOF_VOID_P EQUAL 8)
+  message(FATAL_ERROR "Slicer is a program of 64 bits, and ${CMAKE_PROJECT_NAME} of '${CMAKE_SIZEOF_VOID_P}' bytes")
+endif()
+set(Slicer_USE_FILE ${CMAKE_CURRENT_LIST_DIR}/use.cmake)
+"""
+"""Of SlicerConfig.cmake, what refuses an extension: one whose project has no language has no size of a pointer."""
+
 STAND_IN = """
 macro(slicerMacroBuildScriptedModule)
   cmake_parse_arguments(MODULE "WITH_GENERIC_TESTS;WITH_SUBDIR" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
@@ -63,11 +71,11 @@ def test_models_and_sample_are_packaged():
     assert listed(ROOT / "DeepLabSegLib" / "CMakeLists.txt", "SHIPPED_FILES") == shipped
 
 
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="no cmake or no compiler is installed")
 def test_the_installed_extension_finds_its_library_and_models(tmp_path):
     config = tmp_path / "config"
     config.mkdir()
-    (config / "SlicerConfig.cmake").write_text(f"set(Slicer_USE_FILE {config / 'use.cmake'})\n")
+    (config / "SlicerConfig.cmake").write_text(CONFIG)
     (config / "use.cmake").write_text(STAND_IN)
     (config / "empty.cmake").write_text("")
     subprocess.run(
