@@ -465,7 +465,8 @@ def test_the_worker_starts_behind_a_launcher_that_passes_ascii_alone_on(widget, 
     launcher = tmp_path / "bin" / "PythonSlicer"
     launcher.parent.mkdir()
     launcher.write_text(
-        f"#!{sys.executable}\nimport os, sys\nif not all(argument.isascii() for argument in sys.argv):\n    sys.exit(1)\n"
+        f"#!{sys.executable}\nimport os, sys\n"
+        "if not all(argument.isascii() for argument in sys.argv):\n    sys.exit(1)\n"
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
     )
     launcher.chmod(0o755)
