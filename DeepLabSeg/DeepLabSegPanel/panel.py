@@ -52,6 +52,7 @@ class Panel(VTKObservationMixin):
         self._installer: torch_setup.TorchInstaller | None = None
         self._stageStarted = ("", 0.0)
         self._notes: list[str] = []
+        self._isRefusal = False
         self._lastInput: Any = None
 
     # --- coming and going --------------------------------------------------------------------------------------------
@@ -114,13 +115,13 @@ class Panel(VTKObservationMixin):
         self.model.refresh()
         self._chooseFirstVolume()
         self._guiTag = self._parameters.connectGui(self.ui)
-        self.addObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
+        self.addObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._onChoice)
         self._update()
 
     def _disconnectParameters(self) -> None:
         if self._parameters is not None:
             self._parameters.disconnectGui(self._guiTag)
-            self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._update)
+            self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._onChoice)
             self._parameters = None
 
     def _onSceneStartClose(self, *_args: Any) -> None:
@@ -187,6 +188,11 @@ class Panel(VTKObservationMixin):
         ):
             getattr(ui, name).enabled = idle
         ui.unloadButton.enabled = idle and self.worker.isRunning
+
+    def _onChoice(self, *_args: Any) -> None:
+        if self._isRefusal:  # of what was chosen before
+            self._say("")
+        self._update()
 
     def _inputProblem(self) -> str:
         """What is wrong with the input, beside its field; empty where nothing is."""
@@ -271,6 +277,7 @@ class Panel(VTKObservationMixin):
         except (DeepLabSegError, OSError) as error:
             self._run = None
             self._say(str(error), BAD)
+            self._isRefusal = True
             self._log(str(error))
 
     def _startRun(self, request: RunRequest) -> None:
@@ -420,6 +427,7 @@ class Panel(VTKObservationMixin):
     # --- telling -----------------------------------------------------------------------------------------------------
 
     def _say(self, text: str, style: str = "") -> None:
+        self._isRefusal = False
         self.ui.statusLabel.text = text
         self.ui.statusLabel.styleSheet = style
 

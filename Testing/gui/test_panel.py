@@ -92,6 +92,12 @@ def worker_pid(widget) -> int:
     return int(widget.panel.worker.processId)
 
 
+def python_pid(widget) -> int:
+    """The worker's Python, which in Slicer is the child of a launcher."""
+    listed = subprocess.run(["pgrep", "-P", str(worker_pid(widget))], capture_output=True, text=True, check=False)
+    return int(listed.stdout.strip() or worker_pid(widget))
+
+
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +110,21 @@ def test_with_nothing_in_the_scene_it_says_what_to_do(widget, screenshot):
     assert "no volume is chosen" in ui.statusLabel.text
     assert is_idle(widget)
     assert segmentations() == []
+
+
+def test_a_refusal_goes_when_something_else_is_chosen(widget, scan):
+    widget.ui.segmentButton.click()
+    add_volume(slicer.mrmlScene, scan)
+    assert widget.ui.statusLabel.text == ""
+    select(widget.ui.modelComboBox, "tiny-3d")
+    widget.logic.getParameterNode().tile = "as you like"
+    widget.ui.segmentButton.click()
+    assert "as you like" in widget.ui.statusLabel.text
+    widget.logic.getParameterNode().tile = ""
+    assert widget.ui.statusLabel.text == ""
+    said = segment(widget)
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert widget.ui.statusLabel.text == said, "what was done stays said"
 
 
 def test_one_volume_in_the_scene_is_already_chosen(widget, volume):
@@ -522,7 +543,7 @@ def test_cancel_gives_the_panel_back_and_leaves_the_scene(widget, volume):
 def test_a_worker_that_does_not_listen_is_ended_after_three_seconds(widget, volume):
     select(widget.ui.modelComboBox, "tiny-3d")
     start(widget, **SLOW)
-    os.kill(worker_pid(widget), signal.SIGSTOP)
+    os.kill(python_pid(widget), signal.SIGSTOP)
     started = time.monotonic()
     widget.ui.segmentButton.click()
     wait_until(lambda: is_idle(widget), 10)
