@@ -80,7 +80,9 @@ class Panel(VTKObservationMixin):
         self.widget.setMRMLScene(slicer.mrmlScene)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)
-        self.addObserver(scene, scene.EndCloseEvent, self._onSceneEndClose)
+        self.addObserver(scene, scene.EndCloseEvent, self._onSceneThere)
+        self.addObserver(scene, scene.StartImportEvent, self._onSceneStartImport)
+        self.addObserver(scene, scene.EndImportEvent, self._onSceneThere)
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndBatchProcessEvent):
             self.addObserver(scene, event, self._onNodesChanged)
         slicer.app.connect("aboutToQuit()", self.worker.stop)
@@ -127,10 +129,15 @@ class Panel(VTKObservationMixin):
     def _onSceneStartClose(self, *_args: Any) -> None:
         if self._run is not None:
             self._run.cancel("SceneClosed", _("the scene was closed during the run; there is no result"))
+        elif self._installer is None:
+            self._say("")  # what was said of this scene
         self.worker.stop()
         self._disconnectParameters()
 
-    def _onSceneEndClose(self, *_args: Any) -> None:
+    def _onSceneStartImport(self, *_args: Any) -> None:
+        self._disconnectParameters()  # until the selectors list the nodes that it brings
+
+    def _onSceneThere(self, *_args: Any) -> None:
         self._connectParameters()
 
     def _onNodesChanged(self, *_args: Any) -> None:

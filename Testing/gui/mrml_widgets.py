@@ -100,7 +100,9 @@ class qMRMLNodeComboBox(QWidget):
             return
         self._stop_observing()
         self._scene = scene
-        self._scene_observers = [scene.AddObserver(event, self._update) for event in SCENE_EVENTS] if scene else []
+        if scene:
+            self._scene_observers = [scene.AddObserver(event, self._update) for event in SCENE_EVENTS]
+            self._scene_observers.append(scene.AddObserver(scene.EndImportEvent, self._list_nodes))
         self._update()
         if self._requested is not None:
             self.setCurrentNode(self._requested)
@@ -164,11 +166,14 @@ class qMRMLNodeComboBox(QWidget):
         self.currentNodeIDChanged.emit(self._current_id())
 
     def _update(self, *_: object) -> None:
-        """Bring the list up to the scene, item by item, so that QComboBox keeps or moves the choice as in Slicer."""
+        """Bring the list up to the scene, but while many nodes come or go."""
+        if self._scene is None or not self._scene.IsBatchProcessing():
+            self._list_nodes()
+
+    def _list_nodes(self, *_: object) -> None:
+        """List the nodes item by item, so that QComboBox keeps or moves the choice as in Slicer."""
         if not isValid(self._box):  # the widget is gone; Slicer's own stops observing then
             self._stop_observing()
-            return
-        if self._scene is not None and self._scene.IsBatchProcessing():
             return
         if self.noneEnabled and not self._none_count():
             self._box.insertItem(0, self.noneDisplay)

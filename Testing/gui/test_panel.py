@@ -98,6 +98,16 @@ def python_pid(widget) -> int:
     return int(listed.stdout.strip() or worker_pid(widget))
 
 
+def close_and_open_scene(folder: Path) -> None:
+    """Save the scene, close it and open it again."""
+    scene = slicer.mrmlScene
+    scene.SetURL(str(folder / "scene.mrml"))
+    scene.Commit()
+    scene.Clear()
+    scene.SetURL(str(folder / "scene.mrml"))
+    scene.Import()
+
+
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
@@ -275,14 +285,31 @@ def test_further_channels_are_chosen_again_in_a_scene_that_is_opened(widget, mod
     select(widget.ui.modelComboBox, "three")
     other = add_volume(slicer.mrmlScene, make_scan(rng), "Other")
     slicer.util.findChild(widget.parent, "channelSelector3").setCurrentNode(other)
-    scene = slicer.mrmlScene
-    scene.SetURL(str(tmp_path / "scene.mrml"))
-    scene.Commit()
-    scene.Clear()
-    scene.SetURL(str(tmp_path / "scene.mrml"))
-    scene.Import()
+    close_and_open_scene(tmp_path)
     chosen = [slicer.util.findChild(widget.parent, f"channelSelector{n}").currentNode() for n in (2, 3)]
     assert chosen == [None, slicer.util.getNode("Other")]
+
+
+def test_volume_region_and_output_are_chosen_again_in_a_scene_that_is_opened(widget, volume, rng, tmp_path):
+    ui, add = widget.ui, slicer.mrmlScene.AddNewNodeByClass
+    ui.inputSelector.setCurrentNode(add_volume(slicer.mrmlScene, make_scan(rng), "Second"))
+    ui.roiSelector.setCurrentNode(add("vtkMRMLMarkupsROINode", "Box"))
+    ui.outputSelector.setCurrentNode(add("vtkMRMLSegmentationNode", "Mine"))
+    close_and_open_scene(tmp_path)
+    parameters = widget.logic.getParameterNode()
+    for selector, parameter, name in (
+        (ui.inputSelector, parameters.inputVolume, "Second"),
+        (ui.roiSelector, parameters.roi, "Box"),
+        (ui.outputSelector, parameters.outputSegmentation, "Mine"),
+    ):
+        assert selector.currentNode() is parameter is slicer.util.getNode(name)
+
+
+def test_what_was_said_of_a_scene_goes_with_it(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert "is ready" in segment(widget)
+    slicer.mrmlScene.Clear()
+    assert widget.ui.statusLabel.text == ""
 
 
 def test_a_model_whose_folder_was_removed_is_said_to_be_missing(widget, models, volume):
