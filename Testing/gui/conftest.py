@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,17 @@ def screenshot(qt_app, tmp_path, request):
         return path
 
     return save
+
+
+@pytest.fixture
+def python_slicer(tmp_path, monkeypatch):
+    """Puts a script in place of Slicer's Python: `python_slicer(program)`, which gets its arguments in `sys.argv`."""
+
+    def put(program: str) -> None:
+        launcher = tmp_path / "bin" / "PythonSlicer"
+        launcher.parent.mkdir()
+        launcher.write_text(f"#!{sys.executable}\n{program}\n")
+        launcher.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{launcher.parent}{os.pathsep}{os.environ['PATH']}")
+
+    return put

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
 import zipfile
@@ -230,15 +229,9 @@ def test_what_can_not_be_started_is_said(panel, volume, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a script")
-def test_cancel_ends_pip_where_slicers_python_is_a_launchers_child(panel, volume, tmp_path, monkeypatch):
+def test_cancel_ends_pip_where_slicers_python_is_a_launchers_child(panel, volume, tmp_path, python_slicer):
     """As Slicer's own is: to kill it is to kill the launcher, whose child goes on installing."""
-    launcher = tmp_path / "bin" / "PythonSlicer"
-    launcher.parent.mkdir()
-    launcher.write_text(
-        f"#!{sys.executable}\nimport subprocess, sys\nsys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))\n"
-    )
-    launcher.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{launcher.parent}{os.pathsep}{os.environ['PATH']}")
+    python_slicer("import subprocess, sys\nsys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))")
     wheel = next((tmp_path / "wheels").iterdir())
     with zipfile.ZipFile(wheel, "a") as archive:
         for number in range(5000):  # so that it takes a while, as PyTorch does

@@ -508,21 +508,18 @@ def test_the_worker_has_the_environment_that_it_wants_where_the_user_set_none(wi
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a script")
-def test_the_worker_starts_behind_a_launcher_that_passes_ascii_alone_on(widget, volume, tmp_path, monkeypatch):
+def test_the_worker_starts_behind_a_launcher_that_passes_ascii_alone_on(
+    widget, volume, tmp_path, monkeypatch, python_slicer
+):
     """As Slicer 5.10's does on Windows."""
-    launcher = tmp_path / "bin" / "PythonSlicer"
-    launcher.parent.mkdir()
-    launcher.write_text(
-        f"#!{sys.executable}\nimport os, sys\n"
-        "if not all(argument.isascii() for argument in sys.argv):\n    sys.exit(1)\n"
-        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+    python_slicer(
+        "import os, sys\nif not all(argument.isascii() for argument in sys.argv):\n    sys.exit(1)\n"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
-    launcher.chmod(0o755)
     folder = tmp_path / "Zoë's 'Slicer'"
     folder.mkdir()
     (folder / "DeepLabSegLib").symlink_to(UI.parents[3] / "DeepLabSegLib")
     monkeypatch.setattr("DeepLabSegPanel.worker_process.LIBRARY", str(folder))
-    monkeypatch.setenv("PATH", f"{launcher.parent}{os.pathsep}{os.environ['PATH']}")
     widget.panel.worker.stop()
     select(widget.ui.modelComboBox, "tiny-2d")
     assert "is ready" in segment(widget)
