@@ -26,6 +26,7 @@ __all__ = [
     "read_region",
     "read_volumes",
     "segment_volumes",
+    "segmentation_state",
     "volume_state",
     "volume_voxels",
     "write_map",
@@ -111,9 +112,20 @@ def volume_voxels(volume_node: Any) -> tuple[NDArray, Geometry]:
 
 
 def volume_state(volume_node: Any) -> tuple[Any, ...]:
-    """Changes when the volume's grid does; a result belongs to the grid that it was computed on."""
+    """Changes when the volume's grid or voxels do, as another time point's; a result belongs to what it was made of."""
     data = volume_node.GetImageData()
-    return (data.GetDimensions() if data else None, *_node_affine(volume_node).ravel().tolist())
+    scalars = data.GetPointData().GetScalars() if data else None
+    voxels = (data.GetDimensions(), scalars.GetMTime()) if scalars else None
+    return (voxels, *_node_affine(volume_node).ravel().tolist())
+
+
+def segmentation_state(segmentation_node: Any) -> tuple[Any, ...]:
+    """Changes when segments come, go or are drawn in."""
+    segmentation = segmentation_node.GetSegmentation()
+    source = segmentation.GetSourceRepresentationName()
+    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    drawn = [segmentation.GetSegment(name).GetRepresentation(source) for name in ids]
+    return tuple((name, data.GetMTime() if data else None) for name, data in zip(ids, drawn, strict=True))
 
 
 def read_region(roi_node: Any) -> Region:

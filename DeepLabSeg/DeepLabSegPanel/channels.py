@@ -27,6 +27,12 @@ class ChannelSelectors:
         """The chosen volumes, None where none is."""
         return [selector.currentNode() for selector in self._selectors]
 
+    def leaveOut(self, node: Any) -> None:
+        """Choose nothing where `node` is chosen."""
+        for selector in self._selectors:
+            if selector.currentNode() is node:
+                selector.setCurrentNode(None)
+
     def show(self, channels: Sequence[str], given: int, parameterNode: Any) -> None:
         """A row for each of `channels` but the first `given`, which the input volume has, as the node says."""
         names = tuple(channels[given:])

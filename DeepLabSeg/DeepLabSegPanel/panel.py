@@ -83,6 +83,7 @@ class Panel(VTKObservationMixin):
         self.addObserver(scene, scene.EndCloseEvent, self._onSceneThere)
         self.addObserver(scene, scene.StartImportEvent, self._onSceneStartImport)
         self.addObserver(scene, scene.EndImportEvent, self._onSceneThere)
+        self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeLeaves)
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndBatchProcessEvent):
             self.addObserver(scene, event, self._onNodesChanged)
         slicer.app.connect("aboutToQuit()", self.worker.stop)
@@ -116,6 +117,7 @@ class Panel(VTKObservationMixin):
         self._parameters = self.logic.getParameterNode()
         self.model.refresh()
         self._chooseFirstVolume()
+        self._lastInput = self._parameters.inputVolume
         self._guiTag = self._parameters.connectGui(self.ui)
         self.addObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._onChoice)
         self._update()
@@ -139,6 +141,16 @@ class Panel(VTKObservationMixin):
 
     def _onSceneThere(self, *_args: Any) -> None:
         self._connectParameters()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeLeaves(self, _scene: Any, _event: Any, node: Any) -> None:
+        """Choose nothing in its place: a selector would choose its neighbour, which the next run then replaces."""
+        if self._parameters is None:
+            return
+        for name in ("roi", "outputSegmentation"):
+            if getattr(self._parameters, name) is node:
+                setattr(self._parameters, name, None)
+        self.channels.leaveOut(node)
 
     def _onNodesChanged(self, *_args: Any) -> None:
         if self._parameters is not None and not slicer.mrmlScene.IsBatchProcessing():
@@ -218,7 +230,7 @@ class Panel(VTKObservationMixin):
         if given != len(card.input.channels):
             return _("{name} takes {wanted} ({channels}), and {given} are chosen.").format(
                 name=card.name,
-                wanted=_("{n} images").format(n=len(card.input.channels)),
+                wanted=_("{n} images").format(n=count) if (count := len(card.input.channels)) > 1 else _("one image"),
                 channels=", ".join(card.input.channels),
                 given=given,
             )
@@ -356,7 +368,7 @@ class Panel(VTKObservationMixin):
             precision=report["precision"],
             gb=report["peak_bytes"] / 1e9,
         )
-        self._say(" ".join([ready, *self._notes]), GOOD)
+        self._say(" ".join(filter(None, [ready, result.note, *self._notes])), GOOD)
         self._log("\n".join([self.ui.statusLabel.text, *(f"{k}: {v:.1f} ml" for k, v in report["volumes_ml"].items())]))
         result.segmentation.GetDisplayNode().SetVisibility(True)
         if self._parameters is not None and not _holdsAnother(result.segmentation, self._parameters.inputVolume):

@@ -41,9 +41,10 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of it: the node, or `errorKind` and `errorMessage`."""
+    """What came of it: the node, or `errorKind` and `errorMessage`. `note` is what else should be said."""
 
     segmentation: Any = None
+    note: str = ""
     report: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     errorKind: str = ""
@@ -85,6 +86,7 @@ class SegmentationRun:
             region.box(self._geometry)
             options["region"] = asdict(region)
         self._states = [mrml.volume_state(node) for node in request.volumes]
+        self._outputState = None if request.output is None else mrml.segmentation_state(request.output)
         self._started = time.monotonic()
         self._folder = Path(tempfile.mkdtemp(prefix="DeepLabSeg-", dir=slicer.app.temporaryPath))
         try:
@@ -159,8 +161,12 @@ class SegmentationRun:
         surfaces = None
         if "surfaces" in report:
             surfaces = {name: read_surface(self._folder / file) for name, file in report["surfaces"].items()}
-        segmentation = mrml.write_result(labels, volume, request.output, surfaces)
-        return RunResult(segmentation, report, time.monotonic() - self._started)
+        output, note = request.output, ""
+        if output is not None and mrml.segmentation_state(output) != self._outputState:
+            note = _("{name} was edited during the run, and is kept.").format(name=output.GetName())
+            output = None
+        segmentation = mrml.write_result(labels, volume, output, surfaces)
+        return RunResult(segmentation, note, report, time.monotonic() - self._started)
 
     def _failed(self, kind: str, message: str) -> RunResult:
         return RunResult(errorKind=kind, errorMessage=message, seconds=time.monotonic() - self._started)

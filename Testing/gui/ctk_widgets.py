@@ -5,6 +5,7 @@ PythonQt shows of them only properties, slots and signals; a setter that is no s
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from PySide6.QtCore import Property, QEvent, QRect, QSettings, QSize, Qt, Signal
@@ -124,7 +125,7 @@ class ctkPathLineEdit(QWidget):
         self._box = QComboBox(self, editable=True)
         self._box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self._box.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
-        self._box.editTextChanged.connect(self.currentPathChanged)
+        self._box.editTextChanged.connect(self._on_text)
         self._box.editTextChanged.connect(lambda path: self.validInputChanged.emit(Path(path).exists()))
         button = QToolButton(self, text="…")
         button.clicked.connect(self.browse)
@@ -132,6 +133,12 @@ class ctkPathLineEdit(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._box)
         layout.addWidget(button)
+
+    def _on_text(self, path: str) -> None:
+        """CTK tells only of paths that a filter with an ending fits, and "*" is none."""
+        endings = re.findall(r"\*(\.\w+)", " ".join(self._name_filters))
+        if not self._name_filters or path.endswith(tuple(endings)):
+            self.currentPathChanged.emit(path)
 
     def _current_path(self) -> str:
         return self._box.currentText()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicer
+import vtk
 from event_loop import EventLoopWatch, wait_until
 from helpers import make_scan, make_segmenter, save_model
 from mrml_scenes import add_transform, add_volume, masks, turn
@@ -96,6 +97,18 @@ def python_pid(widget) -> int:
     """The worker's Python, which in Slicer is the child of a launcher."""
     listed = subprocess.run(["pgrep", "-P", str(worker_pid(widget))], capture_output=True, text=True, check=False)
     return int(listed.stdout.strip() or worker_pid(widget))
+
+
+def add_drawing():
+    """A segmentation with a segment that a person has drawn."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    lesion = slicer.vtkSegment()
+    drawn = slicer.vtkOrientedImageData()
+    drawn.SetDimensions(2, 2, 2)
+    drawn.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    lesion.AddRepresentation("Binary labelmap", drawn)
+    node.GetSegmentation().AddSegment(lesion, "lesion")
+    return node
 
 
 def close_and_open_scene(folder: Path) -> None:
@@ -303,6 +316,30 @@ def test_volume_region_and_output_are_chosen_again_in_a_scene_that_is_opened(wid
         (ui.outputSelector, parameters.outputSegmentation, "Mine"),
     ):
         assert selector.currentNode() is parameter is slicer.util.getNode(name)
+
+
+def test_an_output_with_segments_of_its_own_stays_chosen_where_the_module_is_reloaded(widget, volume, load_module):
+    mine = add_drawing()
+    widget.ui.outputSelector.setCurrentNode(mine)
+    assert load_module().ui.outputSelector.currentNode() is mine
+
+
+def test_what_is_chosen_and_deleted_has_no_other_chosen_in_its_place(widget, models, volume, rng):
+    save_model(models / "two", make_segmenter(2, channels=2))
+    widget.enter()
+    select(widget.ui.modelComboBox, "two")
+    selectors = (
+        widget.ui.roiSelector,
+        widget.ui.outputSelector,
+        slicer.util.findChild(widget.parent, "channelSelector2"),
+    )
+    for selector, kind in zip(selectors, ("MarkupsROI", "Segmentation", "ScalarVolume"), strict=True):
+        nodes = [slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}Node", name) for name in ("One", "Two", "Three")]
+        for deleted in nodes[1:]:
+            selector.setCurrentNode(deleted)
+            slicer.mrmlScene.RemoveNode(deleted)
+            assert selector.currentNode() is None
+    assert widget.logic.getParameterNode().outputSegmentation is None
 
 
 def test_what_was_said_of_a_scene_goes_with_it(widget, volume):
@@ -620,6 +657,27 @@ def test_a_volume_that_got_another_grid_during_the_run_takes_no_result(widget, v
     assert segmentations() == []
 
 
+def test_a_volume_that_shows_another_time_point_after_the_run_takes_no_result(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    widget.ui.segmentButton.click()
+    slicer.util.updateVolumeFromArray(volume, slicer.util.arrayFromVolume(volume)[::-1].copy())
+    wait_until(lambda: is_idle(widget), 60)
+    assert "Head was changed during the run" in widget.ui.statusLabel.text
+    assert segmentations() == []
+
+
+def test_an_output_that_was_drawn_in_during_the_run_is_kept(widget, volume):
+    mine = add_drawing()
+    widget.ui.outputSelector.setCurrentNode(mine)
+    select(widget.ui.modelComboBox, "tiny-2d")
+    widget.ui.segmentButton.click()
+    mine.GetSegmentation().GetSegment("lesion").GetRepresentation("Binary labelmap").Modified()
+    wait_until(lambda: is_idle(widget), 60)
+    assert "Mine was edited during the run, and is kept." in widget.ui.statusLabel.text
+    assert mine.GetSegmentation().GetSegmentIDs() == ("lesion",)
+    assert [node.GetName() for node in segmentations()] == ["Mine", "Head segmentation"]
+
+
 def test_surfaces_and_labels_stay_together_where_the_volume_was_moved_during_the_run(widget, volume):
     select(widget.ui.modelComboBox, "tiny-3d")
     volume.SetAndObserveTransformNodeID(add_transform(slicer.mrmlScene, turn(20)).GetID())
@@ -657,6 +715,19 @@ def test_a_full_disk_is_said(widget, volume, monkeypatch):
     assert "the disk of" in said
     assert "is full" in said
     assert leftovers() == []
+
+
+def test_a_file_that_is_typed_takes_the_place_of_the_one_before(widget, models, volume, tmp_path):
+    select(widget.ui.modelComboBox, "")
+    widget.ui.weightsPathLineEdit.currentPath = str(models / "tiny-2d" / "model.safetensors")
+    assert "is ready" in segment(widget)
+    for path in (tmp_path / "notes.txt", models):
+        widget.ui.weightsPathLineEdit.currentPath = str(path)
+        assert "is ready" not in segment(widget)
+    widget.ui.weightsPathLineEdit.currentPath = ""
+    assert "no file is chosen" in segment(widget)
+    widget.ui.weightsPathLineEdit.currentPath = str(models / "tiny-3d")
+    assert "is ready" in segment(widget)
 
 
 def test_keras_weights_ask_for_what_reads_them(widget, tmp_path):
