@@ -13,12 +13,12 @@ from DeepLabSegLib.catalog import ModelCard
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 from DeepLabSegPanel import combo
+from DeepLabSegPanel.tones import BAD, DOUBT, PLAIN, paint
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
 DEPTHS = (3, 4, 5)
 NORMALIZATIONS = ("none", "zscore", "percentile:0.5:99.5", "window:-160:240")
 LOOK_AFTER_MS = 300
-BAD, DOUBT, GOOD = "color: #b00020;", "color: #8a6d00;", "color: #1b5e20;"
 FILE = ""
 """Value of the entry that stands for a file."""
 
@@ -221,7 +221,7 @@ class ModelSection:
             text = _("The file doesn't tell: {things}.").format(things="; ".join(things))
         label.text = text
         label.visible = bool(text)
-        label.styleSheet = BAD if self.problem else DOUBT
+        paint(label, BAD if self.problem else DOUBT)
         card = self.card
         description = "" if card is None else card.description
         self.ui.modelDescriptionLabel.text = description
@@ -236,7 +236,7 @@ class ModelSection:
             "dilationLineEditLabel": "decoder_dilation_rates" not in assumed,
         }
         for name, isSaid in said.items():
-            getattr(self.ui, name).styleSheet = "" if isSaid else DOUBT
+            paint(getattr(self.ui, name), PLAIN if isSaid else DOUBT)
 
 
 SAID = (

@@ -15,9 +15,10 @@ from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.texts import parse_sizes
 from DeepLabSegPanel import combo, torch_setup
 from DeepLabSegPanel.channels import ChannelSelectors
-from DeepLabSegPanel.model_section import BAD, DOUBT, FILE, GOOD, ModelSection
+from DeepLabSegPanel.model_section import FILE, ModelSection
 from DeepLabSegPanel.run import RunRequest, RunResult, SegmentationRun
 from DeepLabSegPanel.sample import load_sample
+from DeepLabSegPanel.tones import BAD, DOUBT, GOOD, PLAIN, paint
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
 COMBOS = {
@@ -73,6 +74,7 @@ class Panel(VTKObservationMixin):
             widget.connect("currentIndexChanged(int)", lambda _index, w=widget, p=parameter: self._onCombo(w, p))
         ui.normalizationComboBox.connect("editTextChanged(QString)", self._onNormalization)
         ui.weightsPathLineEdit.connect("currentPathChanged(QString)", self._onWeightsPath)
+        ui.weightsPathLineEdit.connect("validInputChanged(bool)", self._onWeightsPathValid)
         ui.segmentButton.connect("clicked()", self._onSegmentButton)
         ui.unloadButton.connect("clicked()", self._onUnload)
         ui.copyLogButton.connect("clicked()", self._onCopyLog)
@@ -260,11 +262,15 @@ class Panel(VTKObservationMixin):
             self._parameters.normalization = text
 
     def _onWeightsPath(self, path: str) -> None:
-        if self._parameters is not None:
+        if self._parameters is not None and path != self._parameters.weightsPath:
             self._parameters.encoder, self._parameters.depth = "", 0  # said of another file
             self._parameters.weightsPath = path
             if path:
                 self._parameters.model = FILE
+
+    def _onWeightsPathValid(self, isValid: bool) -> None:
+        if not isValid:  # an emptied field tells no path
+            self._onWeightsPath("")
 
     def _onDevices(self, answer: Answer) -> None:
         if "error" in answer:
@@ -350,7 +356,7 @@ class Panel(VTKObservationMixin):
         self._run = None
         self.ui.progressBar.visible = False
         if result.errorKind:
-            self._say(result.errorMessage, "" if result.errorKind == "Cancelled" else BAD)
+            self._say(result.errorMessage, PLAIN if result.errorKind == "Cancelled" else BAD)
             self._log(result.errorMessage)
         else:
             self._showResult(result)
@@ -445,10 +451,10 @@ class Panel(VTKObservationMixin):
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
-    def _say(self, text: str, style: str = "") -> None:
+    def _say(self, text: str, tone: str = PLAIN) -> None:
         self._isRefusal = False
         self.ui.statusLabel.text = text
-        self.ui.statusLabel.styleSheet = style
+        paint(self.ui.statusLabel, tone)
 
     def _sayBusy(self, text: str) -> None:
         """Say what has begun, over a bar that shows no end yet."""
@@ -508,7 +514,7 @@ def _holdsAnother(segmentation: Any, volume: Any) -> bool:
     return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is not volume
 
 
-def _message(label: Any, text: str, style: str = BAD) -> None:
+def _message(label: Any, text: str, tone: str = BAD) -> None:
     label.text = text
-    label.styleSheet = style
+    paint(label, tone)
     label.visible = bool(text)

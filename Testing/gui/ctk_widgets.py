@@ -6,7 +6,6 @@ PythonQt shows of them only properties, slots and signals; a setter that is no s
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from PySide6.QtCore import Property, QEvent, QRect, QSettings, QSize, Qt, Signal
 from PySide6.QtGui import QPainter
@@ -120,13 +119,13 @@ class ctkPathLineEdit(QWidget):
     def __init__(self, parent: QWidget | None = None):
         super().__init__(parent)
         self._name_filters: list[str] = []
+        self._is_valid = False
         self._filters = self.Dirs | self.Files
         self._setting_key = ""
         self._box = QComboBox(self, editable=True)
         self._box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self._box.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
         self._box.editTextChanged.connect(self._on_text)
-        self._box.editTextChanged.connect(lambda path: self.validInputChanged.emit(Path(path).exists()))
         button = QToolButton(self, text="…")
         button.clicked.connect(self.browse)
         layout = QHBoxLayout(self)
@@ -135,10 +134,13 @@ class ctkPathLineEdit(QWidget):
         layout.addWidget(button)
 
     def _on_text(self, path: str) -> None:
-        """CTK tells only of paths that a filter with an ending fits, and "*" is none."""
+        """CTK takes a path only where a filter with an ending fits it ("*" has none), and never an empty one."""
         endings = re.findall(r"\*(\.\w+)", " ".join(self._name_filters))
-        if not self._name_filters or path.endswith(tuple(endings)):
+        before, self._is_valid = self._is_valid, bool(path) and (not endings or path.endswith(tuple(endings)))
+        if self._is_valid:
             self.currentPathChanged.emit(path)
+        if self._is_valid != before:
+            self.validInputChanged.emit(self._is_valid)
 
     def _current_path(self) -> str:
         return self._box.currentText()

@@ -150,6 +150,18 @@ def test_a_refusal_goes_when_something_else_is_chosen(widget, scan):
     assert widget.ui.statusLabel.text == said, "what was done stays said"
 
 
+@pytest.mark.parametrize(("behind", "is_dark"), [("#efefef", False), ("#353535", True)])
+def test_what_is_said_can_be_read_in_a_light_and_in_a_dark_style(widget, behind, is_dark):
+    import qt
+
+    palette = widget.parent.palette
+    palette.setColor(qt.QPalette.Window, qt.QColor(behind))
+    widget.parent.setPalette(palette)
+    widget.ui.segmentButton.click()
+    said = qt.QColor(re.search("#[0-9a-f]{6}", widget.ui.statusLabel.styleSheet).group())
+    assert (said.lightness() > 128) == is_dark
+
+
 def test_one_volume_in_the_scene_is_already_chosen(widget, volume):
     assert widget.ui.inputSelector.currentNode() is volume
     assert not widget.ui.sampleButton.visible
