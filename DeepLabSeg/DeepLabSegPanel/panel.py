@@ -228,11 +228,11 @@ class Panel(VTKObservationMixin):
             return str(error)
         if card is None:
             return ""
-        given = sum(map(_components, self._volumes()))
-        if given != len(card.input.channels):
+        given, wanted = sum(map(_components, self._volumes())), len(card.input.channels)
+        if given != wanted:
             return _("{name} takes {wanted} ({channels}), and {given} are chosen.").format(
                 name=card.name,
-                wanted=_("{n} images").format(n=count) if (count := len(card.input.channels)) > 1 else _("one image"),
+                wanted=_("one image") if wanted == 1 else _("{n} images").format(n=wanted),
                 channels=", ".join(card.input.channels),
                 given=given,
             )
