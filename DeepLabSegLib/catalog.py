@@ -84,6 +84,7 @@ class CardInput:
     """What a card tells of the input; the fields are those of `ModelInput`."""
 
     channels: tuple[str, ...]
+    orientation: str | None = None
     mirror_axes: tuple[int, ...] | None = None
 
 

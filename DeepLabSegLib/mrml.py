@@ -37,6 +37,8 @@ __all__ = [
 
 BODY_SUBSTANCE = ("SCT", "91720002")
 FLUID_OPACITY = 0.15
+ROLE_PREFIX = "DeepLabSeg."
+"""Before uncertainty and probabilities, the roles in which a segmentation refers to its maps."""
 FOUR_DIMENSIONAL = ("DiffusionWeightedVolume", "DiffusionImageVolume", "MultiVolume")
 
 
@@ -123,7 +125,7 @@ def segmentation_state(segmentation_node: Any) -> tuple[Any, ...]:
     """Changes when segments come, go or are drawn in."""
     segmentation = segmentation_node.GetSegmentation()
     source = segmentation.GetSourceRepresentationName()
-    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    ids = _segment_ids(segmentation)
     drawn = [segmentation.GetSegment(name).GetRepresentation(source) for name in ids]
     return tuple((name, data.GetMTime() if data else None) for name, data in zip(ids, drawn, strict=True))
 
@@ -161,8 +163,10 @@ def write_result(
     """Put a result into the scene of `volume_node`, all of it or nothing, and return its segmentation node.
 
     `segmentation_node` None makes a new one, named after the volume, as for uncertainty and probabilities; these have a
-    component per class. Raises what `write_segmentation` raises.
+    component per class, and take the place of those that belong to the segmentation already. Raises what
+    `write_segmentation` raises.
     """
+    _check_size(labels, volume_node)
     scene = volume_node.GetScene()
     added = []
 
@@ -171,13 +175,19 @@ def write_result(
         added.append(node)
         return node
 
+    def add_map(array: NDArray, node_class: str, what: str) -> None:
+        role = f"{ROLE_PREFIX}{what}"
+        node = segmentation.GetNodeReference(role) or add(node_class, what)
+        write_map(array, node, volume_node)
+        segmentation.SetNodeReferenceID(role, node.GetID())
+
     try:
         segmentation = segmentation_node or add("vtkMRMLSegmentationNode", "segmentation")
         if labels.uncertainty is not None:
-            write_map(labels.uncertainty, add("vtkMRMLScalarVolumeNode", "uncertainty"), volume_node)
+            add_map(labels.uncertainty, "vtkMRMLScalarVolumeNode", "uncertainty")
         if labels.probabilities is not None:
             components = np.moveaxis(labels.probabilities, 0, -1).astype(np.float32)
-            write_map(components, add("vtkMRMLVectorVolumeNode", "probabilities"), volume_node)
+            add_map(components, "vtkMRMLVectorVolumeNode", "probabilities")
         write_segmentation(labels, segmentation, volume_node, surfaces)
     except BaseException:
         for node in added:
@@ -191,13 +201,12 @@ def write_segmentation(
 ) -> None:
     """Replace the segments of `segmentation_node` by `labels`, which lie on the grid of `volume_node`.
 
-    `surfaces` are vtkPolyData in world RAS by segment id (see `surface.closed_surfaces`), shown in 3D.
+    A segment that was there and hidden stays hidden. `surfaces` are vtkPolyData in world RAS by segment id (see
+    `surface.closed_surfaces`), shown in 3D.
 
     Raises `InvalidInput` where the volume has another size by now.
     """
-    data = volume_node.GetImageData()
-    if data is None or data.GetDimensions() != labels.geometry.shape[::-1]:
-        raise InvalidInput(f"the volume {volume_node.GetName()} was changed meanwhile; run again")
+    _check_size(labels, volume_node)
     _register_representations()
     matrix = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
@@ -219,6 +228,7 @@ def write_segmentation(
             vtk_segment.AddRepresentation(_closed_surface(), _moved(surface, node_from_world))
         segments.append((vtk_segment, segment.id))
 
+    hidden = _hidden_segments(segmentation_node)
     modifying = segmentation_node.StartModify()
     try:
         # The transform first: geometry and labels below are in the volume's own frame.
@@ -231,10 +241,15 @@ def write_segmentation(
             target.AddSegment(vtk_segment, segment_id)
         if segmentation_node.GetDisplayNode() is None and segmentation_node.GetScene() is not None:
             segmentation_node.CreateDefaultDisplayNodes()
-        if surfaces is not None and segmentation_node.GetDisplayNode() is not None:
-            _show_in_3d(segmentation_node.GetDisplayNode(), labels)
     finally:
-        segmentation_node.EndModify(modifying)
+        segmentation_node.EndModify(modifying)  # the display node now knows the segments
+    display = segmentation_node.GetDisplayNode()
+    if display is not None:
+        for segment in labels.segments:
+            if segment.id in hidden:
+                display.SetSegmentVisibility(segment.id, False)
+        if surfaces is not None:
+            _show_in_3d(display, labels)
     _place_beside(segmentation_node, volume_node)
 
 
@@ -251,6 +266,12 @@ def write_map(array: NDArray, node: Any, volume_node: Any) -> None:
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _check_size(labels: Labels, volume_node: Any) -> None:
+    data = volume_node.GetImageData()
+    if data is None or data.GetDimensions() != labels.geometry.shape[::-1]:
+        raise InvalidInput(f"the volume {volume_node.GetName()} was changed meanwhile; run again")
 
 
 def _node_affine(volume_node: Any) -> NDArray[np.float64]:
@@ -288,6 +309,18 @@ def _oriented_image(layer: NDArray, ijk_to_ras: Any) -> Any:
 
 def _binary_labelmap() -> str:
     return slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+
+
+def _segment_ids(segmentation: Any) -> list[str]:
+    return [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+
+
+def _hidden_segments(segmentation_node: Any) -> set[str]:
+    """Ids of the segments that someone has hidden."""
+    display, segmentation = segmentation_node.GetDisplayNode(), segmentation_node.GetSegmentation()
+    if display is None:
+        return set()
+    return {name for name in _segment_ids(segmentation) if not display.GetSegmentVisibility(name)}
 
 
 def _show_in_3d(display_node: Any, labels: Labels) -> None:

@@ -10,15 +10,14 @@ import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from DeepLabSegLib import mrml
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.texts import parse_sizes
 from DeepLabSegPanel import combo, torch_setup
-from DeepLabSegPanel.channels import ChannelSelectors
 from DeepLabSegPanel.model_section import FILE, ModelSection
+from DeepLabSegPanel.node_section import NodeSection, holds_another
 from DeepLabSegPanel.run import RunRequest, RunResult, SegmentationRun
 from DeepLabSegPanel.sample import load_sample
-from DeepLabSegPanel.tones import BAD, DOUBT, GOOD, PLAIN, paint
+from DeepLabSegPanel.tones import BAD, GOOD, PLAIN, paint
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
 COMBOS = {
@@ -31,8 +30,6 @@ COMBOS = {
     "sliceAxisComboBox": "sliceAxis",
 }
 """Combo box -> the parameter that it sets."""
-
-INPUT_CLASSES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
 
 KERAS_ENDINGS = (".h5", ".keras")
 
@@ -54,7 +51,6 @@ class Panel(VTKObservationMixin):
         self._stageStarted = ("", 0.0)
         self._notes: list[str] = []
         self._isRefusal = False
-        self._lastInput: Any = None
 
     # --- coming and going --------------------------------------------------------------------------------------------
 
@@ -62,7 +58,7 @@ class Panel(VTKObservationMixin):
         """Fill the widgets and connect everything."""
         ui = self.ui
         self.model = ModelSection(ui, self.worker, self._missing, self._update)
-        self.channels = ChannelSelectors(ui.channelsFrame, self._update)
+        self.nodes = NodeSection(ui, self._onChoice)
         combo.fill(ui.deviceComboBox, [(_("Automatic"), "auto"), (_("CPU"), "cpu")])
         precisions = {"auto": _("Automatic"), "fp32": "fp32", "bf16": "bf16", "fp16": _("fp16 (graphics card)")}
         combo.fill(ui.precisionComboBox, [(text, value) for value, text in precisions.items()])
@@ -109,7 +105,7 @@ class Panel(VTKObservationMixin):
         if self._parameters is None:
             self._connectParameters()
         self.model.refresh()
-        self._chooseFirstVolume()
+        self.nodes.chooseFirstVolume()
         self._update()
         if not self._missing():
             self.worker.request("hello", self._onDevices)
@@ -118,8 +114,7 @@ class Panel(VTKObservationMixin):
         self._disconnectParameters()
         self._parameters = self.logic.getParameterNode()
         self.model.refresh()
-        self._chooseFirstVolume()
-        self._lastInput = self._parameters.inputVolume
+        self.nodes.start(self._parameters)
         self._guiTag = self._parameters.connectGui(self.ui)
         self.addObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._onChoice)
         self._update()
@@ -128,6 +123,7 @@ class Panel(VTKObservationMixin):
         if self._parameters is not None:
             self._parameters.disconnectGui(self._guiTag)
             self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._onChoice)
+            self.nodes.stop()
             self._parameters = None
 
     def _onSceneStartClose(self, *_args: Any) -> None:
@@ -146,23 +142,13 @@ class Panel(VTKObservationMixin):
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _onNodeLeaves(self, _scene: Any, _event: Any, node: Any) -> None:
-        """Choose nothing in its place: a selector would choose its neighbour, which the next run then replaces."""
-        if self._parameters is None:
-            return
-        for name in ("roi", "outputSegmentation"):
-            if getattr(self._parameters, name) is node:
-                setattr(self._parameters, name, None)
-        self.channels.leaveOut(node)
+        if self._parameters is not None:
+            self.nodes.leaveOut(node)
 
     def _onNodesChanged(self, *_args: Any) -> None:
         if self._parameters is not None and not slicer.mrmlScene.IsBatchProcessing():
-            self._chooseFirstVolume()
+            self.nodes.chooseFirstVolume()
             self._update()
-
-    def _chooseFirstVolume(self) -> None:
-        volumes = _listedVolumes()
-        if self._parameters.inputVolume is None and volumes:
-            self._parameters.inputVolume = volumes[0]
 
     def _greet(self) -> None:
         waiting = torch_setup.recall_run()
@@ -180,25 +166,16 @@ class Panel(VTKObservationMixin):
         parameters, ui = self._parameters, self.ui
         if parameters is None or slicer.mrmlScene.IsBatchProcessing():  # at whose end it comes again
             return
-        if parameters.inputVolume is not self._lastInput:
-            self._lastInput = parameters.inputVolume
-            if _holdsAnother(parameters.outputSegmentation, parameters.inputVolume):
-                parameters.outputSegmentation = None  # the new scan's result must not replace it
-                return
         self.model.show(parameters)
         device = parameters.device
         combo.choose(ui.deviceComboBox, device, _("{name} (not seen here)").format(name=device))
         combo.choose(ui.precisionComboBox, parameters.precision)
         combo.choose(ui.sliceAxisComboBox, parameters.sliceAxis)
         card = self.model.card
-        ui.sliceAxisComboBox.enabled = card is None or card.network.dims == 2
+        ui.sliceAxisComboBox.enabled = card is None or (card.network.dims == 2 and card.input.orientation is not None)
         ui.mirrorCheckBox.enabled = card is None or card.input.mirror_axes != ()
         ui.thresholdSlider.enabled = card is None or card.network.classifier_activation == "sigmoid"
-        wanted = () if card is None else card.input.channels
-        self.channels.show(wanted, _components(parameters.inputVolume), parameters.parameterNode)
-        ui.sampleButton.visible = not _listedVolumes()
-        _message(ui.inputMessageLabel, self._inputProblem())
-        _message(ui.outputMessageLabel, self._outputRemark(), DOUBT)
+        self.nodes.show(card)
         idle = self._run is None and self._installer is None
         ui.segmentButton.text = _("Segment") if idle else _("Cancel")
         for name in (
@@ -214,43 +191,6 @@ class Panel(VTKObservationMixin):
         if self._isRefusal:  # of what was chosen before
             self._say("")
         self._update()
-
-    def _inputProblem(self) -> str:
-        """What is wrong with the input, beside its field; empty where nothing is."""
-        parameters, card = self._parameters, self.model.card
-        if parameters.inputVolume is None:
-            return ""
-        try:
-            mrml.volume_voxels(parameters.inputVolume)
-            if parameters.roi is not None:
-                mrml.read_region(parameters.roi)
-        except InvalidInput as error:
-            return str(error)
-        if card is None:
-            return ""
-        given, wanted = sum(map(_components, self._volumes())), len(card.input.channels)
-        if given != wanted:
-            return _("{name} takes {wanted} ({channels}), and {given} are chosen.").format(
-                name=card.name,
-                wanted=_("one image") if wanted == 1 else _("{n} images").format(n=wanted),
-                channels=", ".join(card.input.channels),
-                given=given,
-            )
-        if card.network.dims == 3 and min(parameters.inputVolume.GetImageData().GetDimensions()) == 1:
-            return _("{model} is 3D, and {volume} is a single slice.").format(
-                model=card.name, volume=parameters.inputVolume.GetName()
-            )
-        return ""
-
-    def _outputRemark(self) -> str:
-        output = self._parameters.outputSegmentation
-        count = 0 if output is None else output.GetSegmentation().GetNumberOfSegments()
-        if count == 1:
-            return _("Its segment will be replaced.")
-        return _("Its {n} segments will be replaced.").format(n=count) if count else ""
-
-    def _volumes(self) -> list[Any]:
-        return [node for node in (self._parameters.inputVolume, *self.channels.nodes) if node is not None]
 
     def _onCombo(self, widget: Any, parameter: str) -> None:
         value = combo.chosen(widget)
@@ -320,7 +260,7 @@ class Panel(VTKObservationMixin):
         if parameters.inputVolume is None:
             raise InvalidInput(_("no volume is chosen; choose the scan to segment, or load the sample head"))
         choice = self.model.choice()
-        problem = self._inputProblem()
+        problem = self.nodes.problem()
         if problem:
             raise InvalidInput(problem)
         options = {
@@ -334,7 +274,7 @@ class Panel(VTKObservationMixin):
         if parameters.sliceAxis and self.ui.sliceAxisComboBox.enabled:
             options["slice_axis"] = parameters.sliceAxis
         return RunRequest(
-            self._volumes(), parameters.outputSegmentation, parameters.roi, choice, options, parameters.show3D
+            self.nodes.volumes, parameters.outputSegmentation, parameters.roi, choice, options, parameters.show3D
         )
 
     def _onProgress(self, progress: Mapping[str, Any]) -> None:
@@ -377,7 +317,7 @@ class Panel(VTKObservationMixin):
         self._say(" ".join(filter(None, [ready, result.note, *self._notes])), GOOD)
         self._log("\n".join([self.ui.statusLabel.text, *(f"{k}: {v:.1f} ml" for k, v in report["volumes_ml"].items())]))
         result.segmentation.GetDisplayNode().SetVisibility(True)
-        if self._parameters is not None and not _holdsAnother(result.segmentation, self._parameters.inputVolume):
+        if self._parameters is not None and not holds_another(result.segmentation, self._parameters.inputVolume):
             self._parameters.outputSegmentation = result.segmentation
         if "surfaces" in report and slicer.app.layoutManager() is not None:
             slicer.util.resetThreeDViews()
@@ -494,27 +434,3 @@ def _device(entry: Mapping[str, Any]) -> str:
     return _("{title}, {free:.1f} of {total:.1f} GB free").format(
         title=entry["title"], free=entry["free_bytes"] / 1e9, total=entry["total_bytes"] / 1e9
     )
-
-
-def _components(volume: Any) -> int:
-    data = None if volume is None else volume.GetImageData()
-    return 1 if data is None else max(1, data.GetNumberOfScalarComponents())
-
-
-def _listedVolumes() -> list[Any]:
-    """What the selector of the input lists: neither label maps nor series."""
-    nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-    return [node for node in nodes if node.GetClassName() in INPUT_CLASSES and not node.GetHideFromEditors()]
-
-
-def _holdsAnother(segmentation: Any, volume: Any) -> bool:
-    """Whether a segmentation has segments, and not of this volume."""
-    if segmentation is None or segmentation.GetSegmentation().GetNumberOfSegments() == 0:
-        return False
-    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is not volume
-
-
-def _message(label: Any, text: str, tone: str = BAD) -> None:
-    label.text = text
-    paint(label, tone)
-    label.visible = bool(text)

@@ -99,15 +99,20 @@ def python_pid(widget) -> int:
     return int(listed.stdout.strip() or worker_pid(widget))
 
 
-def add_drawing():
-    """A segmentation with a segment that a person has drawn."""
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
-    lesion = slicer.vtkSegment()
+def draw(node, segment_id: str) -> None:
+    """A segment as a person draws it."""
+    segment = slicer.vtkSegment()
     drawn = slicer.vtkOrientedImageData()
     drawn.SetDimensions(2, 2, 2)
     drawn.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
-    lesion.AddRepresentation("Binary labelmap", drawn)
-    node.GetSegmentation().AddSegment(lesion, "lesion")
+    segment.AddRepresentation("Binary labelmap", drawn)
+    node.GetSegmentation().AddSegment(segment, segment_id)
+
+
+def add_drawing():
+    """A segmentation with a segment that a person has drawn."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    draw(node, "lesion")
     return node
 
 
@@ -148,6 +153,34 @@ def test_a_refusal_goes_when_something_else_is_chosen(widget, scan):
     said = segment(widget)
     select(widget.ui.modelComboBox, "tiny-2d")
     assert widget.ui.statusLabel.text == said, "what was done stays said"
+
+
+def test_what_is_said_of_a_node_follows_the_node(widget, volume, scan):
+    ui = widget.ui
+    select(ui.modelComboBox, "tiny-3d")
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    ui.roiSelector.setCurrentNode(box)
+    assert "Box: the region measures 0 x 0 x 0 mm" in ui.inputMessageLabel.text
+    assert "Box: the region measures 0 x 0 x 0 mm" in segment(widget)
+    box.SetSize(10, 10, 10)
+    assert not ui.inputMessageLabel.visible
+    assert ui.statusLabel.text == "", "a refusal goes with its cause"
+    warp = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode", "Warp")
+    volume.SetAndObserveTransformNodeID(warp.GetID())
+    assert "under the non-linear transform Warp" in ui.inputMessageLabel.text
+    volume.SetAndObserveTransformNodeID(None)
+    assert not ui.inputMessageLabel.visible
+    mine = add_drawing()
+    ui.outputSelector.setCurrentNode(mine)
+    draw(mine, "more")
+    assert "2 segments will be replaced" in ui.outputMessageLabel.text
+    mine.GetSegmentation().RemoveAllSegments()
+    assert not ui.outputMessageLabel.visible
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Coming")
+    ui.inputSelector.setCurrentNode(empty)
+    assert "Coming is empty" in ui.inputMessageLabel.text
+    slicer.util.updateVolumeFromArray(empty, scan.array[0])
+    assert not ui.inputMessageLabel.visible
 
 
 @pytest.mark.parametrize(("behind", "is_dark"), [("#efefef", False), ("#353535", True)])
@@ -295,7 +328,7 @@ def test_a_model_for_several_channels_asks_for_them(widget, models, volume, rng,
     save_model(models / "two", make_segmenter(2, channels=2))
     widget.enter()
     select(widget.ui.modelComboBox, "two")
-    assert "takes 2 images (c0, c1), and 1 are chosen" in widget.ui.inputMessageLabel.text
+    assert "takes 2 images (c0, c1); chosen: 1" in widget.ui.inputMessageLabel.text
     assert "takes 2 images" in segment(widget)
     other = add_volume(slicer.mrmlScene, make_scan(rng, (10, 30, 30), (3.5, 2.0, 2.0)), "Other")
     selector = slicer.util.findChild(widget.parent, "channelSelector2")
@@ -455,6 +488,14 @@ def test_only_models_that_do_not_tell_sides_apart_can_be_mirrored(widget, volume
     select(widget.ui.modelComboBox, "tiny-2d")
     assert not widget.ui.mirrorCheckBox.enabled
     assert "is ready" in segment(widget)
+
+
+def test_a_direction_of_slices_is_asked_where_the_model_leaves_it_open(widget, models):
+    save_model(models / "as-acquired", make_segmenter(2, orientation=None))
+    widget.enter()
+    for model, is_open in (("tiny-2d", True), ("as-acquired", False), ("tiny-3d", False)):
+        select(widget.ui.modelComboBox, model)
+        assert widget.ui.sliceAxisComboBox.enabled == is_open
 
 
 def test_a_region_restricts_the_run(widget, volume, scan):

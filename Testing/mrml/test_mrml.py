@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -225,6 +227,30 @@ def test_probabilities_are_the_components_of_a_volume(scene, scan):
     node = slicer.util.getNode("Head probabilities")
     np.testing.assert_array_equal(read_volumes([node]).array, labels.probabilities.astype(np.float32))
     assert read_volumes([node]).geometry.is_close(read_volumes([volume]).geometry)
+
+
+def test_a_second_run_into_a_segmentation_renews_its_maps_and_keeps_hidden_what_was_hidden(scene, scan):
+    volume, output = add_volume(scene, scan), add_output(scene)
+    labels = make_segmenter(2).segment(scan, SegmentOptions(uncertainty=True, probabilities=True))
+    write_result(labels, volume, output)
+    output.GetDisplayNode().SetSegmentVisibility("Segment_1", False)
+    maps = [slicer.util.getNode(f"Head {name}") for name in ("uncertainty", "probabilities")]
+    for node in maps:
+        slicer.util.arrayFromVolume(node)[:] = 0
+    count = scene.GetNumberOfNodes()
+    write_result(labels, volume, output)
+    assert scene.GetNumberOfNodes() == count
+    np.testing.assert_array_equal(read_volumes(maps[:1]).array[0], labels.uncertainty)
+    np.testing.assert_array_equal(read_volumes(maps[1:]).array, labels.probabilities.astype(np.float32))
+    visible = output.GetDisplayNode().GetSegmentVisibility
+    assert (visible("Segment_1"), visible("Segment_2")) == (False, True)
+    slicer.util.updateVolumeFromArray(volume, scan.array[0, :5])
+    with pytest.raises(InvalidInput, match="changed meanwhile"):
+        write_result(replace(labels, uncertainty=labels.uncertainty * 0), volume, output)
+    np.testing.assert_array_equal(read_volumes(maps[:1]).array[0], labels.uncertainty)
+    scene.RemoveNode(maps[0])
+    write_result(labels, add_volume(scene, scan, "Other"), output)
+    assert scene.GetFirstNodeByName("Other uncertainty") is not None, "one that was deleted is made anew"
 
 
 @pytest.mark.parametrize(("largest", "off"), [(surface_module.LARGEST, 0.01), (4000, surface_module.LOST)])

@@ -1,0 +1,155 @@
+"""The panel's part on nodes: which are chosen as input and output, and what is to be said of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from DeepLabSegLib import mrml
+from DeepLabSegLib.catalog import ModelCard
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegPanel.channels import ChannelSelectors
+from DeepLabSegPanel.tones import BAD, DOUBT, paint
+
+INPUT_CLASSES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
+
+
+class NodeSection(VTKObservationMixin):
+    """Shows what the parameter node chooses. `onChanged()` is called when a chosen node becomes another or changes."""
+
+    def __init__(self, ui: Any, onChanged: Callable[[], None]) -> None:
+        VTKObservationMixin.__init__(self)
+        self.ui = ui
+        self._onChanged = onChanged
+        self._channels = ChannelSelectors(ui.channelsFrame, onChanged)
+        self._parameters: Any = None
+        self._card: ModelCard | None = None
+        self._lastInput: Any = None
+        self._watched: list[Any] = []
+
+    @property
+    def volumes(self) -> list[Any]:
+        """The chosen volumes, a channel or more each, in the model's order."""
+        return [node for node in (self._parameters.inputVolume, *self._channels.nodes) if node is not None]
+
+    def start(self, parameters: Any) -> None:
+        """Take what `parameters` choose as they are, and the first volume where there is no other choice."""
+        self._parameters = parameters
+        self.chooseFirstVolume()
+        self._lastInput = parameters.inputVolume
+
+    def stop(self) -> None:
+        """Let go of all nodes."""
+        self._parameters = None
+        self._watch([])
+
+    def chooseFirstVolume(self) -> None:
+        """Choose a volume where none is."""
+        volumes = listed_volumes()
+        if self._parameters.inputVolume is None and volumes:
+            self._parameters.inputVolume = volumes[0]
+
+    def leaveOut(self, node: Any) -> None:
+        """Choose nothing where `node` is, which leaves: a selector would choose its neighbour, which the next run then
+        replaces.
+        """
+        for name in ("roi", "outputSegmentation"):
+            if getattr(self._parameters, name) is node:
+                setattr(self._parameters, name, None)
+        self._channels.leaveOut(node)
+
+    def show(self, card: ModelCard | None) -> None:
+        """Bring this part of the panel up to the parameters and to the model that they name."""
+        parameters, ui = self._parameters, self.ui
+        self._card = card
+        if parameters.inputVolume is not self._lastInput:
+            self._lastInput = parameters.inputVolume
+            if holds_another(parameters.outputSegmentation, parameters.inputVolume):
+                parameters.outputSegmentation = None  # the new scan's result must not replace it
+        wanted = () if card is None else card.input.channels
+        self._channels.show(wanted, _components(parameters.inputVolume), parameters.parameterNode)
+        ui.sampleButton.visible = not listed_volumes()
+        _tell(ui.inputMessageLabel, self.problem(), BAD)
+        _tell(ui.outputMessageLabel, self._remark(), DOUBT)
+        self._watch([*self.volumes, parameters.roi, parameters.outputSegmentation])
+
+    def problem(self) -> str:
+        """What is wrong with the input; empty where nothing is."""
+        parameters, card = self._parameters, self._card
+        if parameters.inputVolume is None:
+            return ""
+        try:
+            mrml.volume_voxels(parameters.inputVolume)
+            if parameters.roi is not None:
+                mrml.read_region(parameters.roi)
+        except InvalidInput as error:
+            return str(error)
+        if card is None:
+            return ""
+        given, wanted = sum(map(_components, self.volumes)), len(card.input.channels)
+        if given != wanted:
+            return _("{name} takes {wanted} ({channels}); chosen: {given}.").format(
+                name=card.name,
+                wanted=_("one image") if wanted == 1 else _("{n} images").format(n=wanted),
+                channels=", ".join(card.input.channels),
+                given=given,
+            )
+        if card.network.dims == 3 and min(parameters.inputVolume.GetImageData().GetDimensions()) == 1:
+            return _("{model} is 3D, and {volume} is a single slice.").format(
+                model=card.name, volume=parameters.inputVolume.GetName()
+            )
+        return ""
+
+    def _remark(self) -> str:
+        output = self._parameters.outputSegmentation
+        count = 0 if output is None else output.GetSegmentation().GetNumberOfSegments()
+        if count == 1:
+            return _("Its segment will be replaced.")
+        return _("Its {n} segments will be replaced.").format(n=count) if count else ""
+
+    def _watch(self, nodes: list[Any]) -> None:
+        """What is said of nodes must follow them: voxels come, a region is drawn, segments are added."""
+        nodes = [node for node in nodes if node is not None]
+        if nodes != self._watched:
+            self.removeObservers()
+            self._watched = nodes
+            for node in nodes:
+                for event in _events(node):
+                    self.addObserver(node, event, self._onNodeChanged)
+
+    def _onNodeChanged(self, *_args: Any) -> None:
+        self._onChanged()
+
+
+def listed_volumes() -> list[Any]:
+    """What the selector of the input lists: neither label maps nor series."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+    return [node for node in nodes if node.GetClassName() in INPUT_CLASSES and not node.GetHideFromEditors()]
+
+
+def holds_another(segmentation: Any, volume: Any) -> bool:
+    """Whether a segmentation has segments, and not of this volume."""
+    if segmentation is None or segmentation.GetSegmentation().GetNumberOfSegments() == 0:
+        return False
+    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is not volume
+
+
+def _components(volume: Any) -> int:
+    data = None if volume is None else volume.GetImageData()
+    return 1 if data is None else max(1, data.GetNumberOfScalarComponents())
+
+
+def _events(node: Any) -> tuple[int, ...]:
+    events = (vtk.vtkCommand.ModifiedEvent, slicer.vtkMRMLTransformableNode.TransformModifiedEvent)
+    if node.IsA("vtkMRMLSegmentationNode"):
+        return (*events, slicer.vtkSegmentation.SegmentAdded, slicer.vtkSegmentation.SegmentRemoved)
+    return events
+
+
+def _tell(label: Any, text: str, tone: str) -> None:
+    label.text = text
+    paint(label, tone)
+    label.visible = bool(text)
