@@ -14,6 +14,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegPanel.channels import ChannelSelectors
 from DeepLabSegPanel.tones import BAD, DOUBT, paint
 
+NO_RESULT: tuple[Any, Any] = (None, None)
 INPUT_CLASSES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
 
 
@@ -28,6 +29,8 @@ class NodeSection(VTKObservationMixin):
         self._parameters: Any = None
         self._card: ModelCard | None = None
         self._lastInput: Any = None
+        self._result = NO_RESULT
+        self._kept = ""
         self._watched: list[Any] = []
 
     @property
@@ -44,11 +47,18 @@ class NodeSection(VTKObservationMixin):
     def stop(self) -> None:
         """Let go of all nodes."""
         self._parameters = None
+        self._result, self._kept = NO_RESULT, ""
         self._watch([])
+
+    def takeResult(self, segmentation: Any) -> None:
+        """Choose a run's result as output, so that the next run replaces it, unless someone edits it before."""
+        if not _holdsAnother(segmentation, self._parameters.inputVolume):
+            self._result = (segmentation, mrml.segmentation_state(segmentation))
+            self._parameters.outputSegmentation = segmentation
 
     def chooseFirstVolume(self) -> None:
         """Choose a volume where none is."""
-        volumes = listed_volumes()
+        volumes = _listedVolumes()
         if self._parameters.inputVolume is None and volumes:
             self._parameters.inputVolume = volumes[0]
 
@@ -61,17 +71,19 @@ class NodeSection(VTKObservationMixin):
                 setattr(self._parameters, name, None)
         self._channels.leaveOut(node)
 
-    def show(self, card: ModelCard | None) -> None:
+    def show(self, card: ModelCard | None, isIdle: bool) -> None:
         """Bring this part of the panel up to the parameters and to the model that they name."""
         parameters, ui = self._parameters, self.ui
         self._card = card
         if parameters.inputVolume is not self._lastInput:
             self._lastInput = parameters.inputVolume
-            if holds_another(parameters.outputSegmentation, parameters.inputVolume):
+            if _holdsAnother(parameters.outputSegmentation, parameters.inputVolume):
                 parameters.outputSegmentation = None  # the new scan's result must not replace it
+        if isIdle:
+            self._keepEdits()
         wanted = () if card is None else card.input.channels
         self._channels.show(wanted, _components(parameters.inputVolume), parameters.parameterNode)
-        ui.sampleButton.visible = not listed_volumes()
+        ui.sampleButton.visible = not _listedVolumes()
         _tell(ui.inputMessageLabel, self.problem(), BAD)
         _tell(ui.outputMessageLabel, self._remark(), DOUBT)
         self._watch([*self.volumes, parameters.roi, parameters.outputSegmentation])
@@ -103,8 +115,21 @@ class NodeSection(VTKObservationMixin):
             )
         return ""
 
+    def _keepEdits(self) -> None:
+        """A result that someone has edited is theirs: the next run replaces it only where they choose it again."""
+        output, (result, state) = self._parameters.outputSegmentation, self._result
+        if output is not None:
+            self._kept = ""
+        if output is not result:
+            self._result = NO_RESULT
+        elif output is not None and mrml.segmentation_state(output) != state:
+            self._result, self._kept = NO_RESULT, output.GetName()
+            self._parameters.outputSegmentation = None
+
     def _remark(self) -> str:
         output = self._parameters.outputSegmentation
+        if self._kept:
+            return _("{name} was edited and is kept; choose it to have it replaced.").format(name=self._kept)
         count = 0 if output is None else output.GetSegmentation().GetNumberOfSegments()
         if count == 1:
             return _("Its segment will be replaced.")
@@ -124,13 +149,13 @@ class NodeSection(VTKObservationMixin):
         self._onChanged()
 
 
-def listed_volumes() -> list[Any]:
+def _listedVolumes() -> list[Any]:
     """What the selector of the input lists: neither label maps nor series."""
     nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
     return [node for node in nodes if node.GetClassName() in INPUT_CLASSES and not node.GetHideFromEditors()]
 
 
-def holds_another(segmentation: Any, volume: Any) -> bool:
+def _holdsAnother(segmentation: Any, volume: Any) -> bool:
     """Whether a segmentation has segments, and not of this volume."""
     if segmentation is None or segmentation.GetSegmentation().GetNumberOfSegments() == 0:
         return False
@@ -144,9 +169,15 @@ def _components(volume: Any) -> int:
 
 def _events(node: Any) -> tuple[int, ...]:
     events = (vtk.vtkCommand.ModifiedEvent, slicer.vtkMRMLTransformableNode.TransformModifiedEvent)
-    if node.IsA("vtkMRMLSegmentationNode"):
-        return (*events, slicer.vtkSegmentation.SegmentAdded, slicer.vtkSegmentation.SegmentRemoved)
-    return events
+    if not node.IsA("vtkMRMLSegmentationNode"):
+        return events
+    segmentation = slicer.vtkSegmentation
+    return (
+        *events,
+        segmentation.SegmentAdded,
+        segmentation.SegmentRemoved,
+        segmentation.SourceRepresentationModified,
+    )
 
 
 def _tell(label: Any, text: str, tone: str) -> None:

@@ -14,7 +14,7 @@ from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.texts import parse_sizes
 from DeepLabSegPanel import combo, torch_setup
 from DeepLabSegPanel.model_section import FILE, ModelSection
-from DeepLabSegPanel.node_section import NodeSection, holds_another
+from DeepLabSegPanel.node_section import NodeSection
 from DeepLabSegPanel.run import RunRequest, RunResult, SegmentationRun
 from DeepLabSegPanel.sample import load_sample
 from DeepLabSegPanel.tones import BAD, GOOD, PLAIN, paint
@@ -175,8 +175,8 @@ class Panel(VTKObservationMixin):
         ui.sliceAxisComboBox.enabled = card is None or (card.network.dims == 2 and card.input.orientation is not None)
         ui.mirrorCheckBox.enabled = card is None or card.input.mirror_axes != ()
         ui.thresholdSlider.enabled = card is None or card.network.classifier_activation == "sigmoid"
-        self.nodes.show(card)
         idle = self._run is None and self._installer is None
+        self.nodes.show(card, idle)
         ui.segmentButton.text = _("Segment") if idle else _("Cancel")
         for name in (
             "inputCollapsibleButton",
@@ -317,8 +317,8 @@ class Panel(VTKObservationMixin):
         self._say(" ".join(filter(None, [ready, result.note, *self._notes])), GOOD)
         self._log("\n".join([self.ui.statusLabel.text, *(f"{k}: {v:.1f} ml" for k, v in report["volumes_ml"].items())]))
         result.segmentation.GetDisplayNode().SetVisibility(True)
-        if self._parameters is not None and not holds_another(result.segmentation, self._parameters.inputVolume):
-            self._parameters.outputSegmentation = result.segmentation
+        if self._parameters is not None:
+            self.nodes.takeResult(result.segmentation)
         if "surfaces" in report and slicer.app.layoutManager() is not None:
             slicer.util.resetThreeDViews()
 

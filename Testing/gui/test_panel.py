@@ -446,6 +446,26 @@ def test_the_chosen_output_is_filled_and_another_volume_gets_its_own(widget, vol
     assert len(segmentations()) == 2
 
 
+def test_a_result_that_was_edited_is_replaced_only_where_it_is_chosen_again(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    assert "Head segmentation is ready" in segment(widget), "one that nobody has edited"
+    (first,) = segmentations()
+    drawn = first.GetSegmentation().GetSegment("Segment_1").GetRepresentation("Binary labelmap")
+    vtk.util.numpy_support.vtk_to_numpy(drawn.GetPointData().GetScalars())[:] = 1
+    drawn.Modified()
+    assert widget.ui.outputSelector.currentNode() is None
+    assert "Head segmentation was edited and is kept" in widget.ui.outputMessageLabel.text
+    segment(widget)
+    assert len(segmentations()) == 2
+    assert masks(first)["Segment_1"].all()
+    assert "2 segments will be replaced" in widget.ui.outputMessageLabel.text
+    widget.ui.outputSelector.setCurrentNode(first)
+    segment(widget)
+    assert len(segmentations()) == 2
+    assert not masks(first)["Segment_1"].all()
+
+
 def test_another_volume_gets_its_own_result_after_the_module_was_loaded_anew(widget, volume, scan, load_module):
     select(widget.ui.modelComboBox, "tiny-2d")
     segment(widget)
