@@ -37,6 +37,9 @@ class RealWindow:
     def install(self) -> None:
         """Empty the scene, and listen for errors in slots, which PythonQt prints and swallows."""
         slicer.mrmlScene.Clear()
+        # Another Slicer may have its temporary files in the same folder.
+        temporary, slicer.app.temporaryPath = slicer.app.temporaryPath, str(self.folder)
+        self._undo.append(lambda: setattr(slicer.app, "temporaryPath", temporary))
         shown, sys.excepthook = sys.excepthook, self._on_error
         self._undo.append(lambda: setattr(sys, "excepthook", shown))
         # In testing mode Slicer asks nobody and takes the answer to be no.
