@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -33,19 +34,24 @@ def arguments(node: fx.Node) -> list[Any]:
 def capture(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Graph:
     """The operations of `module(x)` for an `x` of that shape and type, hardly anything being computed.
 
-    `module`'s tensors are named in the graph (`get_attr`) as in its `state_dict`; floating ones count as `dtype`.
-    Raises `NotCapturable`.
+    Tensors are named in the graph (`get_attr`) as in `module`'s `state_dict`; floating ones count as `dtype`. It stays
+    as it is meanwhile, so that other threads may use it. Raises `NotCapturable`.
     """
     with torch.inference_mode(False), torch.no_grad():  # inference mode would show functions before they are split up
         return _record(module, shape, dtype)
 
 
 def _record(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Graph:
+    named = dict([*module.named_parameters(), *module.named_buffers()])
     tensors = {
         name: stand_in(tensor.shape, dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+        for name, tensor in named.items()
     }
     x = stand_in(shape, dtype)
+    try:  # its tensors are replaced in a copy: an interrupt might leave them so
+        module = copy.deepcopy(module, {id(tensor): tensor for tensor in named.values()})
+    except (RuntimeError, TypeError) as error:
+        raise NotCapturable(f"it can't be copied: {error}") from error
     recorder = _Recorder(x, tensors)
     try:
         with recorder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -137,12 +138,16 @@ def _folded(
 class FastForms:
     """The fast form of one network for whatever is asked, made anew only for something else or for other weights.
 
-    What is written into weights through their `data` leaves no trace in torch, and isn't noticed.
+    Threads may share it. What is written into weights through their `data` leaves no trace in torch, and isn't noticed.
     """
 
     def __init__(self, network: DeepLabV3Plus) -> None:
         self.network = network
         self._made: tuple[object, FastForm] | None = None
+        self._making = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[FastForms], tuple[DeepLabV3Plus]]:
+        return FastForms, (self.network,)  # oneDNN's weights can't be copied, and are made anew
 
     def of(self, shape: Sequence[int], device: torch.device, precision: str, compiled: bool = False) -> FastForm:
         """See `fast_form`. Only the latest is kept, for the memory of its weights."""
@@ -153,10 +158,11 @@ class FastForms:
             compiled,
             *(_identity(tensor) for tensor in self.network.state_dict().values()),
         )
-        if self._made is None or self._made[0] != key:
-            self._made = None  # the old one goes before the new one comes
-            self._made = (key, fast_form(self.network, shape, device, precision, compiled))
-        return self._made[1]
+        with self._making:
+            if self._made is None or self._made[0] != key:
+                self._made = None  # the old one goes before the new one comes
+                self._made = (key, fast_form(self.network, shape, device, precision, compiled))
+            return self._made[1]
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:
@@ -196,13 +202,14 @@ def _exact() -> AbstractContextManager[None]:
 class _CudaGraph:
     """`module` recorded once as a CUDA graph and replayed: one launch instead of one per operation.
 
-    Input and result live at fixed places; a call copies into the one and out of the other.
+    Input and result live at fixed places; a call copies into the one and out of the other, one call at a time.
     """
 
     def __init__(
         self, module: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.module = module  # its weights are read at every replay
+        self._running = threading.Lock()
         self.given = torch.zeros(shape, dtype=dtype, device=device)
         if dtype != torch.float32:  # tensor cores want a voxel's channels side by side
             self.given = self.given.contiguous(memory_format=channels_last(len(shape)))
@@ -221,6 +228,7 @@ class _CudaGraph:
         return torch.cuda.graph(self.graph, capture_error_mode="thread_local")
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.given.copy_(x)
-        self.graph.replay()
-        return self.result.clone()
+        with self._running:
+            self.given.copy_(x)
+            self.graph.replay()
+            return self.result.clone()

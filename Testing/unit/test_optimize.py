@@ -5,9 +5,11 @@ rounding, within four times what the plain form is off.
 """
 
 import copy
+import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -394,6 +396,46 @@ def test_a_form_is_made_again_only_for_another_shape_or_other_weights():
     first = forms.of((1, 2, 40, 40), CPU, "fp32")
     network.load_state_dict(make(2).state_dict())
     assert forms.of((1, 2, 40, 40), CPU, "fp32") is not first
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_network_keeps_its_weights_while_a_form_is_made(dims):
+    seen = []
+
+    class Watching(OwnEncoder):
+        def forward(self, x):
+            seen.append([own is its for own, its in zip(network.parameters(), weights, strict=True)])
+            return super().forward(x)
+
+    network = make(dims, Watching(dims, looks=False), encoder_depth=3)
+    weights = list(network.parameters())
+    assert fast_form(network, (1, 2, *(17, 20, 15)[:dims]), CPU, "fp32").how.startswith("folded")
+    assert seen
+    assert all(map(all, seen))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_threads_may_share_the_forms_of_a_network(dims):
+    network = make(dims)
+    inputs = [torch.randn(1, 2, *sizes[:dims]) for sizes in ((40, 48, 32), (48, 40, 40), (40, 40, 48))]
+    with torch.inference_mode():
+        expected = [network.coarse_logits(x) for x in inputs]
+    forms = FastForms(network)
+
+    def run(n: int) -> torch.Tensor:
+        x = inputs[n % 3]
+        return forms.of(x.shape, CPU, "fp32")(x)
+
+    with ThreadPoolExecutor(3) as threads:
+        for n, found in enumerate(threads.map(run, range(9))):
+            torch.testing.assert_close(found, expected[n % 3], atol=1e-4, rtol=1e-4)
+
+
+def test_forms_that_were_used_can_be_copied_and_sent_to_another_process():
+    forms, x = FastForms(make(2)), torch.randn(1, 2, 40, 40)
+    expected = forms.of(x.shape, CPU, "fp32")(x)
+    for again in (copy.deepcopy(forms), pickle.loads(pickle.dumps(forms))):
+        torch.testing.assert_close(again.of(x.shape, CPU, "fp32")(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_rules_leave_only_convolutions_with_what_follows_them_fused():
