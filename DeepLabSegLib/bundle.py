@@ -192,7 +192,7 @@ def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:
     found = digest(state)
     if found != bundle.sha256:
         raise BundleError(
-            f"{source} doesn't match the sha256 in its model.json ({found} instead of {bundle.sha256}); "
+            f"{source} doesn't match the sha256 in its model.json ({found} instead of {bundle.sha256 or 'none'}); "
             "copy the model again from where you had it"
         )
     # Copied in any case: the file's own place in memory would keep it from being replaced or deleted on Windows.

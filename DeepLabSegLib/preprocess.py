@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -96,18 +97,37 @@ def stack_channels(images: Sequence[Image]) -> Image:
     """The channels of all `images` on the grid of the first, `(sum of C, k, j, i)`.
 
     Images on another grid are resampled in physical space, linearly; where they don't reach, a channel has its minimum.
+
+    Raises `InvalidInput` where one lies wholly elsewhere than the first.
     """
     first, *others = images
     if not others:
         return first
     arrays = [first.array]
-    for image in others:
+    for number, image in enumerate(others, 2):
         if image.geometry.is_close(first.geometry):
             arrays.append(image.array)
+        elif not _meet(image.geometry, first.geometry):
+            raise InvalidInput(
+                f"image {number} lies wholly beside the first: its centre is at {_centre(image.geometry)} mm in RAS, the "
+                f"first's at {_centre(first.geometry)}; give images of one patient that are registered to each other"
+            )
         else:
             values = torch.from_numpy(image.array.astype(np.float32))
             arrays.append(resample(values, image.geometry, first.geometry).numpy())
     return Image(np.concatenate(arrays), first.geometry)
+
+
+def _meet(one: Geometry, other: Geometry) -> bool:
+    """Whether the box of `one` reaches that of `other`, seen along the axes of `other`."""
+    corners = np.array(list(product(*((-0.5, size - 0.5) for size in one.shape))))
+    places = (np.c_[corners, np.ones(8)] @ (np.linalg.inv(other.affine) @ one.affine).T)[:, :3]
+    return bool((places.max(axis=0) > -0.5).all() and (places.min(axis=0) < np.array(other.shape) - 0.5).all())
+
+
+def _centre(geometry: Geometry) -> str:
+    place = geometry.affine @ [*(np.array(geometry.shape) - 1) / 2, 1.0]
+    return ", ".join(f"{part:.0f}" for part in place[:3])
 
 
 # --- voxel values ----------------------------------------------------------------------------------------------------

@@ -93,6 +93,8 @@ class SegmentOptions:
             raise InvalidInput(f"threshold is {self.threshold!r}; it must lie between 0 and 1")
         if self.region is not None and not isinstance(self.region, Region):
             raise InvalidInput(f"region is {self.region!r}; give a DeepLabSegLib.Region, a box in space")
+        for name in ("mirror", "uncertainty", "probabilities"):
+            check_choice(name, getattr(self, name), (False, True))
         check_choice("blending", self.blending, ("gaussian", "constant"))
         check_choice("slice_axis", self.slice_axis, (None, *SLICE_AXES))
 
@@ -121,7 +123,7 @@ class Report(Protocol):
 
 
 class Segmenter:
-    """A model that is loaded and ready; `segment` may be called any number of times."""
+    """A model that is loaded and ready; `segment` may be called any number of times, and by several threads."""
 
     def __init__(
         self,

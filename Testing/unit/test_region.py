@@ -99,3 +99,12 @@ def test_channels_on_another_grid_are_resampled_in_space(rng):
     assert stacked.geometry == GRID
     reached = (slice(3, 7), slice(6, 14), slice(8, 22))
     np.testing.assert_allclose(stacked.array[1][reached], first.array[0][reached], atol=2e-3)
+
+
+@pytest.mark.parametrize("turn", [GRID.direction, TURN])
+def test_a_channel_that_lies_wholly_elsewhere_is_refused(turn, rng):
+    first = Image(rng.normal(size=(1, *GRID.shape)), GRID)
+    here, there = (Geometry((5, 6, 7), (1.0, 1.0, 1.0), origin, turn) for origin in ((-16, -21, 4), (300, -20, 5)))
+    assert stack_channels([first, Image(rng.normal(size=(1, *here.shape)), here)]).channels == 2
+    with pytest.raises(InvalidInput, match=r"image 2 lies wholly beside the first: its centre is at 30\d, "):
+        stack_channels([first, Image(rng.normal(size=(1, *there.shape)), there)])

@@ -120,6 +120,8 @@ def test_a_colour_picture_is_one_slice(rng):
         ({"region": (1, 2)}, "DeepLabSegLib.Region"),
         ({"blending": "linear"}, "'gaussian'"),
         ({"slice_axis": "oblique"}, "'coronal'"),
+        ({"mirror": "yes"}, "mirror is 'yes'"),
+        ({"uncertainty": "entropy.nii.gz"}, "uncertainty is 'entropy.nii.gz'"),
     ],
 )
 def test_an_option_out_of_range_is_refused(options, words):
