@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
@@ -111,7 +112,8 @@ def model_folders() -> Iterator[Path]:
     for entry in os.environ.get("DEEPLABSEG_MODELS", "").split(os.pathsep):
         if entry:
             yield Path(entry)
-    yield user_models()
+    with suppress(RuntimeError):  # nobody's home, as of a user without a name in a container
+        yield user_models()
     yield resource("Models")
 
 
@@ -157,16 +159,29 @@ def list_models() -> list[str]:
 
 
 def installed_models() -> dict[str, Path]:
-    """Name -> path of every model in `model_folders`; the first of a name counts."""
+    """Name -> path of every model in `model_folders`; the first of a name counts, and what is closed to us doesn't."""
     found: dict[str, Path] = {}
     for folder in model_folders():
-        for path in sorted(folder.glob("*")) if folder.is_dir() else ():
-            if (path / JSON_NAME).is_file() or path.suffix == ".safetensors":
-                found.setdefault(path.name.removesuffix(".safetensors"), path)
+        for path in _paths_in(folder):
+            with suppress(OSError):
+                if (path / JSON_NAME).is_file() or path.suffix == ".safetensors":
+                    found.setdefault(path.name.removesuffix(".safetensors"), path)
     return found
 
 
+def _paths_in(folder: Path) -> list[Path]:
+    with suppress(OSError):
+        return sorted(folder.iterdir())
+    return []
+
+
 # --- what a model says of itself -------------------------------------------------------------------------------------
+
+
+def model_state(path: Path) -> object:
+    """Changes when the model on disk does; empty where there is none."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [(file.name, (found := file.stat()).st_mtime_ns, found.st_size) for file in files if file.exists()]
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:

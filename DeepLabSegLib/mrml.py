@@ -93,7 +93,7 @@ def volume_voxels(volume_node: Any) -> tuple[NDArray, Geometry]:
     Raises `InvalidInput` for a node that is no volume, is empty, 4D or a label map, or lies under a transform that
     leaves no regular grid.
     """
-    if volume_node is None or not volume_node.IsA("vtkMRMLScalarVolumeNode"):
+    if not _is_a(volume_node, "ScalarVolume"):
         raise InvalidInput(f"the input is {_describe(volume_node)}; choose a scalar or colour volume")
     name = volume_node.GetName()
     if volume_node.IsA("vtkMRMLLabelMapVolumeNode"):
@@ -132,7 +132,7 @@ def segmentation_state(segmentation_node: Any) -> tuple[Any, ...]:
 
 def read_region(roi_node: Any) -> Region:
     """The box of a markups ROI in world RAS. Raises `InvalidInput` where it has no size or no regular shape."""
-    if not roi_node.IsA("vtkMRMLMarkupsROINode"):
+    if not _is_a(roi_node, "MarkupsROI"):
         raise InvalidInput(f"the region is {_describe(roi_node)}; choose a markups ROI")
     name = roi_node.GetName()
     _world_from_node(roi_node, "region")
@@ -153,7 +153,7 @@ def read_region(roi_node: Any) -> Region:
 
 def check_output_node(segmentation_node: Any) -> None:
     """Raise `InvalidInput` unless the node can take a result."""
-    if segmentation_node is None or not segmentation_node.IsA("vtkMRMLSegmentationNode"):
+    if not _is_a(segmentation_node, "Segmentation"):
         raise InvalidInput(f"the output is {_describe(segmentation_node)}; choose a segmentation node")
 
 
@@ -372,5 +372,11 @@ def _place_beside(node: Any, volume_node: Any) -> None:
         hierarchy.SetItemParent(item, hierarchy.GetItemParent(volume_item))
 
 
+def _is_a(node: Any, kind: str) -> bool:
+    return hasattr(node, "IsA") and bool(node.IsA(f"vtkMRML{kind}Node"))
+
+
 def _describe(node: Any) -> str:
-    return "missing" if node is None else f"{node.GetName()}, a {node.GetClassName()}"
+    if node is None:
+        return "missing"
+    return f"{node.GetName()}, a {node.GetClassName()}" if _is_a(node, "") else f"{node!r}, and no node"

@@ -34,6 +34,9 @@ __all__ = [
 LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 """Direction letter -> RAS axis and sign."""
 
+LARGEST_VALUE = float(np.finfo(np.float32).max)
+"""The network computes in float32."""
+
 
 # --- grids -----------------------------------------------------------------------------------------------------------
 
@@ -109,8 +112,8 @@ def stack_channels(images: Sequence[Image]) -> Image:
             arrays.append(image.array)
         elif not _meet(image.geometry, first.geometry):
             raise InvalidInput(
-                f"image {number} lies wholly beside the first: its centre is at {_centre(image.geometry)} mm in RAS, the "
-                f"first's at {_centre(first.geometry)}; give images of one patient that are registered to each other"
+                f"image {number} lies wholly beside the first: its centre is at {_centre(image.geometry)} mm in RAS, "
+                f"the first's at {_centre(first.geometry)}; give images of one patient, registered to each other"
             )
         else:
             values = torch.from_numpy(image.array.astype(np.float32))
@@ -164,14 +167,14 @@ class Normalization:
         channels = len(array)
         if self.method == "zscore":
             moments = [_mean_and_deviation(channel) for channel in array]
-            low, span = [mean for mean, _ in moments], [max(deviation, 1e-8) for _, deviation in moments]
+            low, span = [mean for mean, _ in moments], [deviation or 1.0 for _, deviation in moments]
         elif self.method == "none":
             low, span = [0.0] * channels, [1.0] * channels
         else:
             bounds = [(float(self.lower or 0), float(self.upper or 0))] * channels
             if self.method == "percentile":
                 bounds = [_percentiles(channel, *bounds[0]) for channel in array]
-            low, span = [a for a, _ in bounds], [max(b - a, 1e-8) for a, b in bounds]
+            low, span = [a for a, _ in bounds], [b - a or 1.0 for a, b in bounds]
         clipped = self.method in ("percentile", "window")
         mean, std = self.mean or (0.0,) * channels, self.std or (1.0,) * channels
         return Scaling(tuple(low), tuple(span), clipped, tuple(mean), tuple(std))
@@ -248,11 +251,15 @@ def _percentiles(channel: NDArray, lower: float, upper: float) -> tuple[float, f
 
 
 def check_voxels(image: Image) -> None:
-    """Raise `InvalidInput` for voxels that are NaN or infinite, or an image that is constant."""
+    """Raise `InvalidInput` for voxels that are NaN or too large for float32, or an image that is constant."""
     array = image.array
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int(np.count_nonzero(~np.isfinite(array)))
-        raise InvalidInput(f"{bad} of {array.size} voxels are NaN or infinite; replace them, by 0 for example")
+    if array.dtype.kind == "f":
+        good = int(np.count_nonzero((array >= -LARGEST_VALUE) & (array <= LARGEST_VALUE)))
+        if good < array.size:
+            raise InvalidInput(
+                f"{array.size - good} of {array.size} voxels are NaN, infinite or beyond {LARGEST_VALUE:.2g}; replace "
+                "them, by 0 for example"
+            )
     for n, channel in enumerate(array):
         first = channel[0, 0, 0]
         if all((plane == first).all() for plane in channel):  # which the first planes settle

@@ -57,7 +57,8 @@ class SegmentOptions:
 
     Attributes
     ----------
-    tile : sizes of one window, per spatial axis of the network; None takes the model's.
+    tile : sizes of one window, per spatial axis of the network; None takes the model's. What is larger than the scan,
+        and than the model's, is cut down.
     overlap : share of a tile that neighbours have in common, 0 up to 0.9.
     blending : how overlapping tiles are weighed, "gaussian" or "constant".
     slice_axis : "axial", "coronal" or "sagittal" slices for a 2D network; None takes the model's.
@@ -307,7 +308,9 @@ class Segmenter:
         flat = spec.dims == 2
         # A network whose maps don't fit into each other a whole number of times sees them slightly out of place.
         whole = [-(-size // self.network.stride) * self.network.stride for size in grid.shape[-spec.dims :]]
-        tile = tuple(options.tile or self.bundle.input.tile or whole)
+        tile = tuple(self.bundle.input.tile or whole)
+        if options.tile is not None:  # a window beyond the scan would hold nothing but what lies outside
+            tile = tuple(min(asked, max(own)) for asked, *own in zip(options.tile, tile, whole, strict=True))
         window: tuple[int, int, int] = (1, *tile) if flat else tile  # type: ignore[assignment]
         background = None
         if self.bundle.input.background is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from DeepLabSegLib.bundle import Bundle, read_bundle
-from DeepLabSegLib.catalog import DEFAULT_MODEL, find_model, is_bundle
+from DeepLabSegLib.catalog import DEFAULT_MODEL, find_model, is_bundle, model_state
 from DeepLabSegLib.segmenter import Segmenter, load_model
 from DeepLabSegLib.weights.convert import convert, parse_input
 
@@ -57,7 +57,7 @@ class WarmModel:
     def get(self, choice: ModelChoice) -> Segmenter:
         """The segmenter for `choice`, loaded if need be. Raises what `load_model` raises."""
         path = find_model(choice.model)
-        key = (choice, _state(path))
+        key = (choice, model_state(path))
         if self._segmenter is None or self._key != key:
             self.unload()
             said = {} if is_bundle(path) else _said(path, choice)
@@ -74,9 +74,3 @@ def _said(path: Path, choice: ModelChoice) -> dict[str, Any]:
     """What `choice` says of the bare weights at `path`, as `convert` takes it."""
     model_input = parse_input(path, choice.normalization, None, choice.orientation, choice.spacing)
     return {"labels": choice.labels, "network": choice.network, "model_input": model_input}
-
-
-def _state(path: Path) -> object:
-    """Changes when the model on disk does."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(file.name, (found := file.stat()).st_mtime_ns, found.st_size) for file in files]

@@ -27,5 +27,11 @@ def parse_spacing(text: str) -> tuple[float | None, ...]:
 
 
 def parse_names(text: str) -> list[str]:
-    """`"Liver, Spleen"` to names."""
-    return [name.strip() for name in text.split(",")]
+    """`"Liver, Spleen"` to names. Raises `InvalidInput` for an empty one, and for one that stands twice."""
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise InvalidInput(f"a name in {text!r} is empty; leave out the comma that has no name beside it")
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InvalidInput(f"{', '.join(sorted(twice))} stands twice in {text!r}; give each class a name of its own")
+    return names

@@ -21,6 +21,8 @@ NORMALIZATIONS = ("none", "zscore", "percentile:0.5:99.5", "window:-160:240")
 LOOK_AFTER_MS = 300
 FILE = ""
 """Value of the entry that stands for a file."""
+ENDED = ("Cancelled", "WorkerDied")
+"""Kinds of error that the end of the worker brings."""
 
 
 class ModelSection:
@@ -44,6 +46,7 @@ class ModelSection:
         self._isWeights = False
         self._assumed: list[str] = []
         self._looking = 0
+        self._state: object = None
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(LOOK_AFTER_MS)
@@ -87,11 +90,14 @@ class ModelSection:
 
     def choice(self) -> dict[str, Any]:
         """The chosen model as the JSON of `ModelChoice`. Raises `InvalidInput` where something is missing."""
+        if self._state != self._stateNow():  # the file has come, or is another one by now
+            self._read()
+            self._onChanged()
         if self.problem:
             raise InvalidInput(self.problem)
         parameters = self._parameters
         choice = {
-            "model": parameters.model or parameters.weightsPath,
+            "model": parameters.model or str(typed_path(parameters.weightsPath)),
             "device": parameters.device,
             "precision": parameters.precision,
         }
@@ -103,6 +109,7 @@ class ModelSection:
         self.card, self.problem, self._assumed, self._isWeights = None, "", [], False
         self._looking = 0
         self._timer.stop()
+        self._state = self._stateNow()
         try:
             path = self._path()
             if catalog.is_bundle(path):
@@ -115,13 +122,20 @@ class ModelSection:
         self.ui.networkCollapsibleButton.collapsed = not self._isWeights
         self._tell()
 
+    def _stateNow(self) -> object:
+        """Changes when the chosen file does."""
+        try:
+            return catalog.model_state(self._path())
+        except (DeepLabSegError, OSError):
+            return None
+
     def _path(self) -> Path:
         parameters = self._parameters
         if parameters.model != FILE:
             return catalog.find_model(parameters.model)
         if not parameters.weightsPath:
             raise InvalidInput(_("no file is chosen; choose a model or weights file"))
-        path = Path(parameters.weightsPath)
+        path = typed_path(parameters.weightsPath)
         if not path.exists():
             raise InvalidInput(_("{path} does not exist; choose another file").format(path=path))
         return path
@@ -139,7 +153,7 @@ class ModelSection:
 
     def _look(self) -> None:
         try:
-            choice = {"model": self._parameters.weightsPath} | self._weightsChoice()
+            choice = {"model": str(typed_path(self._parameters.weightsPath))} | self._weightsChoice()
         except InvalidInput as error:
             self.problem = str(error)
             self._tell()
@@ -154,6 +168,8 @@ class ModelSection:
         self._looking = 0
         if "error" in answer:
             self.problem = answer["error"]["message"]
+            if answer["error"]["kind"] in ENDED:
+                self._state = None  # that says nothing of the file, which the next click looks into again
         else:
             self.problem = ""
             self.card = catalog.to_card(answer["result"]["model"])
@@ -170,9 +186,9 @@ class ModelSection:
         if parameters.labels.strip():
             said["labels"] = parse_names(parameters.labels)
         if parameters.normalization.strip():
-            said["normalization"] = parameters.normalization.strip()
+            said["normalization"] = parameters.normalization.strip().lower()
         if parameters.orientation.strip():
-            said["orientation"] = parameters.orientation.strip().upper()
+            said["orientation"] = "".join(parameters.orientation.split()).upper()
         if parameters.spacing.strip():
             said["spacing"] = list(parse_spacing(parameters.spacing))
         if ("orientation" in said or "spacing" in said) and "normalization" not in said:
@@ -198,10 +214,10 @@ class ModelSection:
         ui.encoderComboBox.enabled = self._isWeights and (card is None or "encoder_name" in assumed)
         ui.depthComboBox.enabled = self._isWeights and (card is None or "encoder_depth" in assumed)
         ui.dimensionsComboBox.enabled = False
-        if card is not None:
-            combo.choose(ui.encoderComboBox, card.network.encoder_name)
-            combo.choose(ui.depthComboBox, card.network.encoder_depth)
-            combo.choose(ui.dimensionsComboBox, card.network.dims)
+        network = None if card is None else card.network
+        combo.choose(ui.encoderComboBox, network.encoder_name if network else self._parameters.encoder)
+        combo.choose(ui.depthComboBox, network.encoder_depth if network else self._parameters.depth)
+        combo.choose(ui.dimensionsComboBox, network.dims if network else 0)
         ui.classesValueLabel.text = "" if card is None else str(card.network.num_classes)
         ui.channelsValueLabel.text = (
             "" if card is None else f"{len(card.input.channels)} ({', '.join(card.input.channels)})"
@@ -239,17 +255,17 @@ class ModelSection:
             paint(getattr(self.ui, name), PLAIN if isSaid else DOUBT)
 
 
-SAID = (
-    "labels",
-    "normalization",
-    "spacing",
-    "orientation",
-    "activation",
-    "dilationRates",
-    "encoder",
-    "depth",
-)
-"""Parameters by which a person says what bare weights don't tell."""
+SAID = {
+    "labels": "",
+    "normalization": "",
+    "spacing": "",
+    "orientation": "",
+    "activation": "",
+    "dilationRates": "",
+    "encoder": "",
+    "depth": 0,
+}
+"""Parameters by which a person says what bare weights don't tell -> their value where nothing is said."""
 
 DICE = ", Dice"
 """What a model card's figures end with that stand beside their segment."""
@@ -274,6 +290,11 @@ def card_html(card: ModelCard) -> str:
     ]
     table = "".join(f"<tr><td><b>{name}:</b>&nbsp;</td><td>{value}</td></tr>" for name, value in rows)
     return f"<table>{table}</table>"
+
+
+def typed_path(text: str) -> Path:
+    """A path as people type and paste it: with blanks around, in quotes, from the home folder."""
+    return Path(text.strip().strip("\"'")).expanduser().absolute()
 
 
 def _family(family: str, names: tuple[str, ...]) -> list[tuple[str, str | None]]:

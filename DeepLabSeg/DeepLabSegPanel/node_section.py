@@ -102,6 +102,11 @@ class NodeSection(VTKObservationMixin):
         if card is None:
             return ""
         given, wanted = sum(map(_components, self.volumes)), len(card.input.channels)
+        colours = _components(parameters.inputVolume)
+        if colours > wanted:
+            return _("{volume} is in colour, {n} values per voxel, and {model} takes {wanted}.").format(
+                volume=parameters.inputVolume.GetName(), n=colours, model=card.name, wanted=wanted
+            )
         if given != wanted:
             return _("{name} takes {wanted} ({channels}); chosen: {given}.").format(
                 name=card.name,

@@ -13,11 +13,11 @@ from slicer.util import VTKObservationMixin
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.texts import parse_sizes
 from DeepLabSegPanel import combo, torch_setup
-from DeepLabSegPanel.model_section import FILE, ModelSection
+from DeepLabSegPanel.model_section import FILE, SAID, ModelSection, typed_path
 from DeepLabSegPanel.node_section import NodeSection
 from DeepLabSegPanel.run import RunRequest, RunResult, SegmentationRun
 from DeepLabSegPanel.sample import load_sample
-from DeepLabSegPanel.tones import BAD, GOOD, PLAIN, paint
+from DeepLabSegPanel.tones import BAD, DOUBT, GOOD, PLAIN, paint
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
 COMBOS = {
@@ -48,6 +48,7 @@ class Panel(VTKObservationMixin):
         self._guiTag: Any = None
         self._run: SegmentationRun | None = None
         self._installer: torch_setup.TorchInstaller | None = None
+        self._startedAt = 0.0
         self._stageStarted = ("", 0.0)
         self._notes: list[str] = []
         self._isRefusal = False
@@ -203,8 +204,9 @@ class Panel(VTKObservationMixin):
 
     def _onWeightsPath(self, path: str) -> None:
         if self._parameters is not None and path != self._parameters.weightsPath:
-            self._parameters.encoder, self._parameters.depth = "", 0  # said of another file
             self._parameters.weightsPath = path
+            for name, nothing in SAID.items():
+                setattr(self._parameters, name, nothing)  # what was said of another file
             if path:
                 self._parameters.model = FILE
 
@@ -227,6 +229,8 @@ class Panel(VTKObservationMixin):
     # --- the button --------------------------------------------------------------------------------------------------
 
     def _onSegmentButton(self) -> None:
+        if time.monotonic() < self._startedAt + slicer.app.doubleClickInterval / 1000:
+            return  # the second half of a double click
         if self._run is not None:
             self._say(_("Cancelling …"))
             self._run.cancel()
@@ -248,6 +252,7 @@ class Panel(VTKObservationMixin):
     def _startRun(self, request: RunRequest) -> None:
         self._run = SegmentationRun(request, self.worker, self._onProgress, self._onEnd)
         self._run.start()
+        self._startedAt = time.monotonic()
         self._stageStarted = ("", 0.0)
         self._notes = []
         self._sayBusy(_("Starting …"))
@@ -314,7 +319,9 @@ class Panel(VTKObservationMixin):
             precision=report["precision"],
             gb=report["peak_bytes"] / 1e9,
         )
-        self._say(" ".join(filter(None, [ready, result.note, *self._notes])), GOOD)
+        empty = "" if any(report["volumes_ml"].values()) else _("None of the model's segments was found.")
+        said = filter(None, [ready, empty, result.note, *self._notes])
+        self._say(" ".join(said), DOUBT if empty else GOOD)
         self._log("\n".join([self.ui.statusLabel.text, *(f"{k}: {v:.1f} ml" for k, v in report["volumes_ml"].items())]))
         result.segmentation.GetDisplayNode().SetVisibility(True)
         if self._parameters is not None:
@@ -334,7 +341,8 @@ class Panel(VTKObservationMixin):
 
     def _needed(self) -> list[Any]:
         """What the chosen model needs of Slicer's Python."""
-        isKeras = self._parameters.model == FILE and self._parameters.weightsPath.lower().endswith(KERAS_ENDINGS)
+        ending = typed_path(self._parameters.weightsPath).suffix.lower()
+        isKeras = self._parameters.model == FILE and ending in KERAS_ENDINGS
         return [requirement for requirement in self._requirements if requirement.name != "h5py" or isKeras]
 
     def _missing(self) -> list[str]:

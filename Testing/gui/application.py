@@ -33,6 +33,9 @@ class qSlicerApplication(QObject):
 
     applicationName = Property(str, lambda self: "Slicer")
     temporaryPath = Property(str, lambda self: self._folder)
+    doubleClickInterval = Property(
+        int, lambda self: QApplication.doubleClickInterval(), lambda self, ms: QApplication.setDoubleClickInterval(ms)
+    )
 
     def processEvents(self) -> None:
         QCoreApplication.processEvents()

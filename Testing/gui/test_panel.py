@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicer
+import torch
 import vtk
 from event_loop import EventLoopWatch, wait_until
 from helpers import make_scan, make_segmenter, save_model
@@ -269,8 +271,6 @@ def test_a_figure_stands_beside_the_segment_that_it_is_of(widget):
 
 
 def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget, tmp_path, screenshot):
-    import torch
-
     ui = widget.ui
     torch.save(make_segmenter(3).network.state_dict(), tmp_path / "mine.pth")
     select(ui.modelComboBox, "")
@@ -297,8 +297,6 @@ def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget,
 
 
 def test_weights_from_a_file_are_run_as_they_were_described(widget, tmp_path, volume, scan):
-    import torch
-
     segmenter = make_segmenter(2, orientation=None)
     torch.save(segmenter.network.state_dict(), tmp_path / "mine.pth")
     parameters = widget.logic.getParameterNode()
@@ -788,6 +786,75 @@ def test_a_full_disk_is_said(widget, volume, monkeypatch):
     assert "the disk of" in said
     assert "is full" in said
     assert leftovers() == []
+
+
+def test_a_double_click_is_one(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    slicer.app.doubleClickInterval = 400
+    widget.ui.segmentButton.click()
+    widget.ui.segmentButton.click()
+    wait_until(lambda: is_idle(widget), 60)
+    assert "Head segmentation is ready" in widget.ui.statusLabel.text
+
+
+def test_a_result_without_a_voxel_is_no_plain_success(widget, models, volume):
+    blind = make_segmenter(2)
+    torch.nn.init.zeros_(blind.network.head.weight)
+    blind.network.head.bias.data = torch.tensor([9.0, 0.0, 0.0])
+    save_model(models / "blind", blind)
+    widget.enter()
+    select(widget.ui.modelComboBox, "blind")
+    assert "None of the model's segments was found" in segment(widget)
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert "None of" not in segment(widget)
+
+
+def test_a_colour_volume_is_not_counted_as_several_images(widget, rng):
+    widget.ui.inputSelector.setCurrentNode(
+        add_volume(slicer.mrmlScene, make_scan(rng, channels=3), "Photo", "vtkMRMLVectorVolumeNode")
+    )
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert "Photo is in colour, 3 values per voxel, and tiny-2d takes 1" in widget.ui.inputMessageLabel.text
+
+
+def choose_file(widget, path) -> None:
+    """As a person does who types it."""
+    select(widget.ui.modelComboBox, "")
+    widget.ui.weightsPathLineEdit.currentPath = str(path)
+
+
+def test_what_was_said_of_one_file_is_not_taken_for_the_next(widget, tmp_path):
+    choose_file(widget, tmp_path / "one.pt")
+    parameters = widget.logic.getParameterNode()
+    parameters.labels, parameters.normalization, parameters.spacing = "Liver, Spleen", "zscore", "2x2x2"
+    choose_file(widget, tmp_path / "two.pt")
+    assert (parameters.labels, parameters.normalization, parameters.spacing) == ("", "", "")
+    assert parameters.weightsPath == str(tmp_path / "two.pt")
+
+
+def test_a_model_that_comes_changes_or_goes_while_it_is_chosen_is_seen_at_the_next_click(widget, tmp_path, volume):
+    path = tmp_path / "mine"
+    choose_file(widget, f' "{path}" ')
+    assert "mine does not exist" in segment(widget)
+    save_model(path, make_segmenter(2))
+    assert "is ready" in segment(widget)
+    shutil.rmtree(path)
+    save_model(path, make_segmenter(2, channels=2))
+    assert "takes 2 images" in segment(widget)
+    assert slicer.util.findChild(widget.parent, "channelSelector2") is not None
+    shutil.rmtree(path)
+    assert "mine does not exist" in segment(widget)
+
+
+def test_a_file_that_was_being_looked_into_when_the_worker_ended_can_be_run(widget, tmp_path, volume):
+    path = tmp_path / "weights.pt"
+    torch.save(make_segmenter(2).network.state_dict(), path)
+    choose_file(widget, path)
+    widget.logic.getParameterNode().normalization = "zscore"
+    wait_until(lambda: "Looking into" in widget.ui.modelMessageLabel.text, 10)
+    widget.panel.worker.stop()
+    assert "ended" in widget.ui.modelMessageLabel.text
+    assert "is ready" in segment(widget)
 
 
 def test_a_file_that_is_typed_takes_the_place_of_the_one_before(widget, models, volume, tmp_path):

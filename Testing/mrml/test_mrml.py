@@ -15,7 +15,15 @@ import DeepLabSegLib.surface as surface_module
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.files import read_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
-from DeepLabSegLib.mrml import read_region, read_volumes, segment_volumes, write_map, write_result, write_segmentation
+from DeepLabSegLib.mrml import (
+    check_output_node,
+    read_region,
+    read_volumes,
+    segment_volumes,
+    write_map,
+    write_result,
+    write_segmentation,
+)
 from DeepLabSegLib.segmenter import SegmentOptions
 from DeepLabSegLib.surface import closed_surfaces, read_surface, write_surface
 
@@ -307,6 +315,16 @@ def test_a_surface_survives_its_file(tmp_path, rng):
     surface = closed_surfaces(labels)["Segment_1"]
     write_surface(surface, tmp_path / "box.vtp")
     assert read_surface(tmp_path / "box.vtp").GetBounds() == surface.GetBounds()
+
+
+@pytest.mark.parametrize("what", ["Head", np.zeros((2, 3, 4))])
+def test_what_is_no_node_is_refused_in_words(scene, what):
+    with pytest.raises(InvalidInput, match="the input is .*, and no node; choose a scalar or colour volume"):
+        read_volumes([what])
+    with pytest.raises(InvalidInput, match="and no node; choose a markups ROI"):
+        read_region(what)
+    with pytest.raises(InvalidInput, match="and no node; choose a segmentation node"):
+        check_output_node(what)
 
 
 def test_a_4d_volume_is_refused(scene):

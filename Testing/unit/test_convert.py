@@ -92,6 +92,8 @@ def test_labels_may_come_from_a_file_with_colours_and_terminology(tmp_path, weig
     ("arguments", "words"),
     [
         (("--labels", "a,b,c,d"), "4 labels are given, and the network has 3 classes"),
+        (("--labels", "a,b,"), "a name in 'a,b,' is empty"),
+        (("--labels", "a,b,a"), "a stands twice"),
         (("--labels", "gone.json"), "can't be read as labels"),
         (("--encoder", "resnet34"), "doesn't fit the model"),
         (("--normalization", "best"), "choose one of 'percentile'"),

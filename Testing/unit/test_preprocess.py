@@ -166,12 +166,24 @@ def test_a_normalisation_without_sense_is_refused(arguments):
         Normalization(*arguments)
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.nan, "1 of 24 voxels"), (np.inf, "NaN or infinite")])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(np.nan, "1 of 24 voxels"), (np.inf, "NaN, infinite"), (-1e40, "beyond 3.4e"), (1e39, "beyond 3.4e")],
+)
 def test_voxels_that_are_no_numbers_are_counted_and_refused(value, words):
     array = np.arange(24.0).reshape(2, 3, 4)
     array[0, 0, 0] = value
     with pytest.raises(InvalidInput, match=words):
         check_voxels(Image(array, Geometry((2, 3, 4))))
+
+
+@pytest.mark.parametrize("method", [("zscore",), ("percentile", 1, 99)])
+def test_how_small_values_are_makes_no_difference(method, rng):
+    scan = rng.normal(size=(1, 5, 6, 7))
+    small = (scan * 1e-20).astype(np.float32)
+    for array in (scan.astype(np.float32), small):
+        scaled = Normalization(*method)(torch.from_numpy(array))
+        torch.testing.assert_close(scaled, Normalization(*method)(torch.from_numpy(scan)).float(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_constant_image_is_refused():

@@ -86,6 +86,18 @@ def test_a_scan_larger_than_the_tile_goes_through_in_overlapping_tiles(dims, til
     assert tiled.array.shape == scan.geometry.shape
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_window_is_no_larger_than_the_scan_or_the_models_own(dims, scan):
+    segmenter = make_segmenter(dims)
+    whole = segmenter.segment(scan).array
+    np.testing.assert_array_equal(segmenter.segment(scan, SegmentOptions(tile=(99999,) * dims)).array, whole)
+    large = Segmenter(
+        replace(segmenter.bundle, input=replace(segmenter.bundle.input, tile=(64,) * dims)), segmenter.network
+    )
+    own = large.segment(scan).array
+    np.testing.assert_array_equal(large.segment(scan, SegmentOptions(tile=(99999,) * dims)).array, own)
+
+
 def test_progress_names_its_stages_and_ends_complete(scan):
     seen = []
     make_segmenter(2).segment(scan, on_progress=seen.append)
