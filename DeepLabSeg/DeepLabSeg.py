@@ -146,21 +146,26 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
     ) -> list[Any]:
         """Segment many scans with one model; one that fails doesn't stop the rest.
 
-        `scans` is a folder, whose results go as `.seg.nrrd` into `outputFolder` with a `report.csv`; what is there
-        already is kept, so that an interrupted batch goes on. Or it is volume nodes, whose results are new
-        segmentations in the scene, with surfaces where `show3D`. Returns a `DeepLabSegLib.batch.Case` each, which
+        `scans` is a folder or paths of scans, whose results go as `.seg.nrrd` into `outputFolder` with a `report.csv`;
+        what is there already is kept, so that an interrupted batch goes on. Or it is volume nodes, whose results are
+        new segmentations in the scene, with surfaces where `show3D`. Returns a `DeepLabSegLib.batch.Case` each, which
         `onCase` gets as it is finished. The rest is as in `segment`, for every scan.
         """
         from DeepLabSegLib import batch
 
-        if isinstance(scans, str | Path):
-            if outputFolder is None:
-                raise InvalidInput("outputFolder is missing; say where the segmentations of the folder go")
-            found = batch.find_scans(scans)
+        scans = batch.find_scans(scans) if isinstance(scans, str | Path) else list(scans)
+        paths = [scan for scan in scans if isinstance(scan, str | Path)]
+        if paths and outputFolder is None:
+            raise InvalidInput("outputFolder is missing; say where the segmentations of the scans go")
+        if outputFolder is not None:
+            if len(paths) < len(scans):
+                raise InvalidInput(
+                    "outputFolder is for files, and nodes' segmentations go into the scene; leave it out"
+                )
             segmenter, settings = self._prepare(model, device, precision, roi, options)
-            report = Path(outputFolder) / "report.csv"
+            report = Path(outputFolder) / batch.REPORT
             return batch.segment_files(
-                segmenter, found, outputFolder, settings, on_case=onCase, on_progress=onProgress, report=report
+                segmenter, paths, outputFolder, settings, on_case=onCase, on_progress=onProgress, report=report
             )
         segmenter, settings = self._prepare(model, device, precision, roi, options)
 

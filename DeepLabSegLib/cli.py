@@ -6,9 +6,11 @@ import argparse
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import DeepLabSegLib
@@ -18,36 +20,58 @@ from DeepLabSegLib.errors import DeepLabSegError, InvalidInput, OutputError
 from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 
 INTERRUPTED = 130
-LEFT = {commands.batch: "finished cases are kept, and the same command, without --overwrite, goes on"}
-"""What an interrupted command leaves, where it isn't nothing and the interrupt itself doesn't say."""
-
-EXIT_CODES = "Exit codes: 0 all done; 1 an error, or a scan or case that failed; 2 wrong arguments; 130 after Ctrl-C."
+EXIT_CODES = (
+    "Exit codes: 0 all done; 1 an error, or a scan or case that failed; 2 wrong arguments; 130 after Ctrl-C, 143 after "
+    "SIGTERM."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for an error or failed cases, which are told, 130 after Ctrl-C.
 
-    Wrong arguments are told and raise `SystemExit` with 2, as argparse does; `--help` and `--version` with 0.
+    SIGTERM ends it as Ctrl-C does, with 143. Wrong arguments are told and raise `SystemExit` with 2, as argparse does;
+    `--help` and `--version` with 0.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser(as_json="--json" in words).parse_args(words)
     options.words = words
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have letters that the output can't
+    with _terminable() as signals:
+        try:
+            data, text = options.run(options)
+            if os.environ.get("RANK", "0") != "0":  # of several processes that train one network, the first reports
+                return 0
+            _say(json.dumps(data, indent=2) if options.json else text)
+            return 1 if isinstance(data, dict) and data.get("failed") else 0
+        except DeepLabSegError as error:
+            return _fail(options, str(error), 1)
+        except KeyboardInterrupt as error:
+            code = 128 + signals[0] if signals else INTERRUPTED
+            return _fail(options, f"interrupted; {str(error) or 'nothing was written'}", code)
+        except OSError as error:
+            name = error.filename2 or error.filename
+            return _fail(options, f"{name}: {error.strerror}" if name else str(error), 1)
+
+
+@contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """SIGTERM, as Slurm, Docker and `timeout` send it, is Ctrl-C to what runs within; the list that is given has it."""
+    signals: list[int] = []
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # somebody else sees to it
+        yield signals
+        return
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        data, text = options.run(options)
-        if os.environ.get("RANK", "0") != "0":  # of several processes that train one network, the first reports
-            return 0
-        _say(json.dumps(data, indent=2) if options.json else text)
-        return 1 if isinstance(data, dict) and data.get("failed") else 0
-    except DeepLabSegError as error:
-        return _fail(options, str(error), 1)
-    except KeyboardInterrupt as error:
-        left = str(error) or LEFT.get(options.run, "nothing was written")
-        return _fail(options, f"interrupted; {left}", INTERRUPTED)
-    except OSError as error:
-        name = error.filename2 or error.filename
-        return _fail(options, f"{name}: {error.strerror}" if name else str(error), 1)
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fail(options: argparse.Namespace, message: str, code: int) -> int:
@@ -155,7 +179,7 @@ def _parser(as_json: bool) -> argparse.ArgumentParser:
     sub.add_argument("--probabilities", metavar="FILE", help="also write each class's probability, as components")
 
     sub = command(commands.batch)
-    sub.add_argument("folder", help="folder of scans, or of folders with a DICOM series each")
+    sub.add_argument("folder", help="folder of scans or pictures, or of folders with a DICOM series each")
     sub.add_argument("-o", "--output", required=True, help="folder to write to, with report.csv")
     sub.add_argument("--suffix", default=".seg.nrrd", help="ending of the results, which decides their format")
     run_options(sub)
@@ -214,7 +238,7 @@ def _parser(as_json: bool) -> argparse.ArgumentParser:
     network.add_argument("--head-upsample", type=float, help="a fixed factor instead of the input's size")
     intake = sub.add_argument_group("the input, which no weights file tells")
     intake.add_argument("--normalization", help="none, zscore, percentile:0.5:99.5 or window:-160:240")
-    intake.add_argument("--channels", type=parse_names, help="their names between commas")
+    intake.add_argument("--channels", type=_typed(parse_names), help="their names between commas")
     intake.add_argument(
         "--orientation", help="three letters, where k, j, i grow to, for example SAR (default: the scan's)"
     )
@@ -265,11 +289,11 @@ def _parser(as_json: bool) -> argparse.ArgumentParser:
     )
     chosen.add_argument(
         "--labels",
-        type=parse_names,
+        type=_typed(parse_names),
         help="names of the labels between commas, in the model's order: those that segments have give their order, "
         "others rename the labels in the order of their values",
     )
-    chosen.add_argument("--channels", type=parse_names, help="names of the input channels between commas")
+    chosen.add_argument("--channels", type=_typed(parse_names), help="names of the input channels between commas")
     card = sub.add_argument_group("what the model says of itself")
     card.add_argument("--name", help="(default: the bundle's)")
     card.add_argument("--license", default="unknown", help="licence of the weights")

@@ -9,12 +9,13 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import DeepLabSegLib
-from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
+from DeepLabSegLib.errors import BundleError, DeepLabSegError, InvalidInput, OutputError
 from DeepLabSegLib.image import SCORE_MAPS, Image, Labels, Segment
 from DeepLabSegLib.outputs import check_apart, check_output, replacing
 from DeepLabSegLib.schema import from_json, to_json
@@ -22,9 +23,14 @@ from DeepLabSegLib.startup import load_torch
 from DeepLabSegLib.texts import parse_names
 
 if TYPE_CHECKING:
+    from DeepLabSegLib.batch import Case
     from DeepLabSegLib.comparison import Comparison
 
 TRAINING_LINES = 50  # of a training without a terminal
+
+# What a batch that is interrupted leaves.
+KEPT = "finished cases are kept, and the same command, without --overwrite, goes on"
+RENEWED = "finished cases are new and the others as they were; the same command begins again with all"
 
 Report = tuple[Any, str]
 """Data for programs, and the same as text."""
@@ -41,11 +47,14 @@ def segment(options: argparse.Namespace) -> Report:
         if (path := getattr(options, name)) is not None
     ]
     check_apart([output, *maps], map(Path, options.input))
-    report, _, labels = _segment_file(options.input, output, options)
-    for name in SCORE_MAPS:
-        if (array := getattr(labels, name)) is not None:
-            image = Image(array.astype("float32", copy=False), labels.geometry)
-            files.write_image(image, getattr(options, name), overwrite=options.overwrite)
+    with _telling() as written:
+        report, _, labels = _segment_file(options.input, output, options)
+        written.append(str(output))
+        for name in SCORE_MAPS:
+            if (array := getattr(labels, name)) is not None:
+                image = Image(array.astype("float32", copy=False), labels.geometry)
+                files.write_image(image, getattr(options, name), overwrite=options.overwrite)
+                written.append(getattr(options, name))
     return report, _volume_table(report["volumes_ml"]) + f"\n{output} written in {report['seconds']:.1f} s"
 
 
@@ -68,17 +77,27 @@ def batch(options: argparse.Namespace) -> Report:
         )
     _make_folder(Path(options.output), parents=True)
     segmenter = _load(options)
-    report = Path(options.output) / "report.csv"
-    with _tqdm(None, "batch", options, total=len(scans)) as bar, kept_pages():
-        cases = batches.segment_files(
-            segmenter,
-            scans,
-            options.output,
-            _settings(options),
-            suffix=options.suffix,
-            overwrite=options.overwrite,
-            on_case=lambda _: bar.update(),
-            report=report,
+    report = Path(options.output) / batches.REPORT
+    try:
+        with _ProgressBar(options) as bar, kept_pages():
+            bar.show("batch", 0, len(scans))
+            cases = batches.segment_files(
+                segmenter,
+                scans,
+                options.output,
+                _settings(options),
+                suffix=options.suffix,
+                overwrite=options.overwrite,
+                on_case=bar.of_case,
+                report=report,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(RENEWED if options.overwrite else KEPT) from None
+    older = [case.result for case in cases if case.status == "kept" and batches.OLDER in case.message]
+    if older:
+        _note(
+            f"{len(older)} of the results that were there are older than their scans, such as {older[0]}; --overwrite "
+            "them if the scans were replaced"
         )
     counts = {status: sum(case.status == status for case in cases) for status in ("done", "kept", "failed")}
     failed = [f"{case.name}: {case.message}" for case in cases if case.status == "failed"]
@@ -97,9 +116,11 @@ def demo(options: argparse.Namespace) -> Report:
     name = sample.name.removesuffix(".nii.gz")
     output = check_output(folder / f"{name}.seg.nrrd", files.LABEL_SUFFIXES, options.overwrite)
     picture = check_output(folder / f"{name}.png", (".png",), options.overwrite)
-    report, image, labels = _segment_file([sample], output, options)
-    with replacing(picture) as temporary:
-        overlay.render(image, labels).save(temporary)
+    with _telling() as written:
+        report, image, labels = _segment_file([sample], output, options)
+        written.append(str(output))
+        with replacing(picture) as temporary:
+            overlay.render(image, labels).save(temporary)
     report["picture"] = str(picture)
     table = _volume_table(report["volumes_ml"])
     return report, f"{table}\nsegmented in {report['seconds']:.1f} s\n{output}\n{picture}"
@@ -129,8 +150,9 @@ def evaluate(options: argparse.Namespace) -> Report:
     data, notes = comparison.report(), _comparison_notes(comparison, bool(options.images))
     if folder is not None:
         older = set(folder.glob("worst-*.png"))
-        comparing.write_tables(comparison, folder)
-        with _tqdm(None, "pictures", options) as bar:
+        with _telling() as written, _tqdm(None, "pictures", options) as bar:
+            comparing.write_tables(comparison, folder)
+            written.append(f"the tables in {folder}, and the pictures that were drawn")
             pictures, undrawn = comparing.draw_worst(comparison, folder, options.worst, groups, lambda _: bar.update())
         data |= {"output": str(folder), "pictures": [str(path) for path in pictures], "undrawn": undrawn}
         data["without_image"] = [pair.name for pair in pairing.pairs if options.images and pair.image is None]
@@ -393,14 +415,28 @@ def _settings(options: argparse.Namespace) -> DeepLabSegLib.SegmentOptions:
     )
 
 
+@contextmanager
+def _telling() -> Iterator[list[str]]:
+    """What ends the work within, be it Ctrl-C, also says what the list that is given holds: what was written."""
+    written: list[str] = []
+    try:
+        yield written
+    except (KeyboardInterrupt, DeepLabSegError) as error:
+        if not written:
+            raise
+        until_then = f"written until then: {', '.join(written)}"
+        raise type(error)("; ".join(filter(None, (str(error), until_then)))) from None
+
+
 class _ProgressBar:
-    """A bar per stage on a terminal; elsewhere nothing but, of a training, a line now and then."""
+    """A bar per stage on a terminal; elsewhere nothing but a line per case and, of a training, now and then."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.stage = ""
         self.bar: Any = None
         self.loss = 0.0
+        self.cases = 0
 
     def __enter__(self) -> _ProgressBar:
         return self
@@ -420,6 +456,15 @@ class _ProgressBar:
 
     def of_run(self, progress: DeepLabSegLib.Progress) -> None:
         self.show(progress.stage, progress.done, progress.total, progress.note)
+
+    def of_case(self, case: Case) -> None:
+        self.cases += 1
+        self.show(self.stage, self.cases, self.bar.total)
+        if self.bar.disable:
+            said = case.message or f"{case.seconds:.1f} s"
+            text = f"deeplabseg: {self.cases} of {self.bar.total}, {case.name} {case.status}: {said}"
+            with suppress(OSError):  # a log that nobody keeps any longer stops no batch
+                print(text, file=sys.stderr if self.options.json else sys.stdout, flush=True)
 
     def of_training(self, stage: str, done: int, total: int, loss: float | None) -> None:
         self.show(stage, done, total)
@@ -455,7 +500,7 @@ def _make_folder(folder: Path, parents: bool = False) -> None:
 
 
 def _volume_table(volumes: dict[str, float]) -> str:
-    return _table([("structure", "ml"), *((name, f"{ml:.1f}") for name, ml in volumes.items())])
+    return _table([("structure", "ml"), *((name, f"{ml:.{1 if ml >= 1 else 3}f}") for name, ml in volumes.items())])
 
 
 def _comparison_table(comparison: Comparison) -> str:

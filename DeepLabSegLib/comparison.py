@@ -113,13 +113,15 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 def write_tables(comparison: Comparison, folder: Path) -> None:
     """`cases.csv`, a row per case and label; `summary.csv`, a row per label and measure; `summary.json`.
 
-    A value that isn't defined is an empty cell.
+    A value that isn't defined is an empty cell. A case that failed has a row without a label, which says why.
     """
     rows = [
-        {"case": case, "label": label} | _row(scores)
+        {"case": case, "label": label} | _row(scores) | {"message": ""}
         for case, labels in comparison.cases.items()
         for label, scores in labels.items()
     ]
+    undefined = {"label": ""} | _row(Scores(math.nan, math.nan, math.nan, math.nan))
+    rows += [{"case": case} | undefined | {"message": why} for case, why in comparison.failed.items()]
     _write_csv(folder / "cases.csv", rows)
     rows = []
     for label, measures in comparison.summary.items():

@@ -18,7 +18,7 @@ from event_loop import EventLoopWatch, wait_until
 from helpers import itk, make_scan, make_segmenter, save_model
 from mrml_scenes import add_transform, add_volume, masks, turn
 
-from DeepLabSegLib.errors import Cancelled, InvalidInput
+from DeepLabSegLib.errors import Cancelled, InvalidInput, OutputError
 
 
 @pytest.fixture
@@ -99,6 +99,20 @@ def test_all_scans_of_a_folder_are_segmented_and_reported(logic, model, tmp_path
         assert [row["status"] for row in csv.DictReader(file)] == ["done", "done"]
     with pytest.raises(InvalidInput, match="outputFolder is missing"):
         logic.segmentAll(scans, model=model)
+
+
+def test_paths_of_scans_are_as_their_folder(logic, model, volume, scan, tmp_path):
+    sitk.WriteImage(itk(scan), tmp_path / "a.nii.gz")
+    for path in (tmp_path / "a.nii.gz", str(tmp_path / "a.nii.gz")):
+        (case,) = logic.segmentAll(iter([path]), tmp_path / "results", model=model, device="cpu")
+    assert (case.name, case.status) == ("a", "kept")
+    with pytest.raises(InvalidInput, match="outputFolder is missing"):
+        logic.segmentAll([path], model=model)
+    with pytest.raises(OutputError, match=r"a\.nii\.gz can't be made \(File exists\)"):
+        logic.segmentAll([path], path, model=model, device="cpu")
+    for nodes in ([volume], [path, volume]):
+        with pytest.raises(InvalidInput, match="outputFolder is for files"):
+            logic.segmentAll(nodes, tmp_path / "results", model=model)
 
 
 def test_the_self_test_segments_the_sample_head(load_module):

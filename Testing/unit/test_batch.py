@@ -1,14 +1,22 @@
 import csv
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from helpers import itk, make_scan, make_segmenter
+from PIL import Image as Picture
 
-from DeepLabSegLib.batch import Case, find_nested, find_scans, segment_files, write_report
+from DeepLabSegLib.batch import Case, find_nested, find_scans, read_report, segment_files, write_report
 from DeepLabSegLib.errors import Cancelled, InvalidInput, OutputError
-from DeepLabSegLib.files import read_labels
+from DeepLabSegLib.files import read_labels, write_labels
+from DeepLabSegLib.image import Image, Labels
+from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
+
+MEMORY = Path("/proc/self/mem")
+"""A file that can be opened, and not read."""
 
 
 def read_table(path: Path) -> list[list[str]]:
@@ -48,6 +56,58 @@ def test_hidden_files_are_no_scans_and_nested_ones_are_named(folder, tmp_path):
     assert find_nested(folder) == [folder / "patient"]
     with pytest.raises(InvalidInput, match=r"holds no scan; .*scans does"):
         find_scans(tmp_path)
+
+
+def test_what_is_closed_to_us_stops_nothing(folder, monkeypatch):
+    closed, patient = folder / "lost+found", folder / "patient"
+    closed.mkdir()
+    patient.mkdir()
+    (patient / "2.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    if MEMORY.exists():
+        (patient / "1.dcm").symlink_to(MEMORY)
+    look = Path.iterdir
+
+    def refuse(path: Path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert [path.name for path in find_scans(folder)] == ["a.nii.gz", "b.nrrd", "patient"]
+    assert find_nested(folder) == []
+
+
+@pytest.mark.parametrize("suffix", [".seg.nrrd", ".nrrd", ".png"])
+def test_pictures_are_scans_where_there_is_no_volume(tmp_path, suffix):
+    pictures, results = tmp_path / "pictures", tmp_path / "pictures" / "results"
+    pictures.mkdir()
+    for name in ("x.png", "y.JPG"):
+        Picture.linear_gradient("L").resize((40, 32)).save(pictures / name)
+    report = results / "report.csv"
+    for status in ("done", "kept"):
+        cases = segment_files(make_segmenter(2), find_scans(pictures), results, suffix=suffix, report=report)
+        assert [(case.name, case.status, case.result) for case in cases] == [
+            ("x", status, f"x{suffix}"),
+            ("y", status, f"y{suffix}"),
+        ]
+
+
+def test_pictures_beside_volumes_are_none(folder):
+    (folder / "previews").mkdir()
+    for path in (folder / "a.png", folder / "previews" / "a.png"):
+        Picture.new("L", (40, 32)).save(path)
+    assert [path.name for path in find_scans(folder)] == ["a.nii.gz", "b.nrrd"]
+    assert find_nested(folder) == []
+
+
+def test_results_beside_the_scans_are_no_scans_of_the_next_run(folder):
+    (folder / "b.nrrd").unlink()
+    for status, output in (("done", folder), ("kept", folder), ("done", folder / "results")):
+        scans = find_scans(folder)
+        (case,) = segment_files(make_segmenter(2), scans, output, suffix=".nrrd", report=output / "report.csv")
+        assert (case.name, case.status) == ("a", status)
+    assert (folder / "results" / "a.nrrd").exists()
+    assert find_nested(folder) == []
 
 
 def test_volumes_for_which_pictures_are_asked_are_refused_before_they_are_segmented(folder, tmp_path):
@@ -111,6 +171,149 @@ def test_the_table_has_the_volumes_of_kept_cases_too(folder, tmp_path, dims, suf
     assert [row[3:5] for row in read_table(report)] == [row[3:5] for row in written]
 
 
+@pytest.mark.parametrize("suffix", [".seg.nrrd", ".nii.gz"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_results_of_another_model_or_other_options_are_named_and_left(folder, tmp_path, dims, suffix):
+    def run(segmenter: Segmenter, options: SegmentOptions | None = None, **more) -> list[Case]:
+        return segment_files(segmenter, find_scans(folder), results, options, suffix=suffix, report=report, **more)
+
+    results, report = tmp_path / "results", tmp_path / "results" / "report.csv"
+    segmenter = make_segmenter(dims)
+    other = Segmenter(replace(segmenter.bundle, name="other", sha256="0123456789"), segmenter.network, "cpu")
+    run(segmenter)
+    before = read_labels(results / f"a{suffix}").array
+    words = f"was made with tiny-{dims}d, and not with other (01234567); use another output folder, or overwrite it"
+    for _ in range(2):
+        assert [(case.status, words in case.message) for case in run(other)] == [("failed", True)] * 2
+    assert (
+        "not with tiny-2d, overlap=0.5;".replace("2", str(dims))
+        in run(segmenter, SegmentOptions(overlap=0.5))[0].message
+    )
+    np.testing.assert_array_equal(read_labels(results / f"a{suffix}").array, before)
+    assert [case.status for case in run(segmenter)] == ["kept", "kept"]
+    assert {case.made_with for case in run(other, SegmentOptions(mirror=True), overwrite=True)} == {
+        "other (01234567), mirror=True"
+    }
+    assert [case.status for case in run(other, SegmentOptions(mirror=True))] == ["kept", "kept"]
+
+
+def test_what_was_written_after_the_table_is_not_what_the_table_says(folder, tmp_path):
+    """As after a run with `overwrite` that was killed."""
+
+    def run(segmenter: Segmenter, **more) -> list[Case]:
+        return segment_files(segmenter, find_scans(folder)[:1], tmp_path / "out", suffix=".nii.gz", **more)
+
+    report, first = tmp_path / "report.csv", make_segmenter(2)
+    other = Segmenter(replace(first.bundle, name="other"), first.network, "cpu")
+    run(first, report=report)
+    run(other, overwrite=True)
+    for _ in range(2):
+        (case,) = run(first, report=report)
+        assert (case.status, case.made_with, set(case.volumes_ml)) == ("kept", "", {"Label 1", "Label 2"})
+        assert read_report(report)[0].volumes_ml == pytest.approx(case.volumes_ml, abs=1e-3)
+
+
+def test_names_are_those_of_a_model_only_where_it_made_the_result(folder, tmp_path):
+    for _ in range(2):
+        cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", suffix=".nii.gz")
+    assert [set(case.volumes_ml) for case in cases] == [{"Label 1", "Label 2"}] * 2
+
+
+@pytest.mark.parametrize("suffix", [".seg.nrrd", ".nii.gz"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_result_of_another_scan_is_named_and_left(folder, tmp_path, rng, dims, suffix):
+    segment_files(make_segmenter(dims), find_scans(folder), tmp_path / "out", suffix=suffix)
+    result = tmp_path / "out" / f"a{suffix}"
+    before = result.read_bytes()
+    moved = make_scan(rng)
+    moved = Image(moved.array, replace(moved.geometry, origin=(-20.0, 35.5, 8.75)))
+    for scan in (make_scan(rng, (10, 36, 36)), make_scan(rng, spacing=(3.0, 1.5, 1.5)), moved):
+        sitk.WriteImage(itk(scan), folder / "a.nii.gz")
+        case, other = segment_files(make_segmenter(dims), find_scans(folder), tmp_path / "out", suffix=suffix)
+        assert (case.status, other.status) == ("failed", "kept")
+        assert f"a{suffix} lies on another grid than {folder / 'a.nii.gz'}" in case.message
+        assert "move or overwrite it" in case.message
+    assert result.read_bytes() == before
+
+
+def test_a_result_that_slicer_saved_without_its_empty_margin_is_kept(folder, tmp_path):
+    segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
+    result = tmp_path / "out" / "a.seg.nrrd"
+    labels = read_labels(result)
+    corner = labels.geometry.affine @ (2, 10, 4, 1)
+    block = labels.array[2:9, 10:30, 4:30]
+    part = replace(labels.geometry, shape=block.shape, origin=tuple(corner[:3]))
+    write_labels(Labels(block, part, labels.segments), result, overwrite=True)
+    assert segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")[0].status == "kept"
+
+
+def test_a_result_that_is_older_than_its_scan_is_said(folder, tmp_path):
+    for age_s in (10, -10):
+        cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
+        then = (tmp_path / "out" / "a.seg.nrrd").stat().st_mtime - age_s
+        os.utime(folder / "a.nii.gz", (then, then))
+    assert "is older" not in cases[0].message
+    case, _ = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
+    assert case.status == "kept"
+    assert "is older than its scan; overwrite it" in case.message
+
+
+def test_the_table_keeps_the_rows_of_results_that_are_there(folder, tmp_path, rng):
+    def cases() -> list[tuple[str, str]]:
+        return [(case.name, case.status) for case in read_report(report)]
+
+    def stop(case: Case) -> None:
+        raise KeyboardInterrupt
+
+    segmenter, report, other = make_segmenter(2), tmp_path / "out" / "report.csv", tmp_path / "other" / "c.nrrd"
+    other.parent.mkdir()
+    sitk.WriteImage(itk(make_scan(rng)), other)
+    segment_files(segmenter, find_scans(folder), tmp_path / "out", report=report)
+    segment_files(segmenter, [other], tmp_path / "out", report=report)
+    assert cases() == [("a", "done"), ("b", "done"), ("c", "done")]
+    volumes = read_table(report)[1:]
+    with pytest.raises(KeyboardInterrupt):
+        segment_files(segmenter, [other], tmp_path / "out", report=report, overwrite=True, on_case=stop)
+    assert [row[3:5] for row in read_table(report)[1:]] == [row[3:5] for row in volumes]
+    (tmp_path / "out" / "a.seg.nrrd").unlink()
+    segment_files(segmenter, [other], tmp_path / "out", report=report)
+    assert cases() == [("b", "done"), ("c", "kept")]
+
+
+@pytest.mark.parametrize("text", ["patient,age\na,40\n", "case,status\na,fine\n", "a;b\n1;2,3\n"])
+def test_a_table_that_is_not_of_a_batch_is_not_lost(folder, tmp_path, text):
+    report = tmp_path / "report.csv"
+    report.write_text(text)
+    with pytest.raises(OutputError, match=r"report\.csv is no table of a batch, and would be lost; move it"):
+        segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", report=report)
+    assert report.read_text() == text
+
+
+def test_what_another_process_has_made_meanwhile_is_kept(folder, tmp_path):
+    out, report = tmp_path / "out", tmp_path / "out" / "report.csv"
+
+    def other_process(progress) -> None:
+        if not report.exists():
+            segment_files(make_segmenter(2), find_scans(folder), out, report=report)
+
+    cases = segment_files(make_segmenter(2), find_scans(folder), out, on_progress=other_process, report=report)
+    assert [case.status for case in cases] == ["kept", "kept"]
+    assert [(row.status, row.made_with) for row in read_report(report)] == [("done", "tiny-2d")] * 2
+
+
+def test_a_name_that_is_too_long_for_a_result_stops_nothing(folder, tmp_path):
+    (folder / "a.nii.gz").rename(folder / f"{'a' * 247}.nii.gz")
+    cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
+    assert [case.status for case in cases] == ["failed", "done"]
+    assert "aaa.seg.nrrd: File name too long" in cases[0].message
+    assert "Errno" not in cases[0].message
+
+
+def test_an_output_folder_that_is_a_file_is_said(folder):
+    with pytest.raises(OutputError, match=r"notes\.txt can't be made \(File exists\); choose another one"):
+        segment_files(make_segmenter(2), find_scans(folder), folder / "notes.txt")
+
+
 def test_an_interruption_leaves_the_table_of_what_is_finished(folder, tmp_path):
     def stop(case) -> None:
         raise KeyboardInterrupt
@@ -167,7 +370,7 @@ def test_results_never_take_the_place_of_scans(folder, overwrite):
 def test_the_report_is_a_table_of_all_cases(tmp_path):
     write_report([Case("a", "done", 1.5, {"Liver": 3.0}), Case("b", "failed", message="no")], tmp_path / "report.csv")
     assert read_table(tmp_path / "report.csv") == [
-        ["case", "status", "seconds", "Liver (ml)", "message"],
-        ["a", "done", "1.50", "3.000", ""],
-        ["b", "failed", "0.00", "", "no"],
+        ["case", "status", "seconds", "Liver (ml)", "message", "result", "made with"],
+        ["a", "done", "1.50", "3.000", "", "", ""],
+        ["b", "failed", "0.00", "", "no", "", ""],
     ]

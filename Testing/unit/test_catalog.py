@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import make_bundle, make_network
@@ -73,3 +75,29 @@ def test_the_users_own_models_are_found_before_the_shipped_ones(tmp_path, monkey
     own.mkdir(parents=True)
     bundle_folder.rename(own / catalog.DEFAULT_MODEL)
     assert catalog.installed_models()[catalog.DEFAULT_MODEL] == own / catalog.DEFAULT_MODEL
+
+
+def nobody() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("home", [nobody, lambda: Path("/", "too long" * 100)], ids=["none", "closed"])
+def test_without_a_home_the_shipped_models_are_there(monkeypatch, home, bundle_folder):
+    monkeypatch.setattr("pathlib.Path.home", home)
+    monkeypatch.setenv("DEEPLABSEG_MODELS", os.pathsep.join(["/" + "long" * 100, str(bundle_folder.parent)]))
+    assert {catalog.DEFAULT_MODEL, bundle_folder.name} <= set(catalog.installed_models())
+    assert catalog.find_model(str(bundle_folder)) == bundle_folder
+
+
+def test_a_model_that_is_closed_to_us_hides_no_other(monkeypatch, bundle_folder):
+    monkeypatch.setenv("DEEPLABSEG_MODELS", str(bundle_folder.parent))
+    (bundle_folder.parent / "closed").mkdir()
+    look = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert bundle_folder.name in catalog.installed_models()

@@ -1,5 +1,7 @@
+import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from helpers import SAMPLE, itk, make_bundle, make_network, make_segmenter, make
 from DeepLabSegLib import files, load_model, read_image
 from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.cli import main
+from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.image import Image
 from DeepLabSegLib.training.cases import TABLES
@@ -42,6 +45,14 @@ def test_segment_writes_what_the_library_gives(tmp_path, scan_path, bundle_folde
     assert printed.err == "", "no progress bar in a pipe"
     expected = load_model(bundle_folder, "cpu").segment(read_image(scan_path))
     np.testing.assert_array_equal(read_labels(output).array, expected.array)
+
+
+def test_small_volumes_keep_their_digits(capsys):
+    from DeepLabSegLib.commands import _volume_table
+
+    assert _volume_table({"Lesion": 0.0432, "Liver": 1500.04}).split() == [
+        "structure", "ml", "Lesion", "0.043", "Liver", "1500.0"
+    ]  # fmt: skip
 
 
 def test_json_is_for_programs(tmp_path, scan_path, bundle_folder, capsys):
@@ -144,24 +155,74 @@ def test_info_says_how_a_model_runs_on_a_device(bundle_folder, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to all programs of a console")
-def test_ctrl_c_leaves_no_file_and_exits_with_130(tmp_path):
-    code = (
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_is_stopped_leaves_no_file_and_exits_with_130_or_143(tmp_path, sent, code):
+    program = (
         "import signal, sys, DeepLabSegLib.cli as c; from DeepLabSegLib import segmenter as s; import time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in the background lacks\n"
         "s.run = lambda *a, **k: (print('running', flush=True), time.sleep(60))\n"
         f"sys.exit(c.main(['segment', {str(SAMPLE)!r}, '-o', 'r.seg.nrrd']))"
     )
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", program]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert errors.strip() == "deeplabseg: interrupted; nothing was written"
     assert not list(tmp_path.iterdir())
+
+
+def test_after_the_command_sigterm_is_what_it_was():
+    before = signal.getsignal(signal.SIGTERM)
+    run("encoders")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def fail(*_, **__):
+    raise OutputError("no room")
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "words"), [(interrupt, 130, "interrupted; "), (fail, 1, "no room; ")], ids=["Ctrl-C", "full disk"]
+)
+def test_who_is_stopped_says_what_was_written(
+    tmp_path, scan_path, bundle_folder, monkeypatch, capsys, stop, code, words
+):
+    monkeypatch.chdir(tmp_path)
+    model = ("--model", bundle_folder, "--device", "cpu")
+    monkeypatch.setattr(files, "write_image", stop)
+    assert run("segment", scan_path, "-o", "r.seg.nrrd", "--uncertainty", "u.nrrd", *model) == code
+    assert capsys.readouterr().err == f"deeplabseg: {words}written until then: r.seg.nrrd\n"
+    monkeypatch.setattr("DeepLabSegLib.overlay.render", stop)
+    monkeypatch.setattr("DeepLabSegLib.catalog.sample_scan", lambda: scan_path)
+    assert run("demo", *model) == code
+    assert capsys.readouterr().err.endswith(f"{words}written until then: {Path('demo/scan.seg.nrrd')}\n")
+    monkeypatch.setattr("DeepLabSegLib.comparison.draw_worst", stop)
+    assert run("evaluate", "r.seg.nrrd", "--reference", "r.seg.nrrd", "-o", "compared") == code
+    assert capsys.readouterr().err.endswith(
+        f"{words}written until then: the tables in compared, and the pictures that were drawn\n"
+    )
+
+
+def test_ctrl_c_while_a_batch_renews_says_that_the_others_are_old(
+    tmp_path, scan_path, bundle_folder, monkeypatch, capsys
+):
+    (tmp_path / "second.nii.gz").write_bytes(scan_path.read_bytes())
+    arguments = ("batch", tmp_path, "-o", tmp_path / "results", "--model", bundle_folder, "--device", "cpu")
+    assert run(*arguments) == 0
+    monkeypatch.setattr("DeepLabSegLib.commands._ProgressBar.of_case", interrupt)
+    assert run(*arguments, "--overwrite") == 130
+    assert "finished cases are new and the others as they were; the same command begins" in capsys.readouterr().err
+    with (tmp_path / "results" / "report.csv").open(newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["scan", "second"]
 
 
 def test_ctrl_c_keeps_what_a_batch_has_finished(tmp_path, scan_path, bundle_folder, monkeypatch, capsys):
@@ -318,3 +379,29 @@ def test_a_folder_is_segmented_with_a_table(tmp_path, scan_path, bundle_folder, 
     (tmp_path / "scan.nii.gz").write_bytes((tmp_path / "more" / "other.nii.gz").read_bytes())
     assert run(*arguments) == 0
     assert f"scans in 1 of the subfolders are left out, such as those in {tmp_path / 'more'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_a_log_has_a_line_for_each_case(tmp_path, scan_path, bundle_folder, capsys, json_too):
+    (tmp_path / "broken.nii.gz").write_bytes(b"broken")
+    assert run("batch", tmp_path, "-o", tmp_path / "out", "--model", bundle_folder, "--device", "cpu", *json_too) == 1
+    printed = capsys.readouterr()
+    first, second = [line for line in (printed.err if json_too else printed.out).splitlines() if " of 2, " in line]
+    assert first.startswith("deeplabseg: 1 of 2, broken failed: ")
+    assert "can't be read" in first
+    assert re.fullmatch(r"deeplabseg: 2 of 2, scan done: \d+\.\d s", second)
+    if json_too:
+        assert json.loads(printed.out)["done"] == 1
+
+
+def test_results_that_are_older_than_their_scans_are_noted(tmp_path, scan_path, bundle_folder, capsys):
+    arguments = ("batch", tmp_path, "-o", tmp_path / "out", "--model", bundle_folder, "--device", "cpu")
+    assert run(*arguments) == 0
+    assert run(*arguments) == 0
+    assert capsys.readouterr().err == ""
+    later = time.time() + 60
+    os.utime(scan_path, (later, later))
+    assert run(*arguments) == 0
+    assert (
+        "1 of the results that were there are older than their scans, such as scan.seg.nrrd" in capsys.readouterr().err
+    )

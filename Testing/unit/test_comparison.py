@@ -91,6 +91,20 @@ def test_files_without_a_counterpart_and_cases_that_differ_are_named_and_stop_no
     assert "bootstrap" not in printed, "one case has no interval"
 
 
+def test_a_case_that_failed_has_a_row_that_says_why(folders, tmp_path):
+    ours, theirs, _ = folders
+    odd = next(ours.glob("case3*"))
+    odd.unlink()
+    write(odd, np.ones((1, 7, 7)))
+    assert run("evaluate", ours, "--reference", theirs, "-o", tmp_path / "out") == 1
+    with (tmp_path / "out" / "cases.csv").open(encoding="utf-8") as file:
+        *others, last = csv.DictReader(file)
+    assert {row["message"] for row in others} == {""}
+    assert "different grids" in last.pop("message")
+    assert last.pop("case") == "case3"
+    assert set(last.values()) == {""}
+
+
 def test_names_that_fit_nowhere_are_said(folders, tmp_path, capsys):
     ours, theirs, _ = folders
     other = tmp_path / "other.seg.nrrd"
