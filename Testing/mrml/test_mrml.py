@@ -317,7 +317,7 @@ def test_a_surface_survives_its_file(tmp_path, rng):
     assert read_surface(tmp_path / "box.vtp").GetBounds() == surface.GetBounds()
 
 
-@pytest.mark.parametrize("what", ["Head", np.zeros((2, 3, 4))])
+@pytest.mark.parametrize("what", ["Head", np.zeros(2)])
 def test_what_is_no_node_is_refused_in_words(scene, what):
     with pytest.raises(InvalidInput, match="the input is .*, and no node; choose a scalar or colour volume"):
         read_volumes([what])
