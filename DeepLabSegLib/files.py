@@ -8,16 +8,18 @@ from __future__ import annotations
 import locale
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from DeepLabSegLib import headers
-from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.errors import DeepLabSegError, InvalidInput, OutputError
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology, default_color, whole_numbers
 from DeepLabSegLib.outputs import check_output, replacing
 
@@ -42,10 +44,14 @@ PICTURE_SUFFIXES = (".png", *JPEG_SUFFIXES)
 IMAGE_SUFFIXES = (*VOLUME_SUFFIXES, *PICTURE_SUFFIXES)
 LABEL_SUFFIXES = (".seg.nrrd", *ONE_FILE_SUFFIXES, ".png")
 
+T = TypeVar("T")
+
 LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 SAME_PLACE_MM = 1e-3
 ROUNDED_MM = 0.1  # how far rounding may move a DICOM slice aside
 MAX_TILT = 0.005  # mm aside per mm along the stack
+DESCRIPTION = "0008|103e"  # of a DICOM series
+RESCALE = ("0028|1053", "0028|1052")  # slope, intercept
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -56,11 +62,12 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 
     Returns `(C, k, j, i)`; pictures are one slice, colours are channels, and an alpha channel that hides nothing is
     left out. Spacing is in mm, positions in RAS; a JPEG's spacing is 1, since the resolution in it is that of a print.
+    Warns of NIfTI whose two transforms, of which Slicer and here the qform is taken, place the voxels differently.
 
     Raises
     ------
     InvalidInput : a missing or unreadable file, one that is no image, more than three axes, a bad header,
-        a folder without exactly one DICOM series, a series that is no even, upright stack of slices.
+        a folder without exactly one DICOM series, slices or frames that are no even, upright stack.
     """
     return _to_image(_read(path), str(path))
 
@@ -82,9 +89,26 @@ def _to_image(itk_image: sitk.Image, name: str) -> Image:
         channels_last = channels_last[..., :-1]
     array = np.ascontiguousarray(np.moveaxis(channels_last, -1, 0))
     try:
-        return Image(array, _geometry(itk_image))
+        image = Image(array, _geometry(itk_image))
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error}") from None
+    _warn_of_two_places(image.geometry, name)
+    return image
+
+
+def _warn_of_two_places(geometry: Geometry, name: str) -> None:
+    """Warn where ITK takes a NIfTI file's qform, and its sform puts the voxels elsewhere by half of one or more."""
+    sform = headers.sform(Path(name))
+    if sform is None:
+        return
+    apart = np.linalg.norm(geometry.corners @ (geometry.affine[:3] - sform[:, [2, 1, 0, 3]]).T, axis=1).max()
+    if apart > min(geometry.spacing) / 2:
+        warnings.warn(
+            f"{name} says by its qform that it lies up to {apart:.1f} mm from where it does by its sform; the qform is "
+            "taken, as in Slicer, but FSL and SPM take the sform: copy the right one onto the other, such as with "
+            "`fslorient -copysform2qform`",
+            stacklevel=4,
+        )
 
 
 def _opaque(array: NDArray) -> bool:
@@ -110,53 +134,119 @@ def _geometry(itk_image: sitk.Image) -> Geometry:
 
 def _read(path: str | os.PathLike[str]) -> sitk.Image:
     source = Path(path)
+    _check_name(source)
     if not source.exists():
         raise InvalidInput(f"{source} does not exist; check the path")
+    if not os.access(source, os.R_OK):
+        raise InvalidInput(f"{source} can't be read without the right to; change its permissions, or copy it")
     try:
-        if source.is_dir():
-            return _read_dicom(source)
-        if source.stat().st_size == 0:
-            raise InvalidInput(f"{source} is empty (0 bytes); copy or export it again")
         with _itk():
-            itk_image = sitk.ReadImage(str(source))
-        if source.name.lower().endswith(JPEG_SUFFIXES):
-            itk_image.SetSpacing([1.0] * itk_image.GetDimension())
-        headers.check(source, itk_image.GetSize(), itk_image.GetNumberOfComponentsPerPixel())
-        return itk_image
+            return _read_dicom(source) if source.is_dir() else _read_file(source)
     except RuntimeError as error:
         raise InvalidInput(
-            f"{source} can't be read as an image ({_reason(error, source)}); "
+            f"{source} can't be read as an image ({_why_unreadable(error, source)}); "
             f"readable are {', '.join(IMAGE_SUFFIXES)} and folders of one DICOM series"
         ) from None
 
 
+def _check_name(path: Path, kind: type[DeepLabSegError] = InvalidInput) -> None:
+    """Raise `kind` for a name that isn't UTF-8, at which SimpleITK ends the process."""
+    if (shown := _printable(str(path))) != str(path):
+        raise kind(f"{shown} has letters in its name, or a folder's, that are not in UTF-8; rename it")
+
+
+def _printable(text: str) -> str:
+    """`text`, with a question mark for each byte that is not UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
+def _read_file(source: Path) -> sitk.Image:
+    if source.stat().st_size == 0:
+        raise InvalidInput(f"{source} is empty (0 bytes); copy or export it again")
+    itk_image = sitk.ReadImage(str(source))
+    if source.name.lower().endswith(JPEG_SUFFIXES):
+        itk_image.SetSpacing([1.0] * itk_image.GetDimension())
+    headers.check(source, itk_image.GetSize(), itk_image.GetNumberOfComponentsPerPixel())
+    if itk_image.GetDepth() > 1 and sitk.ImageFileReader.GetImageIOFromFileName(str(source)) == "GDCMImageIO":
+        _place_frames(itk_image, source)
+    return itk_image
+
+
+def _place_frames(itk_image: sitk.Image, source: Path) -> None:
+    """Place the frames of a multi-frame DICOM file, or refuse them.
+
+    ITK stacks them along their normal, whichever way they go, and makes voxels of 1 mm where it finds them uneven.
+    """
+    header, frames = headers.dicom(source), itk_image.GetDepth()
+    positions = headers.decimals(header, headers.FRAME_POSITION, 3)
+    pixels = set(headers.decimals(header, headers.PIXEL_SPACING, 2))
+    if len(positions) != frames or len(pixels) != 1:
+        raise InvalidInput(
+            f"{source} has {frames} frames and doesn't say where each lies and what size its pixels are, so it is no "
+            "volume; give the series that it was made of"
+        )
+    if any(len(set(headers.decimals(header, tag, 1))) > 1 for tag in headers.RESCALE):
+        raise InvalidInput(
+            f"{source} has frames whose values are scaled differently; convert it with a program that knows of this, "
+            "such as dcm2niix"
+        )
+    direction = np.reshape(itk_image.GetDirection(), (3, 3))
+    _check_stack(source, positions, [itk_image.GetDirection()])
+    step = (np.array(positions[-1]) - positions[0]) @ direction[:, 2] / (frames - 1)
+    rows, columns = pixels.pop()
+    itk_image.SetSpacing((columns, rows, abs(step)))
+    itk_image.SetDirection((direction * [1, 1, np.sign(step)]).ravel().tolist())
+
+
 def _read_dicom(folder: Path) -> sitk.Image:
-    with _itk():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        if len(series) != 1:
-            found = f"{len(series)} DICOM series" if series else "no DICOM series"
-            raise InvalidInput(f"{folder} holds {found}; give a folder with exactly one")
-        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-        _check_slices(names)
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(names)
-        return reader.Execute()
+    found = [
+        sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)
+        for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    ]
+    for name in (name for names in found for name in names):
+        _check_name(Path(name))
+    if not found:
+        nested = ", such as a subfolder of it" if any(path.is_dir() for path in folder.iterdir()) else ""
+        raise InvalidInput(f"{folder} holds no DICOM series; give a folder with exactly one{nested}")
+    if len(found) > 1:
+        titles = ", ".join(sorted(map(_title, found)))
+        raise InvalidInput(f"{folder} holds {len(found)} DICOM series ({titles}); give a folder with exactly one")
+    (names,) = found
+    if len(names) == 1:
+        return _read_file(Path(names[0]))
+    slices = [_information(name) for name in names]
+    _check_stack(folder, [slice_.GetOrigin() for slice_ in slices], [slice_.GetDirection() for slice_ in slices])
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(names)
+    if len({tuple(_tag(slice_, tag) for tag in RESCALE) for slice_ in slices}) > 1:
+        reader.SetOutputPixelType(sitk.sitkFloat32)  # ITK makes all of the first slice's type, perhaps whole numbers
+    return reader.Execute()
 
 
-def _check_slices(names: tuple[str, ...]) -> None:
-    """Refuse a series whose slices are no even, upright stack: ITK would put its voxels at wrong places."""
-    positions, directions = [], []
-    for name in names:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(name)
+def _title(names: Sequence[str]) -> str:
+    return f"{_tag(_information(names[0]), DESCRIPTION) or 'no description'}: {len(names)} slices"
+
+
+def _information(name: str) -> sitk.ImageFileReader:
+    """A reader that has read the header of a DICOM file."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(name)
+    try:
         reader.ReadImageInformation()
-        positions.append(reader.GetOrigin())
-        directions.append(reader.GetDirection())
-    if len(names) < 2:
-        return
+    except RuntimeError as error:
+        raise InvalidInput(f"{name} can't be read as a DICOM slice ({_why_unreadable(error, Path(name))})") from None
+    return reader
+
+
+def _tag(reader: sitk.ImageFileReader, tag: str) -> str:
+    return _printable(reader.GetMetaData(tag)).strip() if reader.HasMetaDataKey(tag) else ""
+
+
+def _check_stack(source: Path, positions: Sequence[Sequence[float]], directions: Sequence[Sequence[float]]) -> None:
+    """Refuse DICOM slices that are no even, upright stack: ITK would put their voxels at wrong places."""
     if np.ptp(directions, axis=0).max() > 1e-3:
         raise InvalidInput(
-            "the DICOM slices lie in several directions, as those of a localizer or a radial series do; "
+            f"{source}: the DICOM slices lie in several directions, as those of a localizer or a radial series do; "
             "give a folder with slices of one direction"
         )
     normal = np.reshape(directions[0], (3, 3))[:, 2]
@@ -164,30 +254,37 @@ def _check_slices(names: tuple[str, ...]) -> None:
     steps = np.diff(heights)
     if not ((steps > SAME_PLACE_MM).all() or (steps < -SAME_PLACE_MM).all()):
         raise InvalidInput(
-            "several DICOM slices lie at one place, as the frames of a cine or the time points of a scan do; "
-            "give a folder with one slice for each place"
+            f"{source}: several DICOM slices lie at one place or out of order, as the frames of a cine or the time "
+            "points of a scan do; give a folder with one slice for each place"
         )
     aside = np.linalg.norm(np.array(positions) - positions[0] - np.outer(heights, normal), axis=1)
     if (aside > ROUNDED_MM + MAX_TILT * np.abs(heights)).any():
         degrees = np.degrees(np.arctan(aside[-1] / np.abs(heights[-1])))
         how = f"{degrees:.1f} degrees off a right angle, as with a tilted gantry" if degrees > 0.5 else "unevenly"
         raise InvalidInput(
-            f"the DICOM slices are stacked {how}, up to {aside.max():.1f} mm aside; convert the series with a program "
-            "that corrects this, such as dcm2niix"
+            f"{source}: the DICOM slices are stacked {how}, up to {aside.max():.1f} mm aside; convert the series with "
+            "a program that corrects this, such as dcm2niix"
         )
     gaps = np.abs(steps)
     if gaps.max() - gaps.min() > 0.1 * np.median(gaps):
         raise InvalidInput(
-            f"the DICOM slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; a slice is missing or the spacing "
-            "varies: complete the series, or resample it to even spacing first"
+            f"{source}: the DICOM slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; a slice is missing or the "
+            "spacing varies: complete the series, or resample it to even spacing first"
         )
 
 
+def _why_unreadable(error: RuntimeError, path: Path) -> str:
+    """What ITK says at last, or what it doesn't know of."""
+    if path.is_file() and (known := headers.why_unreadable(path)):
+        return known
+    said = _reason(error, path)
+    if path.name.lower().endswith((".mha", ".mhd")) and said.startswith("Reason:"):  # whatever failed last
+        return "it is cut short, or the file of its voxels is missing"
+    return said
+
+
 def _reason(error: RuntimeError, path: Path) -> str:
-    """What ITK says at last, and what it doesn't know of."""
     said = (str(error).strip().splitlines() or ["unknown reason"])[-1].strip()
-    if path.name.lower().endswith(".nii") and path.is_file() and headers.is_gzipped(path):
-        return f"{said}; it is gzipped, so call it {path.name}.gz"
     if sys.platform == "win32" and not str(path).isascii():
         return f"{said}; perhaps for letters beyond ASCII: try a name and folder without them"
     return said
@@ -230,26 +327,43 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
     image = _to_image(itk_image, str(path))
     array = image.array if image.channels > 1 else image.array[0]
     array = whole_numbers(array, str(path))
-    segments = _segments_from_metadata(itk_image)
+    segments = _segments_from_metadata(itk_image, str(path))
     if not segments:
         found = np.unique(array)
         segments = tuple(Segment(int(v), f"Label {v}", default_color(int(v))) for v in found[found > 0])
-    return Labels(array, image.geometry, segments)
+    try:
+        return Labels(array, image.geometry, segments)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from None
 
 
-def _segments_from_metadata(itk_image: sitk.Image) -> tuple[Segment, ...]:
-    keys = set(itk_image.GetMetaDataKeys())
+def _segments_from_metadata(itk_image: sitk.Image, name: str) -> tuple[Segment, ...]:
+    fields = {key: itk_image.GetMetaData(key) for key in itk_image.GetMetaDataKeys()}
     segments: list[Segment] = []
-    while f"Segment{len(segments)}_ID" in keys:
-        prefix = f"Segment{len(segments)}_"
-        values = {key: itk_image.GetMetaData(prefix + key) for key in ("Name", "Color", "LabelValue", "Layer", "Tags")
-                  if prefix + key in keys}  # fmt: skip
-        color = tuple(round(255 * float(part)) for part in values.get("Color", "0.5 0.5 0.5").split())
-        value, layer = int(values.get("LabelValue", 1)), int(values.get("Layer", 0))
-        tags = dict(tag.split(":", 1) for tag in values.get("Tags", "").split("|") if ":" in tag)
+
+    def parsed(key: str, default: str, kind: Callable[[str], T], needed: str) -> T:
+        text = fields.get(prefix + key, default)
+        try:
+            return kind(text)
+        except (ValueError, OverflowError):
+            raise InvalidInput(f"{name}: {prefix}{key} is {text!r}; it must be {needed}, so correct it") from None
+
+    while (prefix := f"Segment{len(segments)}_") + "ID" in fields:
+        value = parsed("LabelValue", "1", int, "a whole number")
+        color = parsed("Color", "0.5 0.5 0.5", _color, "three numbers from 0 to 1")
+        layer = parsed("Layer", "0", int, "a whole number")
+        tags = dict(tag.split(":", 1) for tag in fields.get(f"{prefix}Tags", "").split("|") if ":" in tag)
         terminology = Terminology.from_entry(tags.get("TerminologyEntry", ""))
-        segments.append(Segment(value, values.get("Name", f"Label {value}"), color, terminology, layer))  # type: ignore[arg-type]
+        segments.append(Segment(value, fields.get(f"{prefix}Name", f"Label {value}"), color, terminology, layer))
     return tuple(segments)
+
+
+def _color(text: str) -> tuple[int, int, int]:
+    """Three parts from 0 to 1 as such from 0 to 255. Raises `ValueError` or `OverflowError` for what is none."""
+    red, green, blue = (round(255 * float(part)) for part in text.split())
+    if not all(0 <= part <= 255 for part in (red, green, blue)):
+        raise ValueError(text)
+    return red, green, blue
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -295,6 +409,7 @@ def write_image(image: Image, path: str | os.PathLike[str], *, overwrite: bool =
 
 
 def _write(itk_image: sitk.Image, target: Path) -> None:
+    _check_name(target, OutputError)
     with replacing(target) as temporary:
         try:
             with _itk():

@@ -94,6 +94,13 @@ class Geometry:
         return matrix
 
     @property
+    def corners(self) -> NDArray[np.float64]:
+        """`(8, 4)`, the voxels `(k, j, i, 1)` at the grid's corners."""
+        corners = np.array([[k, j, i, 1.0] for k in (0, 1) for j in (0, 1) for i in (0, 1)])
+        corners[:, :3] *= np.array(self.shape) - 1
+        return corners
+
+    @property
     def voxel_volume(self) -> float:
         """mm³ per voxel."""
         return float(np.prod(self.spacing))
@@ -102,9 +109,7 @@ class Geometry:
         """Whether both grids put every voxel at the same place, within `tolerance` of the smallest voxel side."""
         if self.shape != other.shape:
             return False
-        corners = np.array([[k, j, i, 1.0] for k in (0, 1) for j in (0, 1) for i in (0, 1)])
-        corners[:, :3] *= np.array(self.shape) - 1
-        apart = np.abs(corners @ (self.affine - other.affine).T).max()
+        apart = np.abs(self.corners @ (self.affine - other.affine).T).max()
         return bool(apart <= tolerance * min(self.spacing))
 
 

@@ -62,14 +62,17 @@ def _file(path: Path) -> tuple[int, int] | None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; it takes the place of `path` only when all went well.
 
+    Where `path` is a symbolic link, it stays one, and what it leads to is replaced.
+
     Raises `OutputError` where it can't be written, or `path` can't be replaced, as on Windows while another program
     has it open.
     """
+    target = path.resolve() if path.is_symlink() else path
     # The end of the name, by which libraries choose the format, some only in small letters: all of it may be too long.
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name[-20:].lower()}")
+    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}-{path.name[-20:].lower()}")
     try:
         yield temporary
-        _move(temporary, path)
+        _move(temporary, target)
     except OutputError:
         raise
     except OSError as error:

@@ -1,3 +1,5 @@
+import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -81,6 +83,7 @@ def write_series(folder, scan: Image, skip: int | None = None, uid: str = "1.2.3
             "0020|0032": "\\".join(f"{p:g}" for p in position),
             "0020|0037": "\\".join(f"{d:g}" for d in (*direction[:, 0], *direction[:, 1])),
             "0018|0050": f"{volume.GetSpacing()[2]:g}",
+            "0008|103e": "",
         }.items():  # fmt: skip
             piece.SetMetaData(tag, fields[tag](k) if tag in fields else value)
         writer.SetFileName(str(folder / f"{uid}-{k}.dcm"))
@@ -140,6 +143,118 @@ def test_an_oblique_series_whose_positions_are_rounded_is_a_volume(tmp_path, sca
     assert read_image(tmp_path / "series").geometry.is_close(tilted.geometry, tolerance=0.1)
 
 
+def test_slices_that_are_scaled_differently_keep_their_fractions(tmp_path, scan):
+    write_series(tmp_path, scan)
+    whole = read_image(tmp_path).array
+    slopes = [1.0, *(0.37 * k for k in range(1, 12))]
+    for k, slope in enumerate(slopes):
+        path = tmp_path / f"1.2.3.4-{k}.dcm"
+        tag, value = b"\x28\x00\x53\x10", f"{slope:<8g}".encode()
+        path.write_bytes(path.read_bytes().replace(tag + b"\2\0\0\x001 ", tag + b"\x08\0\0\0" + value))
+    np.testing.assert_allclose(read_image(tmp_path).array[0], whole[0] * np.reshape(slopes, (-1, 1, 1)), rtol=1e-6)
+
+
+def test_of_several_series_and_of_subfolders_is_told(tmp_path, scan):
+    write_series(tmp_path / "two", scan, **{"0008|103e": lambda k: "Sch*del"})
+    write_series(tmp_path / "two", scan, skip=4, uid="1.2.3.5")
+    for path in (tmp_path / "two").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"Sch*del", "Schädel".encode("latin-1")))
+    with pytest.raises(InvalidInput, match=r"2 DICOM series \(Sch\?del: 12 slices, no description: 11 slices\)"):
+        read_image(tmp_path / "two")
+    (tmp_path / "DICOMDIR").write_bytes(b"")
+    with pytest.raises(InvalidInput, match="no DICOM series; give a folder with exactly one, such as a subfolder"):
+        read_image(tmp_path)
+
+
+def test_dicom_without_its_beginning_is_called_so(tmp_path, scan):
+    write_series(tmp_path, scan)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[132:])
+    for source in (path, tmp_path):
+        with pytest.raises(InvalidInput, match="DICOM without the 128 bytes and `DICM`"):
+            read_image(source)
+
+
+def element(tag: int, kind: bytes, value: bytes | str) -> bytes:
+    """One of DICOM's, explicit and little-endian."""
+    value = value.encode() if isinstance(value, str) else value
+    value += bytes(len(value) % 2) if kind == b"UI" else b" " * (len(value) % 2)
+    length = struct.pack("<2xI" if kind in (b"SQ", b"OW") else "<H", len(value))
+    return struct.pack("<2H", tag >> 16, tag & 0xFFFF) + kind + length + value
+
+
+def sequence(tag: int, *items: bytes) -> bytes:
+    return element(tag, b"SQ", b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<I", len(item)) + item for item in items))
+
+
+def write_frames(
+    path: Path, scan: Image, planes: list[int], slopes: list[str] | None = None, told: bool = True
+) -> None:
+    """The planes k of `scan` as frames of one DICOM file; not `told`, it is a secondary capture without geometry."""
+    volume = itk(scan)
+    width, height, _ = volume.GetSize()
+    across, down, _ = np.reshape(volume.GetDirection(), (3, 3)).T
+    columns, rows, _ = volume.GetSpacing()
+
+    def text(values) -> str:
+        return "\\".join(f"{value:.2f}" for value in values)
+
+    def groups(n: int, k: int) -> bytes:
+        place = element(0x00200032, b"DS", text(volume.TransformIndexToPhysicalPoint((0, 0, k))))
+        values = element(0x00281052, b"DS", "0") + element(0x00281053, b"DS", slopes[n] if slopes else "1")
+        return sequence(0x00209113, place) + sequence(0x00289145, values + element(0x00281054, b"LO", "US"))
+
+    kind = "1.2.840.10008.5.1.4.1.1." + ("4.1" if told else "7.2")
+    meta = element(0x00020002, b"UI", kind) + element(0x00020003, b"UI", "1.2.3.4.5")
+    meta += element(0x00020010, b"UI", "1.2.840.10008.1.2.1")
+    content = element(0x00080016, b"UI", kind) + element(0x00080018, b"UI", "1.2.3.4.5")
+    content += element(0x0020000D, b"UI", "1.2.3") + element(0x0020000E, b"UI", "1.2.3.4")
+    content += element(0x00280002, b"US", struct.pack("<H", 1)) + element(0x00280004, b"CS", "MONOCHROME2")
+    content += element(0x00280008, b"IS", str(len(planes)))
+    for tag, value in zip((0x10, 0x11, 0x100, 0x101, 0x102, 0x103), (height, width, 16, 16, 15, 0), strict=True):
+        content += element(0x00280000 + tag, b"US", struct.pack("<H", value))
+    if told:
+        facing = sequence(0x00209116, element(0x00200037, b"DS", text((*across, *down))))
+        size = sequence(0x00289110, element(0x00280030, b"DS", text((rows, columns))))
+        content += sequence(0x52009229, facing + size)
+        content += sequence(0x52009230, *(groups(n, k) for n, k in enumerate(planes)))
+    content += element(0x7FE00010, b"OW", scan.array[0, planes].astype("<u2").tobytes())
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(128) + b"DICM" + element(0x00020000, b"UL", struct.pack("<I", len(meta))) + meta + content)
+
+
+@pytest.mark.parametrize("direction", [((0, 0, 1), (0, -1, 0), (-1, 0, 0)), ((0, -0.6, -0.8), *OBLIQUE[1:])])
+@pytest.mark.parametrize("gap", [3.0, 3.3333], ids=["exact", "rounded"])
+def test_frames_of_one_dicom_file_are_a_volume_whichever_way_they_go(tmp_path, scan, direction, gap):
+    geometry = replace(scan.geometry, spacing=(gap, *scan.geometry.spacing[1:]), direction=direction)
+    scan = replace(scan, array=np.rint(scan.array), geometry=geometry)
+    for name, planes in (("up", list(range(12))), ("down", list(range(12))[::-1])):
+        write_frames(tmp_path / name / "frames.dcm", scan, planes)
+        expected = scan if name == "up" else physically_equal(scan, (0, 1, 2), (0,))
+        for source in (tmp_path / name / "frames.dcm", tmp_path / name):
+            image = read_image(source)
+            np.testing.assert_array_equal(image.array, expected.array)
+            assert image.geometry.is_close(expected.geometry, tolerance=0.01)
+
+
+@pytest.mark.parametrize(
+    ("planes", "options", "words"),
+    [
+        ([0, 1, 2, 3] * 2, {}, "several DICOM slices lie at one place"),
+        ([0, 2, 4, 1, 3, 5], {}, "or out of order"),
+        ([0, 1, 2, 5, 6, 7], {}, "3.00 to 9.00 mm apart; a slice is missing"),
+        ([0, 1, 2, 3], {"told": False}, "has 4 frames and doesn't say where each lies"),
+        ([0, 1, 2, 3], {"slopes": ["1", "0.5", "1", "1"]}, "values are scaled differently"),
+    ],
+    ids=["time points", "interleaved", "gap", "secondary capture", "slopes"],
+)
+def test_frames_that_are_no_upright_stack_are_refused(tmp_path, scan, planes, options, words):
+    write_frames(tmp_path / "frames.dcm", scan, planes, **options)
+    for source in (tmp_path / "frames.dcm", tmp_path):
+        with pytest.raises(InvalidInput, match=rf"frames\.dcm.*{words}"):
+            read_image(source)
+
+
 def test_what_is_no_image_is_refused_with_its_name(tmp_path):
     (tmp_path / "empty.nii.gz").write_bytes(b"")
     (tmp_path / "text.nrrd").write_text("this is no image")
@@ -176,6 +291,78 @@ def test_colours_in_nifti_are_whole_as_they_are_and_refused_where_cut_short(tmp_
     (tmp_path / "scan.nii").write_bytes(header + voxels.tobytes()[:-1])
     with pytest.raises(InvalidInput, match="damaged"):
         read_image(tmp_path / "scan.nii")
+
+
+@pytest.mark.parametrize("name", ["scan.mha", "scan.mhd"])
+def test_a_metaimage_cut_short_is_called_so(tmp_path, scan, name):
+    sitk.WriteImage(itk(scan), tmp_path / name)
+    voxels = next((path for path in tmp_path.iterdir() if path.suffix == ".raw"), tmp_path / name)
+    voxels.write_bytes(voxels.read_bytes()[:-100])
+    with pytest.raises(InvalidInput, match="cut short"):
+        read_image(tmp_path / name)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, scan, monkeypatch):
+    sitk.WriteImage(itk(scan), tmp_path / "scan.nrrd")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # who runs this may read every file
+    with pytest.raises(InvalidInput, match=r"scan\.nrrd can't be read without the right to"):
+        read_image(tmp_path / "scan.nrrd")
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_it_ends_the_process(tmp_path, labels):
+    path = tmp_path / "caf\udce9.nii.gz"
+    with pytest.raises(InvalidInput, match=r"caf\?\.nii\.gz has letters .* rename it"):
+        read_image(path)
+    with pytest.raises(OutputError, match=r"caf\?\.nii\.gz has letters .* rename it"):
+        write_labels(labels, path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files with such names")
+def test_a_series_with_names_that_are_not_utf8_is_refused(tmp_path, scan):
+    write_series(tmp_path, scan)
+    (tmp_path / "1.2.3.4-3.dcm").rename(tmp_path / "caf\udce9.dcm")
+    with pytest.raises(InvalidInput, match=r"caf\?\.dcm has letters"):
+        read_image(tmp_path)
+
+
+def nifti_with(path: Path, image: Image, sform: np.ndarray, sform_code: int, unit: int = 2) -> None:
+    """`image` as NIfTI with a qform of its geometry and with `sform`; `unit` is NIfTI's code, 2 is mm."""
+    sitk.WriteImage(itk(image), path.with_name("plain.nii"))
+    content = bytearray(path.with_name("plain.nii").read_bytes())
+    content[123] = unit
+    struct.pack_into("<2h", content, 252, 1, sform_code)
+    struct.pack_into("<12f", content, 280, *sform[:3].ravel())
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize("shape", [(12, 40, 36), (1, 40, 36)], ids=["volume", "slice"])
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_a_nifti_file_that_tells_two_places_is_read_as_in_slicer_with_a_warning(tmp_path, rng, shape, name):
+    scan = make_scan(rng, shape)
+    moved = scan.geometry.affine[:, [2, 1, 0, 3]] + [[0, 0, 0, 3], [0, 0, 0, 4], [0, 0, 0, 0], [0, 0, 0, 0]]
+    nifti_with(tmp_path / name, scan, moved, sform_code=2)
+    with pytest.warns(UserWarning, match=rf"{name} .* up to 5\.0 mm .*fslorient") as warned:
+        image = read_image(tmp_path / name)
+    assert warned[0].filename == __file__
+    assert image.geometry.is_close(scan.geometry)
+
+
+@pytest.mark.parametrize(
+    ("mm", "sform_code", "unit"), [(0.5, 2, 2), (5, 1, 2), (5, 0, 2), (0, 2, 3)], ids=["near", "s", "q", "micrometres"]
+)
+def test_a_nifti_file_that_tells_one_place_is_read_without_a_warning(tmp_path, scan, mm, sform_code, unit):
+    """What is at fault in the first is less than half a voxel; the next two are read alike everywhere."""
+    affine = scan.geometry.affine[:, [2, 1, 0, 3]] + [[0, 0, 0, mm], *[[0, 0, 0, 0]] * 3]
+    nifti_with(tmp_path / "scan.nii", scan, affine, sform_code, unit)
+    read_image(tmp_path / "scan.nii")
+
+
+def test_nifti_2_is_called_so(tmp_path):
+    header = bytearray(544)
+    struct.pack_into("<i8s2h8q", header, 0, 540, b"n+2\0\r\n\x1a\n", 4, 16, 3, 2, 2, 2, 1, 1, 1, 1)
+    (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(header + bytes(16)))
+    with pytest.raises(InvalidInput, match="it is NIfTI-2; save it as NIfTI-1"):
+        read_image(tmp_path / "scan.nii.gz")
 
 
 def test_nifti_is_known_by_its_content_or_its_right_name_is_said(tmp_path, scan):
@@ -242,6 +429,27 @@ def test_segments_of_one_value_in_two_layers_keep_ids_of_their_own(tmp_path):
     assert [written.GetMetaData(f"Segment{n}_ID") for n in (0, 1)] == ["Segment_1_0", "Segment_1_1"]
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("Color", "0.5,0.5,0.5", "Segment1_Color is '0.5,0.5,0.5'; it must be three numbers from 0 to 1"),
+        ("Color", "inf 0 0", "Segment1_Color is 'inf 0 0'"),
+        ("Color", "255 0 0", "Segment1_Color is '255 0 0'"),
+        ("Color", "0.5 0.5", "Segment1_Color is '0.5 0.5'"),
+        ("LabelValue", "1.5", "Segment1_LabelValue is '1.5'; it must be a whole number"),
+        ("Layer", "first", "Segment1_Layer is 'first'; it must be a whole number"),
+        ("Layer", "7", "Ventrikel lies in layer 7; the labels have 1"),
+    ],
+)
+def test_a_segmentation_with_a_damaged_field_is_refused_with_its_name(tmp_path, labels, key, text, words):
+    write_labels(labels, tmp_path / "r.seg.nrrd")
+    damaged = sitk.ReadImage(str(tmp_path / "r.seg.nrrd"))
+    damaged.SetMetaData(f"Segment1_{key}", text)
+    sitk.WriteImage(damaged, str(tmp_path / "r.seg.nrrd"))
+    with pytest.raises(InvalidInput, match=rf"r\.seg\.nrrd: {words}"):
+        read_labels(tmp_path / "r.seg.nrrd")
+
+
 def test_a_picture_takes_a_single_slice(tmp_path, labels):
     with pytest.raises(OutputError, match="5 slices"):
         write_labels(labels, tmp_path / "r.png")
@@ -265,6 +473,17 @@ def test_an_existing_result_is_kept_unless_told_otherwise(tmp_path, labels):
     assert path.read_text() == "mine"
     write_labels(labels, path, overwrite=True)
     assert read_labels(path).array.any()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a right to make links")
+def test_a_result_that_is_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path, labels):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/blob").write_text("old")
+    (tmp_path / "r.nrrd").symlink_to("store/blob")
+    write_labels(labels, tmp_path / "r.nrrd", overwrite=True)
+    assert (tmp_path / "r.nrrd").is_symlink()
+    np.testing.assert_array_equal(read_labels(tmp_path / "r.nrrd").array, labels.array)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["blob"]
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, labels):
