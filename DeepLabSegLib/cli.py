@@ -252,8 +252,8 @@ def _parser(as_json: bool) -> argparse.ArgumentParser:
     sub = command(commands.train)
     sub.add_argument(
         "data",
-        help="folder of image and label pairs (imagesTr and labelsTr, images and labels, or scan.nrrd beside "
-        "scan.seg.nrrd), or a .csv or .tsv table with columns image and label",
+        help="folder of image and label pairs (imagesTr and labelsTr, images and labels, scan.nrrd beside "
+        "scan.seg.nrrd, or a folder per case with both), or a .csv or .tsv table with columns image and label",
     )
     sub.add_argument("-o", "--output", help="bundle to write; checkpoint and curves go to OUTPUT.training beside it")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing bundle")

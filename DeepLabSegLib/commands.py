@@ -369,7 +369,8 @@ def _segment_file(
     from DeepLabSegLib.devices import kept_pages
     from DeepLabSegLib.preprocess import stack_channels
 
-    image = stack_channels([DeepLabSegLib.read_image(source) for source in sources])
+    with _warnings_as_notes():
+        image = stack_channels([DeepLabSegLib.read_image(source) for source in sources])
     files.check_slices(output, image.geometry)
     segmenter = _load(options)
     settings = _settings(options)
@@ -391,12 +392,17 @@ def _segment_file(
 
 
 def _load(options: argparse.Namespace) -> DeepLabSegLib.Segmenter:
+    with _warnings_as_notes():
+        return DeepLabSegLib.load_model(options.model, options.device, options.precision, compiled=options.compile)
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
-        segmenter = DeepLabSegLib.load_model(options.model, options.device, options.precision, compiled=options.compile)
+        yield
     for note in notes:
         _note(str(note.message))
-    return segmenter
 
 
 def _note(text: str) -> None:

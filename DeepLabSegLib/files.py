@@ -340,6 +340,8 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
 def _segments_from_metadata(itk_image: sitk.Image, name: str) -> tuple[Segment, ...]:
     fields = {key: itk_image.GetMetaData(key) for key in itk_image.GetMetaDataKeys()}
     segments: list[Segment] = []
+    # Up to Slicer 4.10 each segment has a component of its own, of ones, and says nothing of layers.
+    own_layer = "0" if itk_image.GetNumberOfComponentsPerPixel() == 1 else "{}"
 
     def parsed(key: str, default: str, kind: Callable[[str], T], needed: str) -> T:
         text = fields.get(prefix + key, default)
@@ -351,7 +353,7 @@ def _segments_from_metadata(itk_image: sitk.Image, name: str) -> tuple[Segment, 
     while (prefix := f"Segment{len(segments)}_") + "ID" in fields:
         value = parsed("LabelValue", "1", int, "a whole number")
         color = parsed("Color", "0.5 0.5 0.5", _color, "three numbers from 0 to 1")
-        layer = parsed("Layer", "0", int, "a whole number")
+        layer = parsed("Layer", own_layer.format(len(segments)), int, "a whole number")
         tags = dict(tag.split(":", 1) for tag in fields.get(f"{prefix}Tags", "").split("|") if ":" in tag)
         terminology = Terminology.from_entry(tags.get("TerminologyEntry", ""))
         segments.append(Segment(value, fields.get(f"{prefix}Name", f"Label {value}"), color, terminology, layer))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import IMAGE_SUFFIXES, JPEG_SUFFIXES
-from DeepLabSegLib.pairing import stem
+from DeepLabSegLib.files import IMAGE_SUFFIXES, JPEG_SUFFIXES, PICTURE_SUFFIXES
+from DeepLabSegLib.pairing import stem, unique
 
-__all__ = ["Case", "Fault", "find_cases"]
+__all__ = ["DATASET", "Case", "Fault", "find_cases"]
+
+DATASET = "dataset.json"
+"""nnU-Net's and the Medical Segmentation Decathlon's file that names channels and classes."""
 
 IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs", "scans", "volumes")
 LABEL_FOLDERS = ("labelstr", "labels", "label", "masks", "mask", "segmentations", "segmentation", "annotations")
@@ -33,7 +37,8 @@ TABLES = (".csv", ".tsv")
 
 LAYOUTS = (
     "a folder with imagesTr and labelsTr, a folder with images and labels, a folder in which a label has its image's "
-    "name and _seg, _label, _mask or .seg.nrrd behind it, or a .csv or .tsv table with columns image and label"
+    "name and _seg, _label, _mask or .seg.nrrd behind it, a folder per case that holds its image and its label, or a "
+    ".csv or .tsv table with columns image and label"
 )
 
 
@@ -47,12 +52,16 @@ class Case:
     images : a file per channel, or one file that holds all of them.
     label : the label map or segmentation.
     patient : who is seen; cases of one patient are never parted between training and validation.
+    channels : their names, where the data have some.
+    classes : value and name of each, for labels that don't have names themselves.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path
     patient: str
+    channels: tuple[str, ...] = ()
+    classes: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,14 +73,16 @@ class Fault:
 
 
 def find_cases(data: str | os.PathLike[str], patient: str | None = None) -> tuple[list[Case], list[Fault]]:
-    """The cases in `data`, sorted by name, and what has no partner. No file is opened but a table.
+    """The cases in `data`, sorted by name, and what has no partner. No file is opened but a table or `DATASET`.
 
     Parameters
     ----------
     data : one of `LAYOUTS`: the Medical Segmentation Decathlon's and nnU-Net's folders (with `_0000` for channels),
-        a folder each for images and labels with equal names, one folder for both, or a table. A table has a column
-        `label`, one column `image` or several for channels, and may have `patient` and `name`; its relative paths
-        start from the table's folder.
+        a folder each for images and labels with equal names, one folder for both, a folder per case, or a table. What
+        a `DATASET` says names channels and classes. In a case's folder the label is known by its name; several images
+        are channels where most folders have images of these names. A table has a column `label`, one column `image` or
+        several for channels, which it names, and may have `patient` and `name`; its relative paths start from the
+        table's folder.
     patient : regular expression that finds the patient in a case's name: its first group, or all that it matches. By
         default every case is a patient. A table's column goes before it.
 
@@ -93,8 +104,13 @@ def find_cases(data: str | os.PathLike[str], patient: str | None = None) -> tupl
     else:
         images, labels = _folders(root)
         cases, faults = _pairs(images, labels)
+        if not cases:
+            cases, others = _from_case_folders(root)
+            faults += others
         if not cases and not faults:
             raise InvalidInput(f"{root} holds no pairs; give {LAYOUTS}")
+        cases, unclear = _named(cases, root / DATASET)
+        faults += unclear
     found = [_lossy(case) or _with_patient(case, pattern) for case in cases]
     faults += [item for item in found if isinstance(item, Fault)]
     apart, shared = _with_own_label([item for item in found if isinstance(item, Case)])
@@ -105,12 +121,12 @@ def _with_patient(case: Case, pattern: re.Pattern[str] | None) -> Case | Fault:
     if case.patient:
         return case
     if pattern is None:
-        return Case(case.name, case.images, case.label, case.name)
+        return replace(case, patient=case.name)
     match = pattern.search(case.name)
     found = (match[1] if pattern.groups else match[0]) if match else None
     if not found:
         return Fault(case.name, f"the patient expression {pattern.pattern!r} finds nothing in it; correct either")
-    return Case(case.name, case.images, case.label, found)
+    return replace(case, patient=found)
 
 
 def _with_own_label(cases: Sequence[Case]) -> tuple[list[Case], list[Fault]]:
@@ -161,7 +177,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _is_marked_label(path: Path) -> bool:
-    return path.name.lower().endswith(".seg.nrrd") or LABEL_MARK.search(stem(path)) is not None
+    return path.name.lower().endswith(".seg.nrrd") or LABEL_MARK.search(f"_{stem(path)}") is not None
 
 
 def _pairs(images: Sequence[Path], labels: Sequence[Path]) -> tuple[list[Case], list[Fault]]:
@@ -183,11 +199,40 @@ def _pairs(images: Sequence[Path], labels: Sequence[Path]) -> tuple[list[Case], 
         else:
             groups[own if own in label_of else IMAGE_MARK.sub("", own)][own] = paths
     usual = Counter(tuple(sorted(group)) for group in groups.values()).most_common(1) if channelled else []
+    return _joined(groups, label_of, usual[0][0] if usual else None)
 
+
+def _from_case_folders(root: Path) -> tuple[list[Case], list[Fault]]:
+    """A case per folder in `root`; none where no folder holds a label."""
+    groups: dict[str, dict[str, list[Path]]] = {}
+    label_of: dict[str, list[Path]] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = [] if folder.name.lower() in IMAGE_FOLDERS + LABEL_FOLDERS else _files(folder)
+        labels = [path for path in files if _is_marked_label(path)]
+        scans = [path for path in files if path not in labels]
+        # A picture beside volumes is a view of them, as Slicer saves one with a scene.
+        scans = [path for path in scans if not path.name.lower().endswith(PICTURE_SUFFIXES)] or scans
+        if labels:
+            label_of[folder.name] = labels
+        for path in scans:
+            part = stem(path).removeprefix(folder.name).strip("-_. ") or stem(path)
+            groups.setdefault(folder.name, {}).setdefault(part, []).append(path)
+    if not label_of:
+        return [], []
+    usual, count = Counter(tuple(sorted(groups.get(name, {}))) for name in label_of).most_common(1)[0]
+    channels = usual if len(usual) > 1 and count > 1 else None
+    cases, faults = _joined(groups, label_of, channels)
+    return [replace(case, channels=channels or ()) for case in cases], faults
+
+
+def _joined(
+    groups: Mapping[str, Mapping[str, list[Path]]], label_of: Mapping[str, list[Path]], channels: tuple[str, ...] | None
+) -> tuple[list[Case], list[Fault]]:
+    """The cases of images, by name and channel, and labels, by name."""
     cases, faults = [], []
     for name in sorted(set(groups) | set(label_of)):
         group, of_name = groups.get(name, {}), label_of.get(name, [])
-        problem = _unpaired(group, of_name, usual[0][0] if usual else None)
+        problem = _unpaired(group, of_name, channels)
         if problem:
             faults.append(Fault(name, problem))
         else:
@@ -216,6 +261,55 @@ def _unpaired(group: Mapping[str, list[Path]], labels: list[Path], channels: tup
 
 def _names(paths: Iterable[Path]) -> str:
     return ", ".join(path.name for path in paths)
+
+
+# --- names that a dataset.json has -----------------------------------------------------------------------------------
+
+
+def _named(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[Fault]]:
+    """The cases with the names that the file at `path` has, if it is there, and what of it isn't understood."""
+    if not path.is_file():
+        return list(cases), []
+    try:
+        said = _object(json.loads(path.read_text(encoding="utf-8-sig")), "the file")
+        labels = _object(said.get("labels", {}), "labels")
+        names = _object(said.get("channel_names", said.get("modality", {})), "channel_names")
+    except (OSError, ValueError) as error:
+        problem = f"it can't be read ({error}), so that it names no class; correct it, or name them with --labels"
+        return list(cases), [Fault(path.name, problem)]
+    channels = tuple(unique([str(names[key]) for key in sorted(names, key=lambda key: (len(key), key))]))
+    classes, others = _class_names(labels)
+    problems = []
+    if others:
+        problems.append(
+            f"its labels {', '.join(others)} have no single value of their own, so that they name no class; a voxel is "
+            "trained with one class: name those that the data hold with --labels"
+        )
+    if "ignore" in classes.values():
+        problems.append("its label ignore is trained like a class; give its voxels the value of another class")
+    named = [replace(case, channels=channels or case.channels, classes=tuple(classes.items())) for case in cases]
+    return named, [Fault(path.name, problem) for problem in problems]
+
+
+def _object(value: object, what: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{what} is {value!r:.50}, no object")
+    return value
+
+
+def _class_names(labels: Mapping[str, object]) -> tuple[dict[int, str], list[str]]:
+    """Name of each value, and the names that stand for no value or several, as those of nnU-Net's regions do."""
+    classes: dict[int, str] = {}
+    others = []
+    for key, entry in labels.items():
+        name, value = (entry, key) if isinstance(entry, str) else (key, entry)  # the Decathlon's, nnU-Net's
+        if isinstance(value, list) and len(value) == 1:
+            (value,) = value
+        if name.strip() and str(value).isdecimal() and int(str(value)) not in classes:
+            classes[int(str(value))] = name
+        else:
+            others.append(name)
+    return classes, others
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -255,7 +349,8 @@ def _from_table(table: Path) -> tuple[list[Case], list[Fault]]:
         used.add(name)
         there = [path for path in paths if path is not None and path.exists()]
         if len(there) == len(paths):
-            cases.append(Case(name, tuple(there[:-1]), there[-1], row.get(columns.get("patient", ""), "")))
+            patient = row.get(columns.get("patient", ""), "")
+            cases.append(Case(name, tuple(there[:-1]), there[-1], patient, tuple(column.strip() for column in images)))
             continue
         for column, path in zip((*images, label), paths, strict=True):
             if path is None or not path.exists():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.training.cases import Case, Fault
+from DeepLabSegLib.training.cases import DATASET, Case, Fault
 from DeepLabSegLib.training.fingerprint import Fingerprint, Measurement, measure, summarize
 from DeepLabSegLib.training.pairs import BadPair, class_of, is_picture, read_pair, unnamed
 
@@ -18,6 +18,9 @@ __all__ = ["CheckedData", "check_cases", "report"]
 FEWEST_CASES = 2
 ALONE = 5
 """From this number of cases on, a class that only one of them has is taken for a slip."""
+
+WHITES = (1, 255, 65535)
+"""What programs write for the inside of a mask of one class."""
 
 FAR = 8.0
 """Times the usual voxel and extent, or their part, from which both are taken for a slip in a spacing, as m for mm."""
@@ -61,7 +64,7 @@ def check_cases(
             found.append(Fault(case.name, f"it can't be read ({error or type(error).__name__})"))
         if on_case is not None:
             on_case(done, len(cases))
-    for odd in (_odd_channels, _odd_dimensions, _odd_sizes, _odd_classes):
+    for odd in (_odd_channels, _odd_dimensions, _odd_sizes, _odd_whites, _odd_values, _odd_classes):
         for fault_case, problem in odd(good):
             good.pop(fault_case, None)
             found.append(Fault(fault_case.name, problem))
@@ -72,7 +75,7 @@ def check_cases(
             + (f"; correct these:\n{lines}" if lines else "; give more")
         )
     empty = tuple(case for case, measurement in good.items() if not measurement.segments)
-    return CheckedData(tuple(good), empty, tuple(found), summarize(list(good.values())))
+    return CheckedData(tuple(good), empty, tuple(found), summarize(list(good.values()), next(iter(good)).channels))
 
 
 # --- what sets a case apart from the others --------------------------------------------------------------------------
@@ -129,6 +132,46 @@ def _sides(measurement: Measurement) -> tuple[float, float]:
     return voxel, extent
 
 
+def _odd_whites(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
+    """Masks of one class whose inside is 1 in some and white in others."""
+    classes = summarize(list(good.values())).classes if good else ()
+    whites = {found.value for found in classes}
+    if len(whites) < 2 or not whites <= set(WHITES) or any(len(m.segments) > 1 for m in good.values()):
+        return []
+    usual = max(classes, key=lambda found: (found.cases, found.value)).value
+    return [
+        (
+            case,
+            f"{case.label} holds the value {segment.value} alone, and others {usual} alone, which makes two "
+            f"classes; write {usual} for {segment.value}",
+        )
+        for case, measurement in good.items()
+        for segment, _ in measurement.segments
+        if segment.value != usual
+    ]
+
+
+def _odd_values(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
+    """Values without a name that other labels have with a name, and not always with the same."""
+    names = defaultdict(set)
+    for measurement in good.values():
+        for segment, _ in measurement.segments:
+            if not unnamed(segment):
+                names[segment.value].add(segment.name)
+    classes = summarize(list(good.values())).classes if good else ()
+    unclear = {found.value for found in classes if found.name == f"Label {found.value}"} & set(names)
+    return [
+        (
+            case,
+            f"{case.label} holds the value {segment.value} without a name, and labels with names number "
+            f"{' and '.join(sorted(names[segment.value]))} in several ways; save it with named segments, as .seg.nrrd",
+        )
+        for case, measurement in good.items()
+        for segment, _ in measurement.segments
+        if unnamed(segment) and segment.value in unclear
+    ]
+
+
 def _odd_classes(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
     if len(good) < ALONE:
         return []
@@ -151,7 +194,7 @@ def _odd_classes(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
 def report(data: CheckedData) -> str:
     """What was found, for people: how many cases, their sizes and classes, and every fault."""
     fingerprint = data.fingerprint
-    bad = len({fault.name for fault in data.faults})
+    bad = len({fault.name for fault in data.faults} - {DATASET})
     patients = len({case.patient for case in data.cases})
     lines = [f"{len(data.cases)} of {len(data.cases) + bad} cases can be used ({patients} patients)"]
     lines += _fault_lines(data.faults)

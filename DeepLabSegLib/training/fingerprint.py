@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
 from DeepLabSegLib.preprocess import axis_letters
 from DeepLabSegLib.training.pairs import name_key, on_grid, unnamed
 
@@ -53,13 +53,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class ClassFound:
-    """A class of the data set: its name and value in the labels, colour, and how much of it there is."""
+    """A class of the data set: its name and value in the labels, colour, how much of it there is, and its meaning."""
 
     name: str
     value: int
     color: tuple[int, int, int]
     cases: int
     voxels: int
+    terminology: Terminology | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Fingerprint:
     Attributes
     ----------
     cases, channels : how many.
+    channel_names : one for each.
     flat : whether the images are single slices; axes are then the image's own.
     orientation : three letters, the usual order of the volumes' axes; None for slices.
     shapes, spacings : voxels and mm per voxel of each case, along the axes of `orientation`.
@@ -93,6 +95,7 @@ class Fingerprint:
 
     cases: int
     channels: int
+    channel_names: tuple[str, ...]
     flat: bool
     orientation: str | None
     shapes: tuple[tuple[int, int, int], ...]
@@ -129,14 +132,12 @@ class Fingerprint:
 
 
 def measure(image: Image, labels: Labels) -> Measurement:
-    """The measurement of a pair; `labels` have one layer and may lie on another grid."""
+    """The measurement of a pair; `labels` have one layer, a segment for each value, and may lie on another grid."""
     array = labels.array
     found, counts = np.unique(array, return_counts=True)
     known = {segment.value: segment for segment in labels.segments}
     segments = tuple(
-        (known.get(value, Segment(value, f"Label {value}", default_color(value))), count)
-        for value, count in zip(found.tolist(), counts.tolist(), strict=True)
-        if value > 0
+        (known[value], count) for value, count in zip(found.tolist(), counts.tolist(), strict=True) if value > 0
     )
     inside = on_grid(labels, image.geometry) > 0
     index = np.flatnonzero(inside) if inside.any() else np.arange(inside.size)
@@ -146,8 +147,8 @@ def measure(image: Image, labels: Labels) -> Measurement:
     return Measurement(image.geometry, image.channels, segments, lowest, values)
 
 
-def summarize(measurements: Sequence[Measurement]) -> Fingerprint:
-    """The fingerprint of at least one measurement, all of as many channels."""
+def summarize(measurements: Sequence[Measurement], channel_names: tuple[str, ...] = ()) -> Fingerprint:
+    """The fingerprint of at least one measurement, all of as many channels; they are numbered without their names."""
     flat = all(measurement.flat for measurement in measurements)
     axes = [(0, 1, 2) if flat else _axes(axis_letters(m.geometry)) for m in measurements]
     usual = Counter(axes).most_common(1)[0][0]
@@ -155,9 +156,12 @@ def summarize(measurements: Sequence[Measurement]) -> Fingerprint:
     orders = [[here.index(axis) for axis in usual] for here in axes]
     pooled = np.concatenate([measurement.values for measurement in measurements], axis=1)
     channels = measurements[0].channels
+    if len(channel_names) != channels:
+        channel_names = ("image",) if channels == 1 else tuple(f"image {n + 1}" for n in range(channels))
     return Fingerprint(
         cases=len(measurements),
         channels=channels,
+        channel_names=channel_names,
         flat=flat,
         orientation=None if flat else "".join("SAR"[axis] for axis in usual),
         shapes=tuple(_ordered(m.geometry.shape, order) for m, order in zip(measurements, orders, strict=True)),
@@ -187,31 +191,34 @@ def _values(channel: NDArray[np.float32]) -> Values:
 def _classes(measurements: Sequence[Measurement]) -> tuple[ClassFound, ...]:
     """Segments by name; those without one belong to the class that alone has their value, or make one themselves.
 
-    A class's value is the one that most of its cases have, its name and colour those of the first.
+    A class's value is the one that most of its cases have, its name, colour and meaning those of the first.
     """
-    named: dict[str, list[tuple[Segment, int]]] = {}
-    plain: dict[int, list[tuple[Segment, int]]] = {}
-    for measurement in measurements:
+    named: dict[str, list[tuple[int, Segment, int]]] = {}
+    plain: dict[int, list[tuple[int, Segment, int]]] = {}
+    for case, measurement in enumerate(measurements):
         for segment, voxels in measurement.segments:
             if unnamed(segment):
-                plain.setdefault(segment.value, []).append((segment, voxels))
+                plain.setdefault(segment.value, []).append((case, segment, voxels))
             else:
-                named.setdefault(name_key(segment.name), []).append((segment, voxels))
+                named.setdefault(name_key(segment.name), []).append((case, segment, voxels))
     groups = list(named.values())
     for value, group in plain.items():
-        home = next((g for g in groups if all(segment.value == value for segment, _ in g)), None)
-        if home is None:
-            groups.append(group)
+        homes = [g for g in named.values() if any(segment.value == value for _, segment, _ in g)]
+        if len(homes) == 1 and all(segment.value == value for _, segment, _ in homes[0]):
+            homes[0] += group
         else:
-            home += group
-    classes = [
-        ClassFound(
-            group[0][0].name,
-            Counter(segment.value for segment, _ in group).most_common(1)[0][0],
-            group[0][0].color,
-            len(group),
-            sum(voxels for _, voxels in group),
-        )
-        for group in groups
-    ]
-    return tuple(sorted(classes, key=lambda found: (found.value, found.name)))
+            groups.append(group)
+    return tuple(sorted(map(_class, groups), key=lambda found: (found.value, found.name)))
+
+
+def _class(group: Sequence[tuple[int, Segment, int]]) -> ClassFound:
+    """The class of segments, each with the number of its case before it and of its voxels behind it."""
+    first = group[0][1]
+    return ClassFound(
+        first.name,
+        Counter(segment.value for _, segment, _ in group).most_common(1)[0][0],
+        first.color,
+        len({case for case, _, _ in group}),
+        sum(voxels for _, _, voxels in group),
+        first.terminology,
+    )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from DeepLabSegLib.bundle import read_bundle, read_network
+from DeepLabSegLib.bundle import Bundle, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
 from DeepLabSegLib.errors import WeightsError
-from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.image import Segment
+from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.models.layers import is_counter
+from DeepLabSegLib.training.pairs import name_key
+from DeepLabSegLib.weights.files import open_weights
 from DeepLabSegLib.weights.load import load_weights
 
 __all__ = ["begin_with", "check_source"]
+
+HEAD = ("head.weight", "head.bias")
+"""What has a row per class."""
 
 
 def check_source(source: str) -> None:
@@ -25,16 +32,26 @@ def check_source(source: str) -> None:
         read_bundle(path)
 
 
-def begin_with(network: DeepLabV3Plus, source: str, whole: bool = False) -> str:
-    """Give `network` what it shares with `source`; returns in words how much that was.
+def begin_with(network: DeepLabV3Plus, source: str, labels: Sequence[Segment], whole: bool = False) -> str:
+    """Give `network`, whose classes are `labels`, what it shares with `source`; returns in words how much that was.
 
     `source` is a model's name or path, or a weights file that `load_weights` reads. Tensors of equal name and shape are
     taken. A 2D kernel becomes the middle slice of a 3D one, whose others are zero, so that a volume is first seen slice
-    by slice as the 2D network saw it. What `source` has otherwise, such as a head for other labels, is left.
+    by slice as the 2D network saw it. A class takes its row of the head from the model's class of the same name, and
+    begins with a fresh row where there is none; a weights file names no classes, so its head is taken for as many. What
+    `source` has otherwise is left.
 
-    Raises `WeightsError` where the encoders share no kernel, or with `whole` where `source` lacks a tensor.
+    Raises `WeightsError` where the encoders share no kernel, or with `whole` where `source` lacks a tensor or is a
+    model of other labels.
     """
-    donor = _donor(network, source)
+    path = find_model(source)
+    bundle = read_bundle(path) if is_bundle(path) else None
+    if bundle is None:
+        donor = _file_tensors(path, network.spec)
+    else:
+        donor = dict(read_network(path, bundle).state_dict())
+        head = _head_by_name(network, labels, donor, bundle)
+        donor = {name: value for name, value in donor.items() if name not in HEAD} | head
     taken = {}
     wanted = {name: tensor for name, tensor in network.state_dict().items() if not is_counter(name)}
     for name, tensor in wanted.items():
@@ -54,25 +71,48 @@ def begin_with(network: DeepLabV3Plus, source: str, whole: bool = False) -> str:
             f"{source} has {len(taken)} of the network's {len(wanted)} tensors, so that keep would mix the others with "
             "chance; begin with a model of the same network and labels, or leave keep out"
         )
+    known = [] if bundle is None else _keys(bundle.labels)
+    if whole and bundle is not None and sorted(known) != sorted(_keys(labels)):
+        raise WeightsError(
+            f"{source} has the labels {_listed(bundle.labels)}, and these data {_listed(labels)}, so that keep would "
+            "mix the weights of different classes; name the labels as the model does, or leave keep out"
+        )
     with torch.no_grad():
         for name, value in taken.items():
             wanted[name].copy_(value)
-    return f"{len(taken)} of {len(wanted)} tensors from {source}"
+    new = [label for label, key in zip(labels, _keys(labels), strict=True) if bundle is not None and key not in known]
+    return f"{len(taken)} of {len(wanted)} tensors from {source}" + (f", which has no {_listed(new)}" if new else "")
 
 
-def _donor(network: DeepLabV3Plus, source: str) -> Mapping[str, Tensor]:
-    path = find_model(source)
-    if is_bundle(path):
-        return read_network(path, read_bundle(path)).state_dict()
-    spec = network.spec
-    flat = replace(spec, input_shape=(None, None, spec.in_channels))
-    problem = None
-    for twin in dict.fromkeys((spec, flat)):
-        donor = DeepLabV3Plus.from_spec(twin)
-        try:
-            load_weights(donor, path)
-        except WeightsError as error:
-            problem = error
-        else:
-            return donor.state_dict()
-    raise WeightsError(str(problem))
+def _file_tensors(path: Path, spec: DeepLabSpec) -> Mapping[str, Tensor]:
+    """Those of a weights file, in the network of `spec` or, where they are 2D, in its 2D twin."""
+    with open_weights(path) as file:
+        flat = not any(len(stored.shape) == 5 for stored in file.tensors.values())
+    donor = DeepLabV3Plus.from_spec(replace(spec, input_shape=(None, None, spec.in_channels)) if flat else spec)
+    load_weights(donor, path)
+    return donor.state_dict()
+
+
+def _head_by_name(
+    network: DeepLabV3Plus, labels: Sequence[Segment], donor: Mapping[str, Tensor], bundle: Bundle
+) -> dict[str, Tensor]:
+    """A head for `labels` of the donor's dimensions; empty where scores or widths of the two have nothing in common."""
+    spec, other = network.spec, bundle.network
+    if (spec.exclusive, spec.decoder_channels) != (other.exclusive, other.decoder_channels):
+        return {}
+    ours, theirs = ([""] * spec.exclusive + _keys(some) for some in (labels, bundle.labels))  # "" is background
+    head = {}
+    for name in HEAD:
+        given = donor[name]
+        fresh = network.state_dict()[name].reshape(-1, *given.shape[1:])
+        rows = [given[theirs.index(key)] if key in theirs else fresh[n] for n, key in enumerate(ours)]
+        head[name] = torch.stack(rows)
+    return head
+
+
+def _keys(labels: Sequence[Segment]) -> list[str]:
+    return [name_key(label.name) for label in labels]
+
+
+def _listed(labels: Sequence[Segment]) -> str:
+    return ", ".join(label.name for label in labels)

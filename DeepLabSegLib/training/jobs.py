@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from torch.utils.data import Dataset
 from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.devices import choose_precision, is_gpu
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.schema import to_json
 from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.cases import Case, find_cases
-from DeepLabSegLib.training.check import check_cases, report
+from DeepLabSegLib.training.check import CheckedData, check_cases, report
 from DeepLabSegLib.training.head_mri import SyntheticHeads, read_head_map
 from DeepLabSegLib.training.initial import begin_with, check_source
 from DeepLabSegLib.training.patches import Patches
@@ -28,7 +29,7 @@ from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.recipes import Heads, Recipe, find_recipe
 from DeepLabSegLib.training.split import split
 from DeepLabSegLib.training.trainer import TrainingSpec, Validate
-from DeepLabSegLib.training.validation import dice_on
+from DeepLabSegLib.training.validation import dice_on, lacking
 
 __all__ = ["Job", "OnTraining", "Outline", "TrainOptions", "make_job", "plan_of", "quiet"]
 
@@ -100,6 +101,7 @@ class Outline:
     Attributes
     ----------
     learned, held_out : the good cases, to train on and to validate with.
+    unmeasured : names of the classes that no held-out case has, where some are held out.
     plan, training : what is chosen for them.
     network, begun : as in `Job`.
     text : data and plan in words, with every fault.
@@ -107,6 +109,7 @@ class Outline:
 
     learned: list[Case]
     held_out: list[Case]
+    unmeasured: list[str]
     plan: TrainingPlan
     training: TrainingSpec
     network: DeepLabV3Plus
@@ -133,7 +136,7 @@ def plan_of(data: Path, options: TrainOptions, processes: Processes, on_progress
     recipe = _recipe(options)
     if recipe is not None and recipe.heads is not None:
         raise InvalidInput(f"the recipe {options.recipe} learns from label maps alone; there are no pairs to check")
-    _check_options(recipe, options, processes)
+    _settings(recipe, options, processes)
     found, faults = find_cases(data, options.patient or (recipe.patient if recipe else None))
     checked = check_cases(
         found,
@@ -146,24 +149,46 @@ def plan_of(data: Path, options: TrainOptions, processes: Processes, on_progress
     batch = -(-chosen.batch_size // processes.count) * processes.count
     start = TrainingSpec(batch_size=batch, every=1 + (chosen.network.dims == 3))
     training = _training(recipe.training if recipe else start, options, processes)
-    folds = min(options.folds, len({case.patient for case in checked.cases}))
-    learned, held_out = split(checked.cases, folds, options.fold, training.seed) if folds else ([*checked.cases], [])
-    if held_out and set(held_out) <= set(checked.empty):
-        names = ", ".join(case.name for case in held_out)
-        raise InvalidInput(
-            f"no case of fold {options.fold} of {folds} holds a class ({names}), so nothing could be validated; choose "
-            "another fold or seed, fewer folds, or 0 to hold none out"
-        )
-    network, begun = _beginning(chosen.network, training, recipe, options)
-    text = "\n".join([report(checked), *chosen.lines(), _held_out_line(len(held_out))])
-    return Outline(learned, held_out, chosen, training, network, begun, text)
+    learned, held_out, unmeasured = _parted(checked, chosen, options, training.seed)
+    network, begun = _beginning(chosen.network, chosen.labels, training, recipe, options)
+    text = "\n".join([report(checked), *chosen.lines(), *_held_out_lines(held_out, unmeasured)])
+    return Outline(learned, held_out, unmeasured, chosen, training, network, begun, text)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
 
 
-def _held_out_line(count: int) -> str:
-    return f"{count or 'no'} case{'s are' if count > 1 else ' is'} held out"
+def _parted(
+    checked: CheckedData, chosen: TrainingPlan, options: TrainOptions, seed: int
+) -> tuple[list[Case], list[Case], list[str]]:
+    """`learned`, `held_out` and `unmeasured` of an `Outline`."""
+    folds = min(options.folds, len({case.patient for case in checked.cases}))
+    if not folds:
+        return [*checked.cases], [], []
+    learned, held_out = split(checked.cases, folds, options.fold, seed)
+    if set(held_out) <= set(checked.empty):
+        names = ", ".join(case.name for case in held_out)
+        raise InvalidInput(
+            f"no case of fold {options.fold} of {folds} holds a class ({names}), so nothing could be validated; choose "
+            "another fold or seed, fewer folds, or 0 to hold none out"
+        )
+    unmeasured = lacking(held_out, chosen)
+    if unlearned := [name for name in lacking(learned, chosen) if name not in unmeasured]:
+        raise InvalidInput(
+            f"only cases of fold {options.fold} of {folds}, which are held out, have {', '.join(unlearned)}, so that "
+            "it could not be learned; choose another fold or seed, 0 folds to hold none out, or give more cases "
+            "that have it"
+        )
+    return learned, held_out, unmeasured
+
+
+def _held_out_lines(held_out: list[Case], unmeasured: list[str]) -> list[str]:
+    count = len(held_out)
+    lines = [f"{count or 'no'} case{'s are' if count > 1 else ' is'} held out"]
+    if unmeasured:
+        what = f"no held-out case has {', '.join(unmeasured)}, so that no figure will speak of it"
+        lines.append(f"{what}; choose another fold or seed, or give more cases that have it")
+    return lines
 
 
 def _recipe(options: TrainOptions) -> Recipe | None:
@@ -183,24 +208,29 @@ def _initial(recipe: Recipe | None, options: TrainOptions) -> str | None:
     return options.initial or (recipe.initial if recipe else None)
 
 
-def _check_options(recipe: Recipe | None, options: TrainOptions, processes: Processes) -> None:
-    """Raise for what can be said before the data are read."""
+def _settings(recipe: Recipe | None, options: TrainOptions, processes: Processes) -> TrainingSpec:
+    """How it is trained, but for what pairs suggest. Raises for what can be said before the data are read."""
     training = _training(recipe.training if recipe else TrainingSpec(), options, processes)
     initial = _initial(recipe, options)
     if initial:
         check_source(initial)
     elif training.keep is not None:
         raise InvalidInput("keep is given, but the training begins with fresh weights; say with which it begins")
+    return training
 
 
 def _beginning(
-    spec: DeepLabSpec, training: TrainingSpec, recipe: Recipe | None, options: TrainOptions
+    spec: DeepLabSpec,
+    labels: Sequence[Segment],
+    training: TrainingSpec,
+    recipe: Recipe | None,
+    options: TrainOptions,
 ) -> tuple[DeepLabV3Plus, str]:
     """The network with the weights that it begins with, and in words which these are."""
     torch.manual_seed(training.seed)
     network = DeepLabV3Plus.from_spec(spec)
     initial = _initial(recipe, options)
-    return network, begin_with(network, initial, whole=training.keep is not None) if initial else ""
+    return network, begin_with(network, initial, labels, whole=training.keep is not None) if initial else ""
 
 
 def _from_label_maps(
@@ -215,9 +245,8 @@ def _from_label_maps(
     paths = sorted(data.glob("*.nii.gz"))
     if not paths:
         raise InvalidInput(f"{data} holds no label maps (*.nii.gz); give the folder of whole-head label maps")
-    _check_options(recipe, options, processes)
-    training = _training(recipe.training, options, processes)
-    network, begun = _beginning(recipe.bundle.network, training, recipe, options)
+    training = _settings(recipe, options, processes)
+    network, begun = _beginning(recipe.bundle.network, recipe.bundle.labels, training, recipe, options)
     maps = []
     for path in paths:
         maps.append(read_head_map(path, str(recipe.bundle.input.orientation), processes.device))
@@ -263,6 +292,7 @@ def _from_pairs(
             labels=chosen.labels,
             license=options.license,
             training_data=options.training_data or f"{len(learned)} cases of {data.resolve().name}",
+            limits=_limits(outline.unmeasured),
             reproduce=options.reproduce,
         )
     else:
@@ -282,6 +312,10 @@ def _from_pairs(
         "held-out data": {case.name: case_key(case, chosen) for case in held_out},
     }
     return Job(bundle, outline.training, outline.network, outline.begun, pairs, validate, about)
+
+
+def _limits(unmeasured: Sequence[str]) -> str | None:
+    return f"No figure speaks of {', '.join(unmeasured)}: no held-out case had it." if unmeasured else None
 
 
 def _training(start: TrainingSpec, options: TrainOptions, processes: Processes) -> TrainingSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -21,6 +21,12 @@ __all__ = ["BadPair", "class_of", "is_picture", "name_key", "on_grid", "read_pai
 
 MAX_VALUES = 255
 """Classes that a training label holds at most: they are stored in a byte."""
+
+RIMS = 3
+"""From this number of values on that only rim others, and where these are most of a label's, it was smoothed."""
+
+SLICES = 16
+"""Slices of a label that are looked at for this."""
 
 INSIDE = 0.5
 """Share of a label's voxels that must lie on the image."""
@@ -43,9 +49,10 @@ class BadPair(InvalidInput):
 def read_pair(case: Case, *, allow_empty: bool = False) -> tuple[Image, Labels]:
     """The image with its channels stacked, on the first one's grid, and its labels in one layer, on their own grid.
 
-    Labels keep their values, names and colours; those of a `.seg.nrrd` with several layers are numbered anew, from 1.
-    Where either is a picture, which has no position, labels of the image's size lie on its grid. Otherwise labels lie
-    where their header says, unless it is what is left of a lost one.
+    Labels keep their values, names and colours, and get the case's names of classes where they have none; those of a
+    `.seg.nrrd` with several layers are numbered anew, from 1. Where either is a picture, which has no position, labels
+    of the image's size lie on its grid. Otherwise labels lie where their header says, unless it is what is left of a
+    lost one.
     Raises `BadPair`, an `InvalidInput`, with all that is wrong.
     """
     problems: list[str] = []
@@ -62,7 +69,7 @@ def read_pair(case: Case, *, allow_empty: bool = False) -> tuple[Image, Labels]:
             problems.append(f"{path}: {error}")
     labels = None
     try:
-        labels = _one_layer(read_labels(case.label))
+        labels = _named(_one_layer(read_labels(case.label)), dict(case.classes))
     except DeepLabSegError as error:
         text = str(error)
         problems.append(text if str(case.label) in text else f"{case.label}: {text}")
@@ -136,6 +143,12 @@ def _one_layer(labels: Labels) -> Labels:
     return replace(labels, array=array, segments=tuple(segments))
 
 
+def _named(labels: Labels, names: Mapping[int, str]) -> Labels:
+    """The labels with `names` of values for the segments that have none."""
+    named = [replace(s, name=names.get(s.value, s.name)) if unnamed(s) else s for s in labels.segments]
+    return replace(labels, segments=tuple(named))
+
+
 def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool) -> list[str]:
     problems = []
     values = np.unique(labels.array)
@@ -148,10 +161,24 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
         if not allow_empty:
             problems.append(f"{case.label} is empty (0 in every voxel); draw it, or give --allow-empty")
         return problems
+    unlisted = np.setdiff1d(values, [segment.value for segment in labels.segments])
+    if len(unlisted):
+        problems.append(
+            f"{case.label} holds the value {unlisted[0]} in {np.count_nonzero(labels.array == unlisted[0])} voxels and "
+            "no segment of it, so that Slicer doesn't show them; add that segment, or set them to 0"
+        )
+    plain = {segment.value for segment in labels.segments if unnamed(segment)}
+    rims = [value for value in _rims(labels.array) if value in plain] if len(plain) > RIMS else []
+    if len(rims) >= RIMS and 2 * len(rims) > len(values):
+        problems.append(
+            f"{len(rims)} of the {len(values)} values in {case.label} ({rims[0]}, {rims[1]}, {rims[2]} ...) only rim "
+            "others, as where a mask was smoothed; save it without smoothing (antialiasing), as PNG or another format "
+            "that loses nothing, and change its size with nearest neighbour"
+        )
     if labels.geometry.is_close(image.geometry):
         return problems
     shapes = [" x ".join(map(str, geometry.shape)) for geometry in (labels.geometry, image.geometry)]
-    if is_picture(case):
+    if is_picture(case) and not _is_cropped(case, labels, image.geometry):
         problems.append(
             f"{case.label} has {shapes[0]} voxels and its image {shapes[1]}; pictures have no positions, so save the "
             "label at the image's size"
@@ -178,7 +205,30 @@ def is_picture(case: Case) -> bool:
     return any(path.name.lower().endswith(PICTURE_SUFFIXES) for path in (*case.images, case.label))
 
 
+def _rims(array: NDArray) -> list[int]:
+    """Values of `(k, j, i)` labels whose voxels mostly lie between a smaller and a larger one in the plane.
+
+    Edges that were smoothed leave such values. Among honest classes that are so are those of one voxel's width alone.
+    """
+    planes = array[:: -(-len(array) // SLICES)]
+    beside = np.lib.stride_tricks.sliding_window_view(np.pad(planes, ((0, 0), (1, 1), (1, 1)), "edge"), (3, 3), (1, 2))
+    lowest, highest = beside.min(axis=(-2, -1)), beside.max(axis=(-2, -1))
+    counts = np.bincount(planes.reshape(-1))
+    between = np.bincount(planes[(lowest < planes) & (planes < highest)], minlength=len(counts))
+    return np.flatnonzero(2 * between > counts).tolist()
+
+
 # --- where grids lie -------------------------------------------------------------------------------------------------
+
+
+def _is_cropped(case: Case, labels: Labels, geometry: Geometry) -> bool:
+    """Whether a `.seg.nrrd` holds the part of the grid `geometry` that its segments fill, as Slicer saves it."""
+    step = np.linalg.inv(geometry.affine) @ labels.geometry.affine
+    first, filled = step[:3, 3], np.argwhere(labels.array)
+    same_axes = np.allclose(step[:3, :3], np.eye(3), atol=1e-3) and np.allclose(first, np.rint(first), atol=1e-2)
+    inside = (first > -0.5).all() and (first + labels.array.shape < np.array(geometry.shape) + 0.5).all()
+    full = (np.ptp(filled, axis=0) + 1 == labels.array.shape).all()
+    return case.label.name.lower().endswith(".seg.nrrd") and bool(same_axes and inside and full)
 
 
 def _share_inside(labels: Labels, geometry: Geometry) -> float:

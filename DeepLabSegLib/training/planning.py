@@ -185,9 +185,7 @@ def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> Traini
     step = max(1, int(np.median(tile)) // stride // 5)
     classes = _classes(fingerprint, chosen.names)
     labels = _labels(classes, chosen.names)
-    channels = chosen.channels or tuple(
-        "image" if fingerprint.channels == 1 else f"image {n + 1}" for n in range(fingerprint.channels)
-    )
+    channels = chosen.channels or fingerprint.channel_names
     if len(channels) != fingerprint.channels:
         raise InvalidInput(f"{len(channels)} channels are named, and the images have {fingerprint.channels}")
     network = DeepLabSpec(
@@ -313,7 +311,7 @@ def _labels(classes: Sequence[ClassFound], names: Sequence[str] | None) -> tuple
         raise InvalidInput(f"the names {', '.join(names)!r} hold an empty one; each class needs its own")
     if names is not None and len(set(names)) < len(names):
         raise InvalidInput(f"the names {', '.join(names)} hold one twice; each class needs its own")
-    labels = tuple(Segment(n, found.name, found.color) for n, found in enumerate(classes, 1))
+    labels = tuple(Segment(n, found.name, found.color, found.terminology) for n, found in enumerate(classes, 1))
     if names is None:
         return labels
     return tuple(replace(label, name=name) for label, name in zip(labels, names, strict=True))

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.image import Geometry, Image, Labels
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.preprocess import model_grid
 from DeepLabSegLib.resampling import resample
@@ -131,13 +131,15 @@ def on_model_grid(image: Image, labels: Labels, plan: TrainingPlan) -> tuple[NDA
 
 
 def class_indices(labels: Labels, grid: Geometry, plan: TrainingPlan) -> NDArray[np.uint8]:
-    """`labels` as the plan's class indices on `grid` `(k, j, i)`. Raises `InvalidInput` for a value of no class."""
+    """`labels`, a segment for each value, as the plan's class indices on `grid` `(k, j, i)`.
+
+    Raises `InvalidInput` for a value of no class.
+    """
     array = on_grid(labels, grid)
     named = {segment.value: segment for segment in labels.segments}
     table = np.zeros(int(array.max()) + 1, np.uint8)
     for value in np.unique(array[array > 0]).tolist():
-        segment = named.get(value, Segment(value, f"Label {value}", (0, 0, 0)))
-        index = class_of(segment, plan.names, plan.values)
+        index = class_of(named[value], plan.names, plan.values)
         if index is None:
             raise InvalidInput(f"the label holds the value {value}, which is none of the classes; check the data again")
         table[value] = index + 1

@@ -56,16 +56,24 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
     """Join the processes that `torchrun` started (its variables WORLD_SIZE, RANK, LOCAL_RANK), or be the only one.
 
     On NVIDIA GPUs each process of a machine takes the GPU of its own number, and they talk by NCCL; elsewhere by Gloo.
+    What the first process to fail raises is passed on; the others, which fail as it did or for want of it, raise
+    `SystemExit` with 1.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = choose_device(device)
-    if count == 1:
-        yield Processes(0, 1, chosen)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes(0, 1, choose_device(device))
         return
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(chosen)
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
-    yield Processes(distributed.get_rank(), count, chosen)
+    store, rank, count = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    try:
+        chosen = choose_device(device)
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(chosen)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        yield Processes(rank, count, chosen)
+    except BaseException:
+        if store.add("failed", 1) > 1:
+            raise SystemExit(1) from None
+        raise
     # Not after an error: the others may be waiting for this process, and torchrun ends them when it is gone.
     distributed.destroy_process_group()

@@ -41,13 +41,14 @@ def train_model(
     InvalidInput : data that can't be trained on, with every fault; options out of range; a training of other settings.
     OutputError : `output` exists, or can't be written.
     KeyboardInterrupt : Ctrl-C, with what the same call does next.
+    SystemExit : under `torchrun`, where another process has raised what ended all of them.
     """
     options = options or TrainOptions()
     target = Path(output)
-    _check_target(target, overwrite)
     stem = target.name.removesuffix(".safetensors")
-    name, folder = options.name or stem, target.with_name(f"{stem}.training")
+    name, folder = options.name or stem, target.parent / f"{stem}.training"
     with _told_what_is_left(folder), joined_processes(options.device) as processes:
+        _check_target(target, overwrite)
         if processes.first:
             _make(folder)
         processes.wait()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 
 from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.errors import InvalidInput
@@ -12,12 +14,12 @@ from DeepLabSegLib.evaluate import dice
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.segmenter import Segmenter
 from DeepLabSegLib.training.cases import Case
-from DeepLabSegLib.training.check import read_pair
+from DeepLabSegLib.training.pairs import read_pair
 from DeepLabSegLib.training.planning import TrainingPlan
 from DeepLabSegLib.training.prepared import class_indices
 from DeepLabSegLib.training.trainer import Validate
 
-__all__ = ["MEAN", "dice_on"]
+__all__ = ["MEAN", "dice_on", "lacking"]
 
 MEAN = "mean Dice"
 
@@ -32,13 +34,11 @@ def dice_on(cases: Sequence[Case], plan: TrainingPlan, bundle: Bundle, device: s
         segmenter = Segmenter(bundle, network, device)
         rows = []
         for case in cases:
-            try:
+            with _named(case):
                 image, labels = read_pair(case, allow_empty=True)
                 found = segmenter.segment(image).array
                 wanted = class_indices(labels, image.geometry, plan)
-            except InvalidInput as error:
-                raise InvalidInput(f"{case.name}: {error}") from None
-            rows.append([dice(found == label.value, wanted == label.value) for label in bundle.labels])
+            rows.append([_dice(found == label.value, wanted == label.value) for label in bundle.labels])
         table = np.array(rows)
         seen = ~np.isnan(table)
         means = np.where(seen, table, 0).sum(0) / np.maximum(seen.sum(0), 1)
@@ -50,3 +50,32 @@ def dice_on(cases: Sequence[Case], plan: TrainingPlan, bundle: Bundle, device: s
         return {MEAN: float(np.mean(list(scores.values()))), **scores}
 
     return validate
+
+
+def lacking(cases: Sequence[Case], plan: TrainingPlan) -> list[str]:
+    """Names of the classes that none of `cases` has; only so many cases are read as it takes to find them all.
+
+    Raises `InvalidInput` as what `dice_on` returns does.
+    """
+    left = {label.value: label.name for label in plan.labels}
+    for case in cases:
+        if not left:
+            break
+        with _named(case):
+            image, labels = read_pair(case, allow_empty=True)
+            for value in np.unique(class_indices(labels, image.geometry, plan)).tolist():
+                left.pop(value, None)
+    return list(left.values())
+
+
+def _dice(found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
+    """NaN where nothing is wanted: else one wrong voxel would make 0 of what counts as nothing without it."""
+    return dice(found, wanted) if wanted.any() else float("nan")
+
+
+@contextmanager
+def _named(case: Case) -> Iterator[None]:
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(f"{case.name}: {error}") from None

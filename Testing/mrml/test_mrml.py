@@ -319,9 +319,9 @@ def test_a_surface_survives_its_file(tmp_path, rng):
 
 @pytest.mark.parametrize("what", ["Head", np.zeros(2)])
 def test_what_is_no_node_is_refused_in_words(scene, what):
-    with pytest.raises(InvalidInput, match="the input is .*, and no node; choose a scalar or colour volume"):
+    with pytest.raises(InvalidInput, match=r"the input is .*, and no node; choose a scalar or colour volume"):
         read_volumes([what])
-    with pytest.raises(InvalidInput, match="and no node; choose a markups ROI"):
+    with pytest.raises(InvalidInput, match=r"and no node; choose a markups ROI"):
         read_region(what)
     with pytest.raises(InvalidInput, match="and no node; choose a segmentation node"):
         check_output_node(what)

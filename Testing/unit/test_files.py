@@ -421,6 +421,18 @@ def test_overlapping_segments_come_back_whole_from_a_segmentation(tmp_path, rng)
         write_labels(labels, tmp_path / "r.nii.gz")
 
 
+def test_segments_with_a_component_each_as_slicer_wrote_them_up_to_4_10_are_told_apart(tmp_path, rng):
+    masks = (rng.random((5, 6, 7, 2)) > 0.5).astype(np.uint8)
+    written = sitk.GetImageFromArray(masks, isVector=True)
+    for n, name in enumerate(("Left", "Right")):
+        written.SetMetaData(f"Segment{n}_ID", name)
+        written.SetMetaData(f"Segment{n}_Name", name)
+    sitk.WriteImage(written, tmp_path / "old.seg.nrrd")
+    labels = read_labels(tmp_path / "old.seg.nrrd")
+    for n, segment in enumerate(labels.segments):
+        np.testing.assert_array_equal(labels.mask(segment), masks[..., n] > 0)
+
+
 def test_segments_of_one_value_in_two_layers_keep_ids_of_their_own(tmp_path):
     """As Slicer writes segments that overlap."""
     segments = (Segment(1, "A", (255, 0, 0), layer=0), Segment(1, "B", (0, 255, 0), layer=1))

@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from helpers import make_bundle, make_spec
 
 from DeepLabSegLib import load_model, read_image
@@ -20,6 +22,8 @@ from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.training import Overrides, TrainOptions, train_model
 from DeepLabSegLib.training.cases import find_cases
 from DeepLabSegLib.training.head_mri import STRUCTURES
+from DeepLabSegLib.training.jobs import make_job, quiet
+from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.recipes import RECIPES
 from DeepLabSegLib.training.split import split
 
@@ -44,6 +48,17 @@ def write_data(folder, dims, cases=6):
                 picture.SetSpacing((1.0, 1.0, 1.5))
             sitk.WriteImage(picture, folder / part / f"case{n}{suffix}")
     return folder
+
+
+def add_balls(cases):
+    """A second class, away from the boxes, in the labels of `cases`."""
+    for case in cases:
+        label = sitk.ReadImage(str(case.label))
+        array = sitk.GetArrayFromImage(label)
+        array[..., 30:36, 36:42] = 2
+        changed = sitk.GetImageFromArray(array)
+        changed.CopyInformation(label)
+        sitk.WriteImage(changed, case.label)
 
 
 @pytest.fixture(params=[2, 3], ids=["2D", "3D"])
@@ -227,6 +242,45 @@ def test_a_fold_in_which_no_label_holds_a_class_is_refused(tmp_path, capsys):
     assert main([*arguments, "2"]) == 0
 
 
+@pytest.mark.parametrize("balls", [0, 1])
+def test_dice_of_a_class_is_a_mean_over_the_held_out_cases_that_have_it(balls, data, tmp_path):
+    learned, held_out = split(find_cases(data)[0], 3)
+    add_balls([*learned, *held_out[:balls]])
+    dims = 2 if held_out[0].label.suffix == ".png" else 3
+    options = TrainOptions(overrides=replace(small(dims), names=("Box", "Ball")), folds=3)
+    job = make_job(data, "boxes", tmp_path, options, Processes(0, 1, torch.device("cpu")), quiet)
+
+    def scores(value):
+        """Of a network that finds the class `value` everywhere."""
+        with torch.no_grad():
+            job.network.head.weight.zero_()
+            job.network.head.bias.copy_(torch.eye(3)[value])
+        return job.validate(job.network.eval())
+
+    assert len(held_out) == 2
+    if balls:
+        voxels = np.array(SHAPES[dims])
+        ball = 36 * np.prod(voxels[:-2])
+        assert scores(2)["Dice of Ball"] == pytest.approx(2 * ball / (ball + voxels.prod()))
+        assert job.bundle.limits is None
+    else:
+        assert scores(2) == scores(0) == {"mean Dice": 0, "Dice of Box": 0}
+        assert job.bundle.limits == "No figure speaks of Ball: no held-out case had it."
+    said = (tmp_path / "data.txt").read_text(encoding="utf-8")
+    assert ("no held-out case has Ball, so that no figure will speak of it" in said) == (balls == 0)
+
+
+def test_a_class_that_only_held_out_cases_have_is_refused(data, capsys):
+    _, held_out = split(find_cases(data)[0], 3)
+    add_balls(held_out)
+    arguments = ["train", str(data), "--check", "--folds", "3", "--fold"]
+    assert main([*arguments, "0"]) == 1
+    said = capsys.readouterr().err
+    assert "only cases of fold 0 of 3, which are held out, have Label 2, so that it could not be learned" in said
+    assert main([*arguments, "1"]) == 0
+    assert "no held-out case has Label 2" in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_other_data_or_another_grid_is_not_taken_up(tmp_path):
     data = write_data(tmp_path / "data", 2)
     first = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, folds=3)
@@ -314,13 +368,17 @@ def test_weights_that_half_precision_cannot_hold_are_kept_in_full(tmp_path):
     assert float(again.state_dict()[name][0]) == 1e6
 
 
-def run_with_torchrun(processes, data, output):
-    command = [sys.executable, "-m", "DeepLabSegLib.cli", "train", str(data), "-o", str(output), "--device", "cpu",
-               "--steps", "6", "--batch", "4", "--tile", "32x32x32", "--precision", "fp32", *FAST]  # fmt: skip
+def run_with_torchrun(processes, *arguments):
+    command = [sys.executable, "-m", "DeepLabSegLib.cli", "train", *map(str, arguments), "--device", "cpu"]
     if processes > 1:
         command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def losses_of(processes, data, output):
+    done = run_with_torchrun(processes, data, "-o", output, "--steps", "6", "--batch", "4", "--tile", "32x32x32",
+                             "--precision", "fp32", *FAST)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     with (output.parent / f"{output.name}.training/curves.csv").open(encoding="utf-8", newline="") as file:
         return [float(row["loss"]) for row in csv.DictReader(file)]
@@ -328,11 +386,22 @@ def run_with_torchrun(processes, data, output):
 
 def test_two_processes_train_as_one_does(tmp_path):
     data = write_data(tmp_path / "data", 3)
-    one, two = (run_with_torchrun(n, data, tmp_path / f"model{n}") for n in (1, 2))
+    one, two = (losses_of(n, data, tmp_path / f"model{n}") for n in (1, 2))
     # Batch normalisation sees half of a batch in each process, and the Dice of halves isn't the whole's.
     assert len(one) == len(two) == 6
     np.testing.assert_allclose(two, one, rtol=0.1)
     assert read_bundle(tmp_path / "model2").labels == read_bundle(tmp_path / "model1").labels
+
+
+@pytest.mark.parametrize("wrong", [("--check",), ("-o", "boxes")])
+def test_of_processes_that_end_for_one_reason_one_says_it(wrong, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    data = write_data(tmp_path / "data", 2, cases=1)
+    monkeypatch.chdir(tmp_path)
+    done = run_with_torchrun(2, data, *wrong)
+    assert done.returncode == 1
+    assert done.stderr.count("deeplabseg: ") == 1
+    assert done.stderr.count("Traceback") == done.stderr.count("ChildFailedError:") == 1  # torchrun's own
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -4,12 +4,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import make_spec
+from helpers import make_bundle, make_spec
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.bundle import save_bundle
+from DeepLabSegLib.errors import InvalidInput, WeightsError
+from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.training.initial import begin_with
 from DeepLabSegLib.training.losses import dice_cross_entropy
 from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.trainer import TrainingSpec, train
@@ -275,3 +279,64 @@ def test_a_share_of_the_weights_begun_with_can_be_kept(dims, tmp_path):
     for name, tensor in mixed.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, 0.75 * plain[name] + 0.25 * first[name])
+
+
+# --- weights to begin with -------------------------------------------------------------------------------------------
+
+
+def named(*names: str) -> tuple[Segment, ...]:
+    return tuple(Segment(n, name, (0, 0, 0)) for n, name in enumerate(names, 1))
+
+
+def save_donor(path, dims: int, activation: str = "softmax", classes: int = 3) -> DeepLabV3Plus:
+    """A model of the labels Part 1 and Part 2; its network."""
+    torch.manual_seed(2)
+    bundle = make_bundle(dims, classes, activation)
+    donor = DeepLabV3Plus.from_spec(bundle.network)
+    save_bundle(path, bundle, donor, half=False)
+    return donor
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("donor_dims", "dims"), [(2, 2), (3, 3), (2, 3)])
+def test_a_class_begins_with_the_weights_of_its_namesake(donor_dims, dims, keep, tmp_path):
+    donor = save_donor(tmp_path / "donor", donor_dims).head
+    begun = DeepLabV3Plus.from_spec(make_spec(dims, 3))
+    assert begin_with(begun, str(tmp_path / "donor"), named("Part 2", "part 1 "), keep).startswith("96 of 96 tensors")
+    torch.testing.assert_close(begun.head.weight.flatten(1), donor.weight.flatten(1)[[0, 2, 1]])
+    torch.testing.assert_close(begun.head.bias, donor.bias[[0, 2, 1]])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_class_without_a_namesake_begins_fresh_and_nothing_of_it_can_be_kept(dims, tmp_path):
+    donor = save_donor(tmp_path / "donor", dims).head
+    begun = DeepLabV3Plus.from_spec(make_spec(dims, 3))
+    fresh = begun.head.weight.detach().clone()
+    words = begin_with(begun, str(tmp_path / "donor"), named("Cyst", "Part 1"))
+    assert words.endswith("donor, which has no Cyst")
+    torch.testing.assert_close(begun.head.weight[[0, 2]], donor.weight[[0, 1]])
+    torch.testing.assert_close(begun.head.weight[1], fresh[1])
+    with pytest.raises(WeightsError, match=r"has the labels Part 1, Part 2, and these data Cyst, Part 1, so that keep"):
+        begin_with(begun, str(tmp_path / "donor"), named("Cyst", "Part 1"), whole=True)
+
+
+def test_scores_that_do_not_exclude_each_other_are_no_beginning_for_those_that_do(tmp_path):
+    save_donor(tmp_path / "donor", 2, "sigmoid")  # three labels, and no background
+    begun = network(2)
+    before = begun.head.weight.detach().clone()
+    begin_with(begun, str(tmp_path / "donor"), named("Part 1"))
+    torch.testing.assert_close(begun.head.weight, before)
+    with pytest.raises(WeightsError, match="has 94 of the network's 96 tensors"):
+        begin_with(begun, str(tmp_path / "donor"), named("Part 1"), whole=True)
+
+
+@pytest.mark.parametrize(("file_dims", "dims"), [(2, 2), (3, 3), (2, 3)])
+def test_a_weights_file_that_does_not_fit_is_told_in_its_own_dimensions(file_dims, dims, tmp_path):
+    torch.manual_seed(2)
+    donor = DeepLabV3Plus.from_spec(make_spec(file_dims, 2)).state_dict()
+    save_file(donor, tmp_path / "donor.safetensors")
+    assert begin_with(network(dims), str(tmp_path / "donor.safetensors"), named("Part 1")).startswith("96 of 96")
+    other = DeepLabV3Plus.from_spec(make_spec(dims, 5))
+    kernel = ", ".join("1" * file_dims)
+    with pytest.raises(WeightsError, match=rf"head\.weight.*\(2, 16, {kernel}\).*\(5, 16, {kernel}\)"):
+        begin_with(other, str(tmp_path / "donor.safetensors"), named(*"ABCD"))

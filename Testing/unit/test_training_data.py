@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,14 @@ import SimpleITK as sitk
 import torch
 from helpers import make_network, make_scan, physically_equal
 from PIL import Image as Picture
+from PIL import ImageFilter
+from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
-from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment
+from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment, Terminology
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.segmenter import Segmenter
 from DeepLabSegLib.tiling import Tiling
@@ -105,12 +110,14 @@ def touch(*paths: Path) -> None:
         (["x.nrrd", "x-seg.nrrd"], ["x.nrrd"]),
         (["x_T1w.nii.gz", "x_dseg.nii.gz"], ["x_T1w.nii.gz"]),
         (["x_image.png", "x_label.png", "readme.txt"], ["x_image.png"]),
+        (["x/image.nii.gz", "x/label.nii.gz", "notes.png"], ["image.nii.gz"]),
+        (["x/CT.nrrd", "x/Segmentation.seg.nrrd", "x/Master Scene View.png", "x/x.mrml", ".git/a.png"], ["CT.nrrd"]),
     ],
 )
 def test_every_usual_layout_of_a_folder_is_understood(files, images, tmp_path):
     touch(*(tmp_path / file for file in files))
     (case,), faults = find_cases(tmp_path)
-    assert not faults
+    assert [fault.name for fault in faults] == ["notes"] * ("notes.png" in files)
     assert [path.name for path in case.images] == images
     assert case.name.startswith("x")
     assert case.label.exists()
@@ -137,21 +144,49 @@ def test_a_case_without_one_of_the_channels_is_named(tmp_path):
     assert "channels 0000, and most cases 0000, 0001" in fault.problem
 
 
+def test_images_of_the_same_names_in_most_cases_folders_are_channels(tmp_path):
+    touch(*(tmp_path / case / f"{name}.nii" for case in ("a", "b") for name in (f"{case}_T1", f"{case}-FLAIR", "seg")))
+    touch(tmp_path / "c/c_T1.nii", tmp_path / "c/seg.nii", tmp_path / "d/T1.nii", tmp_path / "d/FLAIR.nii")
+    touch(*(tmp_path / "e" / f"{name}.nii" for name in ("T1", "FLAIR", "seg", "tumour_mask")))
+    cases, faults = find_cases(tmp_path)
+    assert [case.name for case in cases] == ["a", "b"]
+    assert {case.channels for case in cases} == {("FLAIR", "T1")}
+    assert [path.name for path in cases[0].images] == ["a-FLAIR.nii", "a_T1.nii"]
+    problems = {fault.name: fault.problem for fault in faults}
+    assert "channels T1, and most cases FLAIR, T1" in problems["c"]
+    assert "has no label" in problems["d"]
+    assert "there are 2 labels (seg.nii, tumour_mask.nii)" in problems["e"]
+
+
+def test_a_folder_of_a_case_with_several_images_that_no_other_has_is_named_and_left(tmp_path):
+    touch(*(tmp_path / name for name in ("a/CT.nrrd", "a/CT.seg.nrrd", "b/MR.nrrd", "b/MR_seg.nrrd")))
+    touch(*(tmp_path / "c" / name for name in ("before.nrrd", "after.nrrd", "Segmentation.seg.nrrd")))
+    cases, (fault,) = find_cases(tmp_path)
+    assert [case.images[0].name for case in cases] == ["CT.nrrd", "MR.nrrd"]
+    assert fault.name == "c"
+    assert "there are 2 images (after.nrrd, before.nrrd); keep one" in fault.problem
+
+
 @pytest.mark.parametrize(
-    ("name", "rows"),
+    ("name", "rows", "channels"),
     [
-        ("table.csv", ["Name,T1,FLAIR,Label,Patient", "one,t1.nii,fl.nii,seg.nii,P1", ",t1.nii,no.nii,seg.nii,"]),
+        (
+            "table.csv",
+            ["Name, T1,FLAIR,Label,Patient", "one,t1.nii,fl.nii,seg.nii,P1", ",t1.nii,no.nii,seg.nii,"],
+            ("T1", "FLAIR"),
+        ),
         (
             "table.tsv",
             ["image1\timage2\tmask\tpatient\tname", "t1.nii\tfl.nii\tseg.nii\tP1\tone", "t1.nii\t\tseg.nii\t\t"],
+            ("image1", "image2"),
         ),
     ],
 )
-def test_a_table_names_channels_label_and_patient(name, rows, tmp_path):
+def test_a_table_names_channels_label_and_patient(name, rows, channels, tmp_path):
     touch(*(tmp_path / f"{stem}.nii" for stem in ("t1", "fl", "seg")))
     (tmp_path / name).write_text("\n".join(rows), encoding="utf-8")
     (case,), (fault,) = find_cases(tmp_path / name)
-    assert case == Case("one", (tmp_path / "t1.nii", tmp_path / "fl.nii"), tmp_path / "seg.nii", "P1")
+    assert case == Case("one", (tmp_path / "t1.nii", tmp_path / "fl.nii"), tmp_path / "seg.nii", "P1", channels)
     assert fault.name == "t1"
     assert "row 3" in fault.problem
 
@@ -216,6 +251,80 @@ def test_a_folder_of_another_layout_is_refused_with_those_that_are_known(tmp_pat
     touch(tmp_path / "images" / "a.png")
     with pytest.raises(InvalidInput, match="none of labels"):
         find_cases(tmp_path)
+
+
+# --- names that a dataset.json has -----------------------------------------------------------------------------------
+
+NNUNET = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "Left ball": 1, "Right ball": 2}}
+DECATHLON = {"modality": {"0": "T1", "1": "FLAIR"}, "labels": {"0": "background", "1": "Left ball", "2": "Right ball"}}
+
+
+def write_nnunet(folder: Path, rng, said: dict | str) -> Path:
+    """A folder as nnU-Net's, of two cases with two channels."""
+    write_volumes(folder, "ab", rng)
+    for path in (folder / "images").iterdir():
+        for channel in ("0000", "0001"):
+            write_image(read_image(path), path.with_name(f"{path.name[0]}_{channel}.nii.gz"))
+        path.unlink()
+    for part in ("images", "labels"):
+        (folder / part).rename(folder / f"{part}Tr")
+    text = said if isinstance(said, str) else json.dumps(said)
+    (folder / "dataset.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("said", [NNUNET, DECATHLON], ids=["nnU-Net", "Decathlon"])
+def test_a_dataset_json_names_classes_and_channels(said, tmp_path, rng):
+    data = checked(write_nnunet(tmp_path / "data", rng, said))
+    assert not data.faults
+    made = plan(data.fingerprint, Overrides(dims=3, orientation="SAR", spacing=(None, None, None)))
+    assert made.input.channels == ("T1", "FLAIR")
+    assert [label.name for label in made.labels] == ["Left ball", "Right ball"]
+    assert made.input.mirror_axes == (0, 1)
+    label = prepare(data.cases, made, tmp_path / "prepared")[0].label()
+    np.testing.assert_array_equal(label, read_labels(data.cases[0].label).array)
+    chosen = plan(data.fingerprint, Overrides(names=("Shell", "Core"), channels=("A", "B")))
+    assert [label.name for label in chosen.labels] == ["Shell", "Core"]
+    assert chosen.input.channels == ("A", "B")
+
+
+def test_segments_keep_the_names_that_they_have_beside_a_dataset_json(tmp_path, rng):
+    folder = write_nnunet(tmp_path, rng, NNUNET)
+    for path in (folder / "labelsTr").iterdir():
+        labels = replace(
+            read_labels(path), segments=(Segment(2, "Left ball", (9, 9, 9)), Segment(1, "Shell", (8, 8, 8)))
+        )
+        write_labels(labels, path.with_name(f"{path.name[0]}.seg.nrrd"))
+        path.unlink()
+    assert [(found.value, found.name) for found in checked(folder).fingerprint.classes] == [
+        (1, "Shell"),
+        (2, "Left ball"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "names"),
+    [
+        ('{"labels": {"Liver"', "can't be read", ["Label 1", "Label 2"]),
+        ("[]", "the file is .*, no object", ["Label 1", "Label 2"]),
+        ({"labels": ["Liver"]}, "labels is .*, no object", ["Label 1", "Label 2"]),
+        (
+            {"labels": {"background": 0, "Whole": [1, 2], "Core": [2], "Rest": None}},
+            "labels Whole, Rest have no single value .* --labels",
+            ["Label 1", "Core"],
+        ),
+        ({"labels": {"Shell": 1, "ignore": 2}}, "ignore is trained like a class", ["Shell", "ignore"]),
+        ({"name": "of another program"}, None, ["Label 1", "Label 2"]),
+    ],
+    ids=["damaged", "list", "labels", "regions", "ignore", "other"],
+)
+def test_what_a_dataset_json_does_not_say_is_named_and_stops_nothing(said, words, names, tmp_path, rng):
+    data = checked(write_nnunet(tmp_path, rng, said))
+    assert [found.name for found in data.fingerprint.classes] == names
+    assert data.fingerprint.channel_names == ("image 1", "image 2")
+    assert [fault.name for fault in data.faults] == ["dataset.json"] * (words is not None)
+    assert words is None or re.search(words, report(data))
+    assert "2 of 2 cases can be used" in report(data)
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -339,6 +448,121 @@ def test_a_mask_has_one_grey_value_per_class(kind, faults, tmp_path, rng):
     assert all("save the mask with one grey value per class" in fault.problem for fault in found)
 
 
+def soft(mask: np.ndarray, how: str) -> np.ndarray:
+    """A mask as programs spoil it that smooth its edges."""
+    picture, size = Picture.fromarray(mask), mask.shape[::-1]
+    if how == "blurred":
+        return np.array(picture.filter(ImageFilter.GaussianBlur(2)))
+    if how == "jpeg":
+        buffer = BytesIO()
+        picture.save(buffer, "JPEG")
+        return np.array(Picture.open(buffer))
+    if how == "enlarged":
+        half = picture.resize([n // 2 for n in size], Picture.Resampling.NEAREST)
+        return np.array(half.resize(size, Picture.Resampling.BILINEAR))
+    drawn = np.roll(np.kron(mask, np.ones((2, 2), np.uint8)), 1, (0, 1))
+    return np.array(Picture.fromarray(drawn).resize(size, Picture.Resampling.BOX))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("how", ["blurred", "jpeg", "enlarged", "reduced"])
+def test_a_mask_with_smoothed_edges_is_refused(dims, how, tmp_path, rng):
+    folder = write_data(dims, tmp_path, rng)
+    for path in (folder / "labels").iterdir():
+        labels = read_labels(path)
+        array = np.where(labels.array > 0, 255, 0).astype(np.uint8)
+        if path.name.startswith("b"):
+            array = np.stack([soft(plane, how) for plane in array])
+        write_labels(replace(labels, array=array), path, overwrite=True)
+    (fault,) = checked(folder).faults
+    assert fault.name == "b"
+    assert "only rim others" in fault.problem
+    assert "nearest neighbour" in fault.problem
+
+
+def regions(shape: tuple[int, int, int], points: int, classes: int) -> np.ndarray:
+    """Classes in no order that fill a grid, a region around each point."""
+    rng = np.random.default_rng(0)
+    tree = cKDTree(rng.uniform(0, shape, (points, 3)))
+    nearest = tree.query(np.argwhere(np.ones(shape)))[1].reshape(shape)
+    return rng.permutation(np.arange(points) % classes)[nearest].astype(np.uint8)
+
+
+def landmarks(shape: tuple[int, int, int]) -> np.ndarray:
+    array = np.zeros(shape, np.uint8)
+    array[0, 1:-1:5, 1:-1:5].flat[:30] = np.arange(1, 31)
+    return array
+
+
+def layers(shape: tuple[int, int, int]) -> np.ndarray:
+    """Nine of them, two voxels thick."""
+    return np.broadcast_to(np.clip(np.arange(shape[1])[:, None] // 2 - 4, 0, 9), shape).astype(np.uint8)
+
+
+def contours(shape: tuple[int, int, int]) -> np.ndarray:
+    """Two bodies in skins that are a voxel thick and have values in between."""
+    inner = ball(Geometry(shape)).array > 0
+    skin = inner & ~ndimage.binary_erosion(inner, np.ones((1, 3, 3)))
+    return np.where(skin, 1, 2 * inner) + np.where(np.arange(shape[2]) < shape[2] // 2, 0, 2 * inner).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(1, 96, 96), (12, 48, 48)])
+@pytest.mark.parametrize(
+    "honest",
+    [
+        lambda shape: regions(shape, 200, 34),
+        lambda shape: regions(shape, 400, 150),
+        landmarks,
+        layers,
+        contours,
+    ],
+    ids=["34 classes", "150 classes", "landmarks", "layers", "contours"],
+)
+def test_labels_of_many_classes_small_or_thin_ones_are_none_with_smoothed_edges(honest, shape, tmp_path, rng):
+    for name in "ab":
+        scan = make_scan(rng, shape)
+        write_image(scan, tmp_path / f"{name}.nrrd")
+        write_labels(Labels(honest(shape), scan.geometry), tmp_path / f"{name}_seg.nrrd")
+    data = checked(tmp_path)
+    assert not data.faults
+    assert len(data.fingerprint.classes) >= 4
+
+
+def test_segments_with_names_may_be_as_thin_as_smoothed_edges(tmp_path, rng):
+    for name in "ab":
+        scan = make_scan(rng)
+        array = np.broadcast_to(np.arange(scan.geometry.shape[1])[:, None] % 20, scan.geometry.shape).astype(np.uint8)
+        segments = tuple(Segment(value, f"Layer {value}", (9, 9, 9)) for value in range(1, 20))
+        write_image(scan, tmp_path / f"{name}.nrrd")
+        write_labels(Labels(array, scan.geometry, segments), tmp_path / f"{name}.seg.nrrd")
+    assert not checked(tmp_path).faults
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_masks_that_are_1_in_some_and_white_in_others_are_named(dims, tmp_path, rng):
+    folder = write_data(dims, tmp_path, rng, "abcd")
+    for path in (folder / "labels").iterdir():
+        labels = read_labels(path)
+        white = 1 if path.name.startswith("b") else 255
+        write_labels(replace(labels, array=(labels.array > 0).astype(np.uint8) * white), path, overwrite=True)
+    (fault,) = checked(folder).faults
+    assert fault.name == "b"
+    assert "holds the value 1 alone, and others 255 alone" in fault.problem
+    assert "write 255 for 1" in fault.problem
+
+
+def test_what_is_white_may_be_a_class_of_its_own(tmp_path, rng):
+    """As the voxels that PASCAL VOC leaves open."""
+    folder = write_pictures(tmp_path, "abc", rng)
+    for path in (folder / "labels").iterdir():
+        labels = read_labels(path)
+        values = [0, 1, 1] if path.name.startswith("b") else [0, 1, 255]
+        write_labels(replace(labels, array=np.choose(labels.array, values).astype(np.uint8)), path, overwrite=True)
+    data = checked(folder)
+    assert not data.faults
+    assert [found.value for found in data.fingerprint.classes] == [1, 255]
+
+
 def change_header(path: Path, **parts) -> None:
     """Write an image file again with another spacing, origin or direction."""
     found = read_image(path)
@@ -460,6 +684,65 @@ def test_names_and_colours_of_segments_carry_over_whatever_their_values(tmp_path
     np.testing.assert_array_equal(first, third)
 
 
+def write_segments(folder: Path, rng, segments: dict[str, tuple[Segment, ...]]) -> Path:
+    """Scans and a `.seg.nrrd` with these segments for each name; a plain label map where there are none."""
+    for name, of_case in segments.items():
+        scan = make_scan(rng)
+        write_image(scan, folder / f"{name}.nrrd")
+        labels = replace(ball(scan.geometry), segments=of_case)
+        write_labels(labels, folder / (f"{name}.seg.nrrd" if of_case else f"{name}_seg.nrrd"))
+    return folder
+
+
+SHELL, CORE = Segment(1, "Shell", (9, 9, 9)), Segment(2, "Core", (8, 8, 8))
+
+
+def test_the_codes_of_segments_go_into_the_model(tmp_path, rng):
+    codes = Terminology(("SCT", "123037004", "Anatomical Structure"), ("SCT", "64033007", "Kidney"))
+    folder = write_segments(tmp_path, rng, dict.fromkeys("ab", (replace(SHELL, terminology=codes), CORE)))
+    fingerprint = checked(folder).fingerprint
+    assert [label.terminology for label in plan(fingerprint).labels] == [codes, None]
+    renamed = plan(fingerprint, Overrides(names=("Rinde", "Mark"))).labels
+    assert [label.terminology for label in renamed] == [codes, None]
+
+
+def test_segments_of_one_name_are_one_class_of_one_case(tmp_path, rng):
+    folder = write_segments(tmp_path, rng, dict.fromkeys("ab", (SHELL, replace(CORE, name="shell"))))
+    (found,) = checked(folder).fingerprint.classes
+    assert (found.name, found.cases) == ("Shell", 2)
+
+
+def test_a_value_that_no_segment_has_is_named(tmp_path, rng):
+    folder = write_segments(tmp_path, rng, {"a": (SHELL, CORE), "b": (SHELL, CORE), "c": (SHELL,)})
+    data = checked(folder)
+    (fault,) = data.faults
+    assert fault.name == "c"
+    voxels = np.count_nonzero(read_labels(folder / "c.seg.nrrd").array == 2)
+    assert f"holds the value 2 in {voxels} voxels and no segment of it" in fault.problem
+    assert [found.name for found in data.fingerprint.classes] == ["Shell", "Core"]
+
+
+@pytest.mark.parametrize(
+    ("others", "faults"),
+    [
+        ([(SHELL, CORE), (SHELL, CORE)], 0),
+        ([(SHELL, CORE), (replace(CORE, value=1), replace(SHELL, value=2))], 2),
+        ([(SHELL,), (replace(CORE, value=1),)], 1),
+    ],
+    ids=["alike", "swapped", "each alone"],
+)
+def test_a_label_without_names_is_taken_where_those_with_names_agree_on_its_values(others, faults, tmp_path, rng):
+    write_segments(tmp_path, rng, dict(zip("ab", others, strict=True)) | {"c": ()})
+    for path in tmp_path.glob("*seg.nrrd"):
+        labels = read_labels(path)
+        array = np.where(labels.array > max(s.value for s in others[0]), 0, labels.array)
+        write_labels(replace(labels, array=array), path, overwrite=True)
+    data = checked(tmp_path)
+    assert [fault.name for fault in data.faults] == ["c"] * faults
+    assert all("number Core and Shell in several ways" in fault.problem for fault in data.faults)
+    assert [found.cases for found in data.fingerprint.classes] == {0: [3, 3], 1: [1, 1], 2: [2, 2]}[faults]
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -487,7 +770,7 @@ def test_more_classes_than_a_byte_holds_are_refused(tmp_path, rng):
     for name, first in (("a", 1), ("b", 201)):
         scan = make_scan(rng)
         array = np.zeros(scan.geometry.shape, np.uint16)
-        array.flat[:200] = np.arange(first, first + 200)
+        array[0, ::2, ::2].flat[:200] = np.arange(first, first + 200)
         write_image(scan, tmp_path / f"{name}.nrrd")
         write_labels(Labels(array, scan.geometry), tmp_path / f"{name}_seg.nrrd")
     with pytest.raises(InvalidInput, match="hold 400 classes; at most 255"):
@@ -525,6 +808,26 @@ def test_a_segmentation_cropped_to_its_segments_lies_at_its_place(tmp_path, rng)
     assert not data.faults
     made = plan(data.fingerprint, Overrides(spacing=(None, None, None), orientation="SAR"))
     np.testing.assert_array_equal(prepare(data.cases, made, tmp_path / "prepared")[0].label(), labels.array)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_segmentation_of_a_picture_may_be_cropped_to_its_segments(moved, tmp_path, rng):
+    folder = write_pictures(tmp_path / "data", "ab", rng)
+    whole = read_labels(folder / "labels/b.png")
+    geometry = read_image(folder / "images/b.png").geometry
+    box = tuple(slice(int(n.min()), int(n.max()) + 1) for n in np.nonzero(whole.array))
+    origin = (geometry.affine @ [*(side.start + 0.5 * moved for side in box), 1])[:3]
+    part = Labels(
+        whole.array[box], replace(geometry, shape=whole.array[box].shape, origin=tuple(origin)), (SHELL, CORE)
+    )
+    (folder / "labels/b.png").unlink()
+    write_labels(part, folder / "labels/b.seg.nrrd")
+    write_pictures(tmp_path / "data", "c", rng)
+    data = checked(folder)
+    assert [fault.name for fault in data.faults] == ["b"] * moved
+    if not moved:
+        made = plan(data.fingerprint, Overrides(spacing=(None, None, None)))
+        np.testing.assert_array_equal(prepare(data.cases, made, tmp_path / "prepared")[1].label(), whole.array)
 
 
 # --- splitting -------------------------------------------------------------------------------------------------------
