@@ -212,7 +212,10 @@ def run_case(name: str, segment: Callable[[], Labels]) -> Case:
 def write_report(cases: Sequence[Case], path: str | os.PathLike[str]) -> None:
     """A table of all cases as CSV: name, status, seconds, a column of millilitres per segment, and the other fields."""
     names = list(dict.fromkeys(name for case in cases for name in case.volumes_ml))
-    with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="replace") as file:
+    with (
+        replacing(Path(path)) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="replace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["case", "status", "seconds", *map(_column, names), "message", "result", "made with"])
         for case in cases:
