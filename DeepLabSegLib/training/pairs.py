@@ -213,9 +213,10 @@ def _rims(array: NDArray) -> list[int]:
     planes = array[:: -(-len(array) // SLICES)]
     beside = np.lib.stride_tricks.sliding_window_view(np.pad(planes, ((0, 0), (1, 1), (1, 1)), "edge"), (3, 3), (1, 2))
     lowest, highest = beside.min(axis=(-2, -1)), beside.max(axis=(-2, -1))
-    counts = np.bincount(planes.reshape(-1))
-    between = np.bincount(planes[(lowest < planes) & (planes < highest)], minlength=len(counts))
-    return np.flatnonzero(2 * between > counts).tolist()
+    values, number = np.unique(planes, return_inverse=True)
+    number = number.reshape(planes.shape)
+    between = np.bincount(number[(lowest < planes) & (planes < highest)], minlength=len(values))
+    return values[2 * between > np.bincount(number.reshape(-1))].tolist()
 
 
 # --- where grids lie -------------------------------------------------------------------------------------------------
