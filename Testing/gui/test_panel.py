@@ -262,6 +262,13 @@ def test_segment_and_what_goes_on_are_seen_on_a_small_screen(widget, volume, qt_
     assert ui.segmentButton.y < ui.progressBar.y < ui.statusLabel.y < ui.aboutCollapsibleButton.y
 
 
+def test_what_a_model_says_of_itself_leaves_the_panel_narrow(widget):
+    ui = widget.ui
+    select(ui.modelComboBox, DEFAULT_MODEL)
+    sections = (ui.inputCollapsibleButton, ui.modelCollapsibleButton, ui.outputCollapsibleButton)
+    assert ui.aboutCollapsibleButton.sizeHint.width() <= max(section.sizeHint.width() for section in sections)
+
+
 def test_a_figure_stands_beside_the_segment_that_it_is_of(widget):
     select(widget.ui.modelComboBox, DEFAULT_MODEL)
     text = widget.ui.modelInfoLabel.text
