@@ -153,7 +153,7 @@ def segment_files(
             labels = files.read_labels(target)
         except (DeepLabSegError, OSError) as error:
             raise InvalidInput(f"{error}; {AGAIN}") from None
-        grid = files.read_image(source).geometry
+        grid = files.read_geometry(source)
         if not (_is_block(labels.geometry, grid) if suffix != ".png" else labels.geometry.shape == grid.shape):
             raise InvalidInput(f"{target} lies on another grid than {source}, as another scan's result does; {AGAIN}")
         unnamed = suffix != ".seg.nrrd" and before == made_with
@@ -185,6 +185,9 @@ def collect(
     try:
         for case in cases:
             collected.append(case)
+            if write is not None and case.status == "done":  # for a run that is killed
+                with suppress(OutputError):
+                    write(collected)
             if on_case is not None:
                 on_case(case)
     finally:
@@ -227,7 +230,7 @@ def write_report(cases: Sequence[Case], path: str | os.PathLike[str]) -> None:
 def read_report(path: str | os.PathLike[str]) -> list[Case]:
     """The cases of a table of `write_report`, none where there is no file. Raises `OutputError` for any other file."""
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             return [_case_of(row) for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []
@@ -243,9 +246,9 @@ def _case_of(row: dict[str, str]) -> Case:
     volumes = {
         column.removesuffix(VOLUME_COLUMN): float(value)
         for column, value in row.items()
-        if column.endswith(VOLUME_COLUMN) and value
+        if column and column.endswith(VOLUME_COLUMN) and value
     }
-    others = (row["message"], row["result"], row["made with"])
+    others = (row["message"] or "", row.get("result") or "", row.get("made with") or "")  # new columns, short rows
     return Case(row["case"], row["status"], float(row["seconds"]), volumes, *others)
 
 

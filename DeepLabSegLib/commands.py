@@ -79,7 +79,7 @@ def batch(options: argparse.Namespace) -> Report:
     segmenter = _load(options)
     report = Path(options.output) / batches.REPORT
     try:
-        with _ProgressBar(options) as bar, kept_pages():
+        with _warnings_as_notes(), _ProgressBar(options) as bar, kept_pages():
             bar.show("batch", 0, len(scans))
             cases = batches.segment_files(
                 segmenter,

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
     "check_slices",
+    "read_geometry",
     "read_image",
     "read_labels",
     "write_image",
@@ -52,6 +53,7 @@ ROUNDED_MM = 0.1  # how far rounding may move a DICOM slice aside
 MAX_TILT = 0.005  # mm aside per mm along the stack
 DESCRIPTION = "0008|103e"  # of a DICOM series
 RESCALE = ("0028|1053", "0028|1052")  # slope, intercept
+GRID_FRAME_OFFSETS = "3004|000c"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -70,6 +72,19 @@ def read_image(path: str | os.PathLike[str]) -> Image:
         a folder without exactly one DICOM series, slices or frames that are no even, upright stack.
     """
     return _to_image(_read(path), str(path))
+
+
+def read_geometry(path: str | os.PathLike[str]) -> Geometry:
+    """The grid of `read_image(path)`; of most formats of volumes the voxels aren't read. Raises as that does."""
+    source = Path(path)
+    if source.name.lower().endswith(VOLUME_SUFFIXES) and source.is_file():
+        _check_name(source)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(source))
+        with suppress(RuntimeError), _itk():  # what is wrong is said where all is read
+            reader.ReadImageInformation()
+            return _geometry(reader)
+    return read_image(source).geometry
 
 
 def _to_image(itk_image: sitk.Image, name: str) -> Image:
@@ -92,7 +107,8 @@ def _to_image(itk_image: sitk.Image, name: str) -> Image:
         image = Image(array, _geometry(itk_image))
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error}") from None
-    _warn_of_two_places(image.geometry, name)
+    if itk_image.GetDimension() > 2:  # of a slice ITK takes no height from either
+        _warn_of_two_places(image.geometry, name)
     return image
 
 
@@ -116,7 +132,7 @@ def _opaque(array: NDArray) -> bool:
     return array.shape[-1] == 4 and bool((array[..., -1] == np.iinfo(array.dtype).max).all())
 
 
-def _geometry(itk_image: sitk.Image) -> Geometry:
+def _geometry(itk_image: sitk.Image | sitk.ImageFileReader) -> Geometry:
     dims = itk_image.GetDimension()
     spacing, origin, direction = np.ones(3), np.zeros(3), np.eye(3)
     spacing[:dims] = itk_image.GetSpacing()
@@ -177,13 +193,15 @@ def _place_frames(itk_image: sitk.Image, source: Path) -> None:
 
     ITK stacks them along their normal, whichever way they go, and makes voxels of 1 mm where it finds them uneven.
     """
+    if itk_image.HasMetaDataKey(GRID_FRAME_OFFSETS):  # of an RT dose, which ITK places rightly
+        return
     header, frames = headers.dicom(source), itk_image.GetDepth()
     positions = headers.decimals(header, headers.FRAME_POSITION, 3)
     pixels = set(headers.decimals(header, headers.PIXEL_SPACING, 2))
     if len(positions) != frames or len(pixels) != 1:
         raise InvalidInput(
-            f"{source} has {frames} frames and doesn't say where each lies and what size its pixels are, so it is no "
-            "volume; give the series that it was made of"
+            f"{source} has {frames} frames and doesn't say of each where it lies and what size its pixels are, as "
+            "enhanced DICOM does, so it is taken for no volume; give the series that it was made of"
         )
     if any(len(set(headers.decimals(header, tag, 1))) > 1 for tag in headers.RESCALE):
         raise InvalidInput(
@@ -206,7 +224,9 @@ def _read_dicom(folder: Path) -> sitk.Image:
     for name in (name for names in found for name in names):
         _check_name(Path(name))
     if not found:
-        nested = ", such as a subfolder of it" if any(path.is_dir() for path in folder.iterdir()) else ""
+        nested = ""
+        with suppress(OSError):
+            nested = ", such as a subfolder of it" if any(path.is_dir() for path in folder.iterdir()) else ""
         raise InvalidInput(f"{folder} holds no DICOM series; give a folder with exactly one{nested}")
     if len(found) > 1:
         titles = ", ".join(sorted(map(_title, found)))
@@ -215,9 +235,12 @@ def _read_dicom(folder: Path) -> sitk.Image:
     if len(names) == 1:
         return _read_file(Path(names[0]))
     slices = [_information(name) for name in names]
+    normal = np.reshape(slices[0].GetDirection(), (3, 3))[:, 2]
+    # GDCM sorts some kinds of slices one way at first and the other way later on.
+    slices.sort(key=lambda slice_: float(np.dot(slice_.GetOrigin(), normal)))
     _check_stack(folder, [slice_.GetOrigin() for slice_ in slices], [slice_.GetDirection() for slice_ in slices])
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(names)
+    reader.SetFileNames([slice_.GetFileName() for slice_ in slices])
     if len({tuple(_tag(slice_, tag) for tag in RESCALE) for slice_ in slices}) > 1:
         reader.SetOutputPixelType(sitk.sitkFloat32)  # ITK makes all of the first slice's type, perhaps whole numbers
     return reader.Execute()

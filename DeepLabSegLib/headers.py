@@ -79,6 +79,8 @@ def sform(source: Path) -> NDArray[np.float64] | None:
     if min(struct.unpack_from(f"{order}2h", header, 252)) <= 0:  # qform_code, sform_code
         return None
     rows = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))  # srow_x, srow_y, srow_z
+    if not np.linalg.det(rows[:, :3]):
+        return None  # nobody can take it
     return rows * TO_MM.get(header[123] & 7, 1.0)  # xyzt_units
 
 

@@ -122,12 +122,16 @@ def volume_state(volume_node: Any) -> tuple[Any, ...]:
 
 
 def segmentation_state(segmentation_node: Any) -> tuple[Any, ...]:
-    """Changes when segments come, go or are drawn in."""
+    """Changes when segments come or go, are drawn in, named or coloured."""
     segmentation = segmentation_node.GetSegmentation()
     source = segmentation.GetSourceRepresentationName()
     ids = _segment_ids(segmentation)
-    drawn = [segmentation.GetSegment(name).GetRepresentation(source) for name in ids]
-    return tuple((name, data.GetMTime() if data else None) for name, data in zip(ids, drawn, strict=True))
+    segments = [segmentation.GetSegment(name) for name in ids]
+    drawn = [segment.GetRepresentation(source) for segment in segments]
+    return tuple(
+        (name, segment.GetName(), segment.GetColor(), data.GetMTime() if data else None)
+        for name, segment, data in zip(ids, segments, drawn, strict=True)
+    )
 
 
 def read_region(roi_node: Any) -> Region:
@@ -163,8 +167,8 @@ def write_result(
     """Put a result into the scene of `volume_node`, all of it or nothing, and return its segmentation node.
 
     `segmentation_node` None makes a new one, named after the volume, as for uncertainty and probabilities; these have a
-    component per class, and take the place of those that belong to the segmentation already. Raises what
-    `write_segmentation` raises.
+    component per class, and take the place of those that belong to the segmentation already, if it was of this volume.
+    Raises what `write_segmentation` raises.
     """
     _check_size(labels, volume_node)
     scene = volume_node.GetScene()
@@ -177,12 +181,13 @@ def write_result(
 
     def add_map(array: NDArray, node_class: str, what: str) -> None:
         role = f"{ROLE_PREFIX}{what}"
-        node = segmentation.GetNodeReference(role) or add(node_class, what)
+        node = (segmentation.GetNodeReference(role) if same else None) or add(node_class, what)
         write_map(array, node, volume_node)
         segmentation.SetNodeReferenceID(role, node.GetID())
 
     try:
         segmentation = segmentation_node or add("vtkMRMLSegmentationNode", "segmentation")
+        same = segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is volume_node
         if labels.uncertainty is not None:
             add_map(labels.uncertainty, "vtkMRMLScalarVolumeNode", "uncertainty")
         if labels.probabilities is not None:
@@ -229,12 +234,12 @@ def write_segmentation(
         segments.append((vtk_segment, segment.id))
 
     hidden = _hidden_segments(segmentation_node)
+    target = segmentation_node.GetSegmentation()
+    target.RemoveAllSegments()  # told at once, so that views and subject hierarchy let go of them
     modifying = segmentation_node.StartModify()
     try:
         # The transform first: geometry and labels below are in the volume's own frame.
         segmentation_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
-        target = segmentation_node.GetSegmentation()
-        target.RemoveAllSegments()
         target.SetSourceRepresentationName(_binary_labelmap())
         segmentation_node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
         for vtk_segment, segment_id in segments:
@@ -246,7 +251,7 @@ def write_segmentation(
     display = segmentation_node.GetDisplayNode()
     if display is not None:
         for segment in labels.segments:
-            if segment.id in hidden:
+            if segment.name in hidden:
                 display.SetSegmentVisibility(segment.id, False)
         if surfaces is not None:
             _show_in_3d(display, labels)
@@ -316,11 +321,12 @@ def _segment_ids(segmentation: Any) -> list[str]:
 
 
 def _hidden_segments(segmentation_node: Any) -> set[str]:
-    """Ids of the segments that someone has hidden."""
+    """Names of the segments that someone has hidden: ids are numbers, which mean others in another model."""
     display, segmentation = segmentation_node.GetDisplayNode(), segmentation_node.GetSegmentation()
     if display is None:
         return set()
-    return {name for name in _segment_ids(segmentation) if not display.GetSegmentVisibility(name)}
+    hidden = [name for name in _segment_ids(segmentation) if not display.GetSegmentVisibility(name)]
+    return {segmentation.GetSegment(name).GetName() for name in hidden}
 
 
 def _show_in_3d(display_node: Any, labels: Labels) -> None:

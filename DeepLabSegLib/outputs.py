@@ -22,15 +22,23 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwr
     target = Path(path)
     if not target.name.lower().endswith(suffixes):
         raise OutputError(f"{target} has no known ending; choose one of {', '.join(suffixes)}")
-    if not target.parent.is_dir():
-        raise OutputError(f"the folder {target.parent} does not exist; make it first")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"the folder {target.parent} can't be written to; choose another one")
+    try:
+        folder = _leads_to(target).parent
+    except RuntimeError:
+        raise OutputError(f"{target} is a link that leads round in a circle; give another name") from None
+    if not folder.is_dir():
+        raise OutputError(f"the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"the folder {folder} can't be written to; choose another one")
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file")
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists and is kept; give another name, or --overwrite (overwrite=True)")
     return target
+
+
+def _leads_to(path: Path) -> Path:
+    return path.resolve() if path.is_symlink() else path
 
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -67,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises `OutputError` where it can't be written, or `path` can't be replaced, as on Windows while another program
     has it open.
     """
-    target = path.resolve() if path.is_symlink() else path
+    target = _leads_to(path)
     # The end of the name, by which libraries choose the format, some only in small letters: all of it may be too long.
     temporary = target.with_name(f".{uuid.uuid4().hex[:8]}-{path.name[-20:].lower()}")
     try:

@@ -254,7 +254,8 @@ def check_voxels(image: Image) -> None:
     """Raise `InvalidInput` for voxels that are NaN or too large for float32, or an image that is constant."""
     array = image.array
     if array.dtype.kind == "f":
-        good = int(np.count_nonzero((array >= -LARGEST_VALUE) & (array <= LARGEST_VALUE)))
+        largest = min(LARGEST_VALUE, float(np.finfo(array.dtype).max))
+        good = int(np.count_nonzero((array >= -largest) & (array <= largest)))
         if good < array.size:
             raise InvalidInput(
                 f"{array.size - good} of {array.size} voxels are NaN, infinite or beyond {LARGEST_VALUE:.2g}; replace "

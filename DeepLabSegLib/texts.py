@@ -29,6 +29,8 @@ def parse_spacing(text: str) -> tuple[float | None, ...]:
 def parse_names(text: str) -> list[str]:
     """`"Liver, Spleen"` to names. Raises `InvalidInput` for an empty one, and for one that stands twice."""
     names = [name.strip() for name in text.split(",")]
+    if names == [""]:
+        raise InvalidInput("no name is given; write for example Liver, Spleen")
     if "" in names:
         raise InvalidInput(f"a name in {text!r} is empty; leave out the comma that has no name beside it")
     twice = {name for name in names if names.count(name) > 1}

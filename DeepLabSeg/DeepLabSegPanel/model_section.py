@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ class ModelSection:
             else:
                 self._isWeights = True
                 self._lookSoon()
-        except DeepLabSegError as error:
+        except (DeepLabSegError, OSError) as error:
             self.problem = str(error)
         self.ui.networkCollapsibleButton.collapsed = not self._isWeights
         self._tell()
@@ -133,7 +134,7 @@ class ModelSection:
         parameters = self._parameters
         if parameters.model != FILE:
             return catalog.find_model(parameters.model)
-        if not parameters.weightsPath:
+        if not parameters.weightsPath.strip():
             raise InvalidInput(_("no file is chosen; choose a model or weights file"))
         path = typed_path(parameters.weightsPath)
         if not path.exists():
@@ -294,7 +295,10 @@ def card_html(card: ModelCard) -> str:
 
 def typed_path(text: str) -> Path:
     """A path as people type and paste it: with blanks around, in quotes, from the home folder."""
-    return Path(text.strip().strip("\"'")).expanduser().absolute()
+    path = Path(text.strip().strip("\"'"))
+    with suppress(RuntimeError):  # the home of nobody here
+        path = path.expanduser()
+    return path.absolute()
 
 
 def _family(family: str, names: tuple[str, ...]) -> list[tuple[str, str | None]]:

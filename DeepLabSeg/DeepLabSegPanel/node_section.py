@@ -14,7 +14,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegPanel.channels import ChannelSelectors
 from DeepLabSegPanel.tones import BAD, DOUBT, paint
 
-NO_RESULT: tuple[Any, Any] = (None, None)
+NOTHING: tuple[Any, Any] = (None, None)
 INPUT_CLASSES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
 
 
@@ -29,8 +29,8 @@ class NodeSection(VTKObservationMixin):
         self._parameters: Any = None
         self._card: ModelCard | None = None
         self._lastInput: Any = None
-        self._result = NO_RESULT
-        self._kept = ""
+        self._chosen = NOTHING
+        self._kept: Any = None
         self._watched: list[Any] = []
 
     @property
@@ -47,13 +47,13 @@ class NodeSection(VTKObservationMixin):
     def stop(self) -> None:
         """Let go of all nodes."""
         self._parameters = None
-        self._result, self._kept = NO_RESULT, ""
+        self._chosen, self._kept = NOTHING, None
         self._watch([])
 
     def takeResult(self, segmentation: Any) -> None:
         """Choose a run's result as output, so that the next run replaces it, unless someone edits it before."""
         if not _holdsAnother(segmentation, self._parameters.inputVolume):
-            self._result = (segmentation, mrml.segmentation_state(segmentation))
+            self._choose(segmentation)
             self._parameters.outputSegmentation = segmentation
 
     def chooseFirstVolume(self) -> None:
@@ -69,6 +69,8 @@ class NodeSection(VTKObservationMixin):
         for name in ("roi", "outputSegmentation"):
             if getattr(self._parameters, name) is node:
                 setattr(self._parameters, name, None)
+        if self._kept is node:
+            self._kept = None
         self._channels.leaveOut(node)
 
     def show(self, card: ModelCard | None, isIdle: bool) -> None:
@@ -76,7 +78,7 @@ class NodeSection(VTKObservationMixin):
         parameters, ui = self._parameters, self.ui
         self._card = card
         if parameters.inputVolume is not self._lastInput:
-            self._lastInput = parameters.inputVolume
+            self._lastInput, self._kept = parameters.inputVolume, None
             if _holdsAnother(parameters.outputSegmentation, parameters.inputVolume):
                 parameters.outputSegmentation = None  # the new scan's result must not replace it
         if isIdle:
@@ -86,7 +88,7 @@ class NodeSection(VTKObservationMixin):
         ui.sampleButton.visible = not _listedVolumes()
         _tell(ui.inputMessageLabel, self.problem(), BAD)
         _tell(ui.outputMessageLabel, self._remark(), DOUBT)
-        self._watch([*self.volumes, parameters.roi, parameters.outputSegmentation])
+        self._watch([*self.volumes, parameters.roi, parameters.outputSegmentation, self._kept])
 
     def problem(self) -> str:
         """What is wrong with the input; empty where nothing is."""
@@ -104,7 +106,7 @@ class NodeSection(VTKObservationMixin):
         given, wanted = sum(map(_components, self.volumes)), len(card.input.channels)
         colours = _components(parameters.inputVolume)
         if colours > wanted:
-            return _("{volume} is in colour, {n} values per voxel, and {model} takes {wanted}.").format(
+            return _("{volume} has {n} values per voxel, as colours do, and {model} takes {wanted}.").format(
                 volume=parameters.inputVolume.GetName(), n=colours, model=card.name, wanted=wanted
             )
         if given != wanted:
@@ -121,20 +123,24 @@ class NodeSection(VTKObservationMixin):
         return ""
 
     def _keepEdits(self) -> None:
-        """A result that someone has edited is theirs: the next run replaces it only where they choose it again."""
-        output, (result, state) = self._parameters.outputSegmentation, self._result
-        if output is not None:
-            self._kept = ""
-        if output is not result:
-            self._result = NO_RESULT
+        """An output that is edited after it was chosen is kept: it is replaced only where it is chosen again."""
+        output, (chosen, state) = self._parameters.outputSegmentation, self._chosen
+        if output is not chosen:
+            self._choose(output)
         elif output is not None and mrml.segmentation_state(output) != state:
-            self._result, self._kept = NO_RESULT, output.GetName()
+            self._chosen, self._kept = NOTHING, output
             self._parameters.outputSegmentation = None
+
+    def _choose(self, output: Any) -> None:
+        if output is not None:
+            self._chosen, self._kept = (output, mrml.segmentation_state(output)), None
+        else:
+            self._chosen = NOTHING
 
     def _remark(self) -> str:
         output = self._parameters.outputSegmentation
-        if self._kept:
-            return _("{name} was edited and is kept; choose it to have it replaced.").format(name=self._kept)
+        if self._kept is not None:
+            return _("{name} was edited and is kept; choose it to have it replaced.").format(name=self._kept.GetName())
         count = 0 if output is None else output.GetSegmentation().GetNumberOfSegments()
         if count == 1:
             return _("Its segment will be replaced.")
@@ -181,6 +187,7 @@ def _events(node: Any) -> tuple[int, ...]:
         *events,
         segmentation.SegmentAdded,
         segmentation.SegmentRemoved,
+        segmentation.SegmentModified,
         segmentation.SourceRepresentationModified,
     )
 

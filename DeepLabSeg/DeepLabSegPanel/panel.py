@@ -48,7 +48,7 @@ class Panel(VTKObservationMixin):
         self._guiTag: Any = None
         self._run: SegmentationRun | None = None
         self._installer: torch_setup.TorchInstaller | None = None
-        self._startedAt = 0.0
+        self._clickedAt = 0.0
         self._stageStarted = ("", 0.0)
         self._notes: list[str] = []
         self._isRefusal = False
@@ -229,7 +229,7 @@ class Panel(VTKObservationMixin):
     # --- the button --------------------------------------------------------------------------------------------------
 
     def _onSegmentButton(self) -> None:
-        if time.monotonic() < self._startedAt + slicer.app.doubleClickInterval / 1000:
+        if time.monotonic() < self._clickedAt + slicer.app.doubleClickInterval / 1000:
             return  # the second half of a double click
         if self._run is not None:
             self._say(_("Cancelling …"))
@@ -238,6 +238,7 @@ class Panel(VTKObservationMixin):
             self._installer.cancel()
         else:
             self._attempt(self._install if self._missing() else self._startRun)
+        self._clickedAt = time.monotonic()  # not before: what was done may have held up the second click
 
     def _attempt(self, action: Callable[[RunRequest], None]) -> None:
         """Do it with what is chosen, or say why it can't be done."""
@@ -252,7 +253,6 @@ class Panel(VTKObservationMixin):
     def _startRun(self, request: RunRequest) -> None:
         self._run = SegmentationRun(request, self.worker, self._onProgress, self._onEnd)
         self._run.start()
-        self._startedAt = time.monotonic()
         self._stageStarted = ("", 0.0)
         self._notes = []
         self._sayBusy(_("Starting …"))

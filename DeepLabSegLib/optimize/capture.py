@@ -50,7 +50,7 @@ def _record(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx
     x = stand_in(shape, dtype)
     try:  # its tensors are replaced in a copy: an interrupt might leave them so
         module = copy.deepcopy(module, {id(tensor): tensor for tensor in named.values()})
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # of any kind, as what a module of one's own raises
         raise NotCapturable(f"it can't be copied: {error}") from error
     recorder = _Recorder(x, tensors)
     try:

@@ -302,7 +302,8 @@ def _class_names(labels: Mapping[str, object]) -> tuple[dict[int, str], list[str
     classes: dict[int, str] = {}
     others = []
     for key, entry in labels.items():
-        name, value = (entry, key) if isinstance(entry, str) else (key, entry)  # the Decathlon's, nnU-Net's
+        by_name = not isinstance(entry, str) or (entry.isdecimal() and not key.isdecimal())
+        name, value = (key, entry) if by_name else (str(entry), key)  # nnU-Net's, the Decathlon's
         if isinstance(value, list) and len(value) == 1:
             (value,) = value
         if name.strip() and str(value).isdecimal() and int(str(value)) not in classes:

@@ -138,6 +138,8 @@ def _odd_whites(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
     whites = {found.value for found in classes}
     if len(whites) < 2 or not whites <= set(WHITES) or any(len(m.segments) > 1 for m in good.values()):
         return []
+    if any(not unnamed(segment) for m in good.values() for segment, _ in m.segments):
+        return []
     usual = max(classes, key=lambda found: (found.cases, found.value)).value
     return [
         (

@@ -174,9 +174,12 @@ def test_what_is_said_of_a_node_follows_the_node(widget, volume, scan):
     assert not ui.inputMessageLabel.visible
     mine = add_drawing()
     ui.outputSelector.setCurrentNode(mine)
+    assert "Its segment will be replaced" in ui.outputMessageLabel.text
     draw(mine, "more")
-    assert "2 segments will be replaced" in ui.outputMessageLabel.text
-    mine.GetSegmentation().RemoveAllSegments()
+    assert "Mine was edited and is kept" in ui.outputMessageLabel.text
+    mine.SetName("Renamed")
+    assert "Renamed was edited" in ui.outputMessageLabel.text
+    slicer.mrmlScene.RemoveNode(mine)
     assert not ui.outputMessageLabel.visible
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Coming")
     ui.inputSelector.setCurrentNode(empty)
@@ -469,6 +472,24 @@ def test_a_result_that_was_edited_is_replaced_only_where_it_is_chosen_again(widg
     segment(widget)
     assert len(segmentations()) == 2
     assert not masks(first)["Segment_1"].all()
+
+
+@pytest.mark.parametrize("edit", ["name", "colour", "segment"])
+def test_what_is_edited_in_a_scene_that_was_opened_is_kept(widget, volume, tmp_path, edit):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    close_and_open_scene(tmp_path)
+    (node,) = segmentations()
+    assert widget.ui.outputSelector.currentNode() is node
+    first = node.GetSegmentation().GetNthSegment(0)
+    if edit == "name":
+        first.SetName("Lesion")
+    elif edit == "colour":
+        first.SetColor(0.1, 0.2, 0.3)
+    else:
+        draw(node, "more")
+    assert widget.ui.outputSelector.currentNode() is None
+    assert "was edited and is kept" in widget.ui.outputMessageLabel.text
 
 
 def test_another_volume_gets_its_own_result_after_the_module_was_loaded_anew(widget, volume, scan, load_module):
@@ -798,10 +819,16 @@ def test_a_full_disk_is_said(widget, volume, monkeypatch):
 def test_a_double_click_is_one(widget, volume):
     select(widget.ui.modelComboBox, "tiny-2d")
     slicer.app.doubleClickInterval = 400
-    widget.ui.segmentButton.click()
-    widget.ui.segmentButton.click()
+    for _ in range(2):
+        widget.ui.segmentButton.click()
     wait_until(lambda: is_idle(widget), 60)
     assert "Head segmentation is ready" in widget.ui.statusLabel.text
+    start(widget, **{**SLOW, "tile": "16x16"})
+    time.sleep(0.4)
+    for _ in range(2):
+        widget.ui.segmentButton.click()
+        wait_until(lambda: is_idle(widget), 60)
+    assert "cancelled" in widget.ui.statusLabel.text
 
 
 def test_a_result_without_a_voxel_is_no_plain_success(widget, models, volume):
@@ -821,7 +848,7 @@ def test_a_colour_volume_is_not_counted_as_several_images(widget, rng):
         add_volume(slicer.mrmlScene, make_scan(rng, channels=3), "Photo", "vtkMRMLVectorVolumeNode")
     )
     select(widget.ui.modelComboBox, "tiny-2d")
-    assert "Photo is in colour, 3 values per voxel, and tiny-2d takes 1" in widget.ui.inputMessageLabel.text
+    assert "Photo has 3 values per voxel, as colours do, and tiny-2d takes 1" in widget.ui.inputMessageLabel.text
 
 
 def choose_file(widget, path) -> None:
@@ -843,6 +870,11 @@ def test_a_model_that_comes_changes_or_goes_while_it_is_chosen_is_seen_at_the_ne
     path = tmp_path / "mine"
     choose_file(widget, f' "{path}" ')
     assert "mine does not exist" in segment(widget)
+    choose_file(widget, "~nobody_of_that_name/mine")
+    assert "mine does not exist" in segment(widget)
+    choose_file(widget, "x" * 5000)
+    assert "too long" in segment(widget)
+    choose_file(widget, f' "{path}" ')
     save_model(path, make_segmenter(2))
     assert "is ready" in segment(widget)
     shutil.rmtree(path)

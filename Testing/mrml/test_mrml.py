@@ -256,9 +256,10 @@ def test_a_second_run_into_a_segmentation_renews_its_maps_and_keeps_hidden_what_
     with pytest.raises(InvalidInput, match="changed meanwhile"):
         write_result(replace(labels, uncertainty=labels.uncertainty * 0), volume, output)
     np.testing.assert_array_equal(read_volumes(maps[:1]).array[0], labels.uncertainty)
-    scene.RemoveNode(maps[0])
-    write_result(labels, add_volume(scene, scan, "Other"), output)
-    assert scene.GetFirstNodeByName("Other uncertainty") is not None, "one that was deleted is made anew"
+    other = replace(labels, segments=tuple(replace(s, name=f"Other {s.name}") for s in labels.segments))
+    write_result(other, add_volume(scene, scan, "Other"), output)
+    assert scene.GetFirstNodeByName("Other uncertainty") is not None, "another volume has its own"
+    assert visible("Segment_1"), "another segment of that number was hidden"
 
 
 @pytest.mark.parametrize(("largest", "off"), [(surface_module.LARGEST, 0.01), (4000, surface_module.LOST)])

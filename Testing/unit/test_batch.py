@@ -280,6 +280,27 @@ def test_the_table_keeps_the_rows_of_results_that_are_there(folder, tmp_path, rn
     assert cases() == [("b", "done"), ("c", "kept")]
 
 
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "saved by Excel"])
+def test_a_table_of_an_earlier_version_is_gone_on_with(folder, tmp_path, start):
+    report = tmp_path / "out" / "report.csv"
+    segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
+    rows = "case,status,seconds,Part 1 (ml),message\na,done,1.0,2.5,\nb,failed,0.1,,damaged\nb,failed,1\n"
+    report.write_text(f"{start}{rows}", encoding="utf-8")
+    cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", report=report)
+    assert [case.status for case in cases] == ["kept", "kept"]
+    assert [case.result for case in read_report(report)] == ["a.seg.nrrd", "b.seg.nrrd"]
+
+
+def test_what_a_killed_run_has_finished_is_in_the_table(folder, tmp_path):
+    report = tmp_path / "out" / "report.csv"
+    seen = []
+    segment_files(
+        make_segmenter(2), find_scans(folder), tmp_path / "out", report=report,
+        on_case=lambda case: seen.append([row.name for row in read_report(report)]),
+    )  # fmt: skip
+    assert seen == [["a"], ["a", "b"]]
+
+
 @pytest.mark.parametrize("text", ["patient,age\na,40\n", "case,status\na,fine\n", "a;b\n1;2,3\n"])
 def test_a_table_that_is_not_of_a_batch_is_not_lost(folder, tmp_path, text):
     report = tmp_path / "report.csv"

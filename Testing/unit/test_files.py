@@ -1,5 +1,6 @@
 import gzip
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from helpers import TERMINOLOGY, itk, make_scan, physically_equal
 from PIL import Image as Picture
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
+from DeepLabSegLib.files import read_geometry, read_image, read_labels, write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.outputs import check_output
 
 OBLIQUE = ((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (-1.0, 0.0, 0.0))
 SEGMENTS = (Segment(1, "Grey matter", (200, 100, 50), TERMINOLOGY), Segment(2, "Ventrikel", (0, 0, 255)))
@@ -243,7 +245,7 @@ def test_frames_of_one_dicom_file_are_a_volume_whichever_way_they_go(tmp_path, s
         ([0, 1, 2, 3] * 2, {}, "several DICOM slices lie at one place"),
         ([0, 2, 4, 1, 3, 5], {}, "or out of order"),
         ([0, 1, 2, 5, 6, 7], {}, "3.00 to 9.00 mm apart; a slice is missing"),
-        ([0, 1, 2, 3], {"told": False}, "has 4 frames and doesn't say where each lies"),
+        ([0, 1, 2, 3], {"told": False}, "has 4 frames and doesn't say of each where it lies"),
         ([0, 1, 2, 3], {"slopes": ["1", "0.5", "1", "1"]}, "values are scaled differently"),
     ],
     ids=["time points", "interleaved", "gap", "secondary capture", "slopes"],
@@ -421,6 +423,23 @@ def test_overlapping_segments_come_back_whole_from_a_segmentation(tmp_path, rng)
         write_labels(labels, tmp_path / "r.nii.gz")
 
 
+@pytest.mark.parametrize("name", ["s.nii.gz", "s.nrrd", "s.mha", "s.png", "gone.nrrd", "bad.nrrd"])
+def test_the_grid_of_a_file_is_that_of_its_image(tmp_path, rng, name):
+    shape = (1, 6, 7) if name.endswith(".png") else (5, 6, 7)
+    if name == "bad.nrrd":
+        (tmp_path / name).write_text("no image")
+    elif name != "gone.nrrd":
+        image = Image(rng.integers(0, 255, (1, *shape)).astype(np.uint8), Geometry(shape, (3.0, 1.5, 1.2)))
+        sitk.WriteImage(itk(image)[:, :, 0] if name.endswith(".png") else itk(image), tmp_path / name)
+    try:
+        expected = read_image(tmp_path / name).geometry
+    except InvalidInput as error:
+        with pytest.raises(InvalidInput, match=re.escape(str(error))):
+            read_geometry(tmp_path / name)
+    else:
+        assert read_geometry(tmp_path / name) == expected
+
+
 def test_segments_with_a_component_each_as_slicer_wrote_them_up_to_4_10_are_told_apart(tmp_path, rng):
     masks = (rng.random((5, 6, 7, 2)) > 0.5).astype(np.uint8)
     written = sitk.GetImageFromArray(masks, isVector=True)
@@ -496,6 +515,13 @@ def test_a_result_that_is_a_link_stays_one_and_what_it_leads_to_is_written(tmp_p
     assert (tmp_path / "r.nrrd").is_symlink()
     np.testing.assert_array_equal(read_labels(tmp_path / "r.nrrd").array, labels.array)
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["blob"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a right to make links")
+def test_a_link_that_leads_nowhere_is_refused_before_work_begins(tmp_path):
+    (tmp_path / "r.nrrd").symlink_to("gone/blob.nrrd")
+    with pytest.raises(OutputError, match="gone does not exist"):
+        check_output(tmp_path / "r.nrrd", (".nrrd",))
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, labels):

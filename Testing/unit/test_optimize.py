@@ -414,6 +414,15 @@ def test_the_network_keeps_its_weights_while_a_form_is_made(dims):
     assert all(map(all, seen))
 
 
+def test_what_can_not_be_copied_runs_as_written():
+    class Single(OwnEncoder):
+        def __deepcopy__(self, memo):
+            raise AttributeError("there is one of it")
+
+    made = fast_form(make(2, Single(2, looks=False), encoder_depth=3), (1, 2, 17, 20), CPU, "fp32")
+    assert "as written (it can't be copied: there is one of it)" in made.how
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_threads_may_share_the_forms_of_a_network(dims):
     network = make(dims)

@@ -166,6 +166,16 @@ def test_a_normalisation_without_sense_is_refused(arguments):
         Normalization(*arguments)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_infinite_voxels_are_refused_in_every_type_and_others_are_not(kind):
+    array = np.arange(24).reshape(2, 3, 4).astype(kind)
+    check_voxels(Image(array, Geometry((2, 3, 4))))
+    array[0, 0, 0] = np.inf
+    with pytest.raises(InvalidInput, match="1 of 24 voxels"):
+        check_voxels(Image(array, Geometry((2, 3, 4))))
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [(np.nan, "1 of 24 voxels"), (np.inf, "NaN, infinite"), (-1e40, "beyond 3.4e"), (1e39, "beyond 3.4e")],

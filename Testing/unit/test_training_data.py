@@ -549,6 +549,9 @@ def test_masks_that_are_1_in_some_and_white_in_others_are_named(dims, tmp_path, 
     assert fault.name == "b"
     assert "holds the value 1 alone, and others 255 alone" in fault.problem
     assert "write 255 for 1" in fault.problem
+    said = {"labels": {"background": "0", "Benign": "1", "Malignant": 255}}  # names make them two classes
+    (folder / "dataset.json").write_text(json.dumps(said))
+    assert not checked(folder).faults
 
 
 def test_what_is_white_may_be_a_class_of_its_own(tmp_path, rng):
