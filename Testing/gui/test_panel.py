@@ -475,10 +475,11 @@ def test_a_result_that_was_edited_is_replaced_only_where_it_is_chosen_again(widg
 
 
 @pytest.mark.parametrize("edit", ["name", "colour", "segment"])
-def test_what_is_edited_in_a_scene_that_was_opened_is_kept(widget, volume, tmp_path, edit):
+def test_what_is_edited_after_the_module_was_loaded_anew_is_kept(widget, volume, load_module, edit):
     select(widget.ui.modelComboBox, "tiny-2d")
     segment(widget)
-    close_and_open_scene(tmp_path)
+    widget.cleanup()
+    widget = load_module()
     (node,) = segmentations()
     assert widget.ui.outputSelector.currentNode() is node
     first = node.GetSegmentation().GetNthSegment(0)
