@@ -2,8 +2,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -366,6 +368,23 @@ def test_weights_that_half_precision_cannot_hold_are_kept_in_full(tmp_path):
     save_bundle(tmp_path / "large", make_bundle(2, 3), network)
     again = read_network(tmp_path / "large", read_bundle(tmp_path / "large"))
     assert float(again.state_dict()[name][0]) == 1e6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes to signal")
+def test_a_training_whose_whole_group_gets_sigterm_ends_in_words(tmp_path):
+    """As `timeout` sends it; the processes that load images get it as well."""
+    data = write_data(tmp_path / "data", 2)
+    command = [sys.executable, "-m", "DeepLabSegLib.cli", "train", data, "-o", tmp_path / "boxes", "--workers", "2",
+               "--device", "cpu", "--steps", "99999", "--tile", "32x32", "--labels", "Box", "--folds", "0"]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not (tmp_path / "boxes.training" / "data.txt").exists():
+            time.sleep(0.1)
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "interrupted; the same command" in errors
+    assert "Traceback" not in errors
 
 
 def run_with_torchrun(processes, *arguments):
