@@ -27,6 +27,7 @@ __all__ = [
     "read_volumes",
     "segment_volumes",
     "segmentation_state",
+    "segmented_volume",
     "volume_state",
     "volume_voxels",
     "write_map",
@@ -134,6 +135,11 @@ def segmentation_state(segmentation_node: Any) -> tuple[Any, ...]:
     )
 
 
+def segmented_volume(segmentation_node: Any) -> Any:
+    """The volume node that a segmentation was made of, None where it names none."""
+    return segmentation_node.GetNodeReference(segmentation_node.GetReferenceImageGeometryReferenceRole())
+
+
 def read_region(roi_node: Any) -> Region:
     """The box of a markups ROI in world RAS. Raises `InvalidInput` where it has no size or no regular shape."""
     if not _is_a(roi_node, "MarkupsROI"):
@@ -187,7 +193,7 @@ def write_result(
 
     try:
         segmentation = segmentation_node or add("vtkMRMLSegmentationNode", "segmentation")
-        same = segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is volume_node
+        same = segmented_volume(segmentation) is volume_node
         if labels.uncertainty is not None:
             add_map(labels.uncertainty, "vtkMRMLScalarVolumeNode", "uncertainty")
         if labels.probabilities is not None:

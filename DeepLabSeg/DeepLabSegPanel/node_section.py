@@ -170,7 +170,7 @@ def _holdsAnother(segmentation: Any, volume: Any) -> bool:
     """Whether a segmentation has segments, and not of this volume."""
     if segmentation is None or segmentation.GetSegmentation().GetNumberOfSegments() == 0:
         return False
-    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is not volume
+    return mrml.segmented_volume(segmentation) is not volume
 
 
 def _components(volume: Any) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.image import Segment
 from DeepLabSegLib.training.cases import DATASET, Case, Fault
-from DeepLabSegLib.training.fingerprint import Fingerprint, Measurement, measure, summarize
+from DeepLabSegLib.training.fingerprint import ClassFound, Fingerprint, Measurement, measure, summarize
 from DeepLabSegLib.training.pairs import BadPair, class_of, is_picture, read_pair, unnamed
 
 __all__ = ["CheckedData", "check_cases", "report"]
@@ -134,21 +135,17 @@ def _sides(measurement: Measurement) -> tuple[float, float]:
 
 def _odd_whites(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
     """Masks of one class whose inside is 1 in some and white in others."""
-    classes = summarize(list(good.values())).classes if good else ()
+    classes = _classes(good)
     whites = {found.value for found in classes}
     if len(whites) < 2 or not whites <= set(WHITES) or any(len(m.segments) > 1 for m in good.values()):
         return []
-    if any(not unnamed(segment) for m in good.values() for segment, _ in m.segments):
+    if not all(unnamed(segment) for _, segment in _segments(good)):
         return []
     usual = max(classes, key=lambda found: (found.cases, found.value)).value
+    remedy = f"and others {usual} alone, which makes two classes; write {usual} for"
     return [
-        (
-            case,
-            f"{case.label} holds the value {segment.value} alone, and others {usual} alone, which makes two "
-            f"classes; write {usual} for {segment.value}",
-        )
-        for case, measurement in good.items()
-        for segment, _ in measurement.segments
+        (case, f"{case.label} holds the value {segment.value} alone, {remedy} {segment.value}")
+        for case, segment in _segments(good)
         if segment.value != usual
     ]
 
@@ -156,28 +153,31 @@ def _odd_whites(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
 def _odd_values(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
     """Values without a name that other labels have with a name, and not always with the same."""
     names = defaultdict(set)
-    for measurement in good.values():
-        for segment, _ in measurement.segments:
-            if not unnamed(segment):
-                names[segment.value].add(segment.name)
-    classes = summarize(list(good.values())).classes if good else ()
-    unclear = {found.value for found in classes if found.name == f"Label {found.value}"} & set(names)
-    return [
-        (
-            case,
-            f"{case.label} holds the value {segment.value} without a name, and labels with names number "
-            f"{' and '.join(sorted(names[segment.value]))} in several ways; save it with named segments, as .seg.nrrd",
-        )
-        for case, measurement in good.items()
-        for segment, _ in measurement.segments
-        if unnamed(segment) and segment.value in unclear
-    ]
+    for _, segment in _segments(good):
+        if not unnamed(segment):
+            names[segment.value].add(segment.name)
+    unclear = {found.value for found in _classes(good) if found.name == f"Label {found.value}"} & set(names)
+    odd = []
+    for case, segment in _segments(good):
+        if unnamed(segment) and segment.value in unclear:
+            what = f"{case.label} holds the value {segment.value} without a name, and labels with names number"
+            several = " and ".join(sorted(names[segment.value]))
+            odd.append((case, f"{what} {several} in several ways; save it with named segments, as .seg.nrrd"))
+    return odd
+
+
+def _segments(good: dict[Case, Measurement]) -> Iterator[tuple[Case, Segment]]:
+    return ((case, segment) for case, measurement in good.items() for segment, _ in measurement.segments)
+
+
+def _classes(good: dict[Case, Measurement]) -> tuple[ClassFound, ...]:
+    return summarize(list(good.values())).classes if good else ()
 
 
 def _odd_classes(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
     if len(good) < ALONE:
         return []
-    classes = summarize(list(good.values())).classes
+    classes = _classes(good)
     names, values = [found.name for found in classes], [found.value for found in classes]
     odd = []
     for case, measurement in good.items():
