@@ -48,7 +48,7 @@ def test_segment_writes_what_the_library_gives(tmp_path, scan_path, bundle_folde
 
 
 def test_small_volumes_keep_their_digits(capsys):
-    from DeepLabSegLib.commands import _volume_table
+    from DeepLabSegLib.commands.segmenting import _volume_table
 
     assert _volume_table({"Lesion": 0.0432, "Liver": 1500.04}).split() == [
         "structure", "ml", "Lesion", "0.043", "Liver", "1500.0"
@@ -218,7 +218,7 @@ def test_ctrl_c_while_a_batch_renews_says_that_the_others_are_old(
     (tmp_path / "second.nii.gz").write_bytes(scan_path.read_bytes())
     arguments = ("batch", tmp_path, "-o", tmp_path / "results", "--model", bundle_folder, "--device", "cpu")
     assert run(*arguments) == 0
-    monkeypatch.setattr("DeepLabSegLib.commands._ProgressBar.of_case", interrupt)
+    monkeypatch.setattr("DeepLabSegLib.commands.telling.ProgressBar.of_case", interrupt)
     assert run(*arguments, "--overwrite") == 130
     assert "finished cases are new and the others as they were; the same command begins" in capsys.readouterr().err
     with (tmp_path / "results" / "report.csv").open(newline="") as file:
@@ -309,10 +309,10 @@ def test_a_table_that_the_disk_has_no_room_for_is_an_error_in_one_line(tmp_path,
     scan_path.rename(tmp_path / "scans" / "scan.nii.gz")
     arguments = ["batch", "scans", "-o", "results", "--model", str(bundle_folder), "--device", "cpu"]
     code = (
-        "import resource, sys; from DeepLabSegLib import batch; from DeepLabSegLib.cli import main\n"
-        "write = batch.write_report\n"
+        "import resource, sys; from DeepLabSegLib.batch import report; from DeepLabSegLib.cli import main\n"
+        "write = report.write_report\n"
         "def write_less(*a): resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)); write(*a)\n"
-        f"batch.write_report = write_less; sys.exit(main({arguments!r}))"
+        f"report.write_report = write_less; sys.exit(main({arguments!r}))"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 1

@@ -326,7 +326,7 @@ def test_ctrl_c_says_what_is_left(steps, check, words, tmp_path, capsys, monkeyp
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("DeepLabSegLib.commands._ProgressBar.of_training", interrupt)
+    monkeypatch.setattr("DeepLabSegLib.commands.telling.ProgressBar.of_training", interrupt)
     assert main([*arguments, "2", *check]) == 130
     assert capsys.readouterr().err.strip().endswith(f"interrupted; {words}")
 

@@ -1,0 +1,77 @@
+"""The scans in a folder."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from DeepLabSegLib import files
+from DeepLabSegLib.batch.report import REPORT, read_report
+from DeepLabSegLib.errors import InvalidInput, OutputError
+
+__all__ = ["find_nested", "find_scans", "stem"]
+
+
+def find_scans(folder: str | os.PathLike[str]) -> list[Path]:
+    """The volumes in `folder`, sorted, and its subfolders that hold DICOM; where there are none, its pictures.
+
+    Segmentations, what a report in the folder calls a result, and hidden files are left out.
+
+    Raises `InvalidInput` where there is none.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InvalidInput(f"{root} is no folder; give a folder of scans")
+    paths = _paths_in(root)
+    pictures = [path for path in paths if path.name.lower().endswith(files.PICTURE_SUFFIXES)]
+    found = [path for path in paths if _is_volume(path)] or pictures
+    if not found:
+        nested = "".join(f"; {inner} does" for inner in find_nested(root)[:1])
+        raise InvalidInput(
+            f"{root} holds no scan{nested}; known are {', '.join(files.IMAGE_SUFFIXES)} and folders of DICOM"
+        )
+    return found
+
+
+def find_nested(folder: str | os.PathLike[str]) -> list[Path]:
+    """The subfolders of `folder` with volumes in them, which `find_scans` leaves out; those closed to us are passed by.
+
+    As there, results aren't counted.
+    """
+    found = []
+    for path in _paths_in(Path(folder)):
+        with suppress(OSError):
+            if path.is_dir() and not _is_volume(path) and any(map(_is_volume, _paths_in(path))):
+                found.append(path)
+    return found
+
+
+def stem(path: Path) -> str:
+    """A scan's name without what tells its format."""
+    name = path.name
+    return next((name[: -len(end)] for end in files.IMAGE_SUFFIXES if name.lower().endswith(end)), name)
+
+
+def _paths_in(folder: Path) -> list[Path]:
+    """What lies in `folder`, sorted, but for results of a batch and what is hidden, as by macOS on a foreign disk."""
+    results: set[str] = set()
+    with suppress(OutputError):
+        results = {case.result for case in read_report(folder / REPORT)}
+    return [path for path in sorted(folder.iterdir()) if path.name not in results and not path.name.startswith(".")]
+
+
+def _is_volume(path: Path) -> bool:
+    with suppress(OSError):  # it is closed to us
+        if path.is_dir():
+            return any(map(_looks_like_dicom, path.iterdir()))
+    name = path.name.lower()
+    return name.endswith(files.VOLUME_SUFFIXES) and not name.endswith(".seg.nrrd")
+
+
+def _looks_like_dicom(path: Path) -> bool:
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as stream:
+                return stream.read(132)[128:] == b"DICM"
+    return False

@@ -1,0 +1,156 @@
+"""`deeplabseg models`, `encoders`, `info`, `convert` and `export`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import DeepLabSegLib
+from DeepLabSegLib.commands.telling import Report, table
+from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
+from DeepLabSegLib.image import Segment
+from DeepLabSegLib.outputs import check_output, replacing
+from DeepLabSegLib.schema import from_json, to_json
+from DeepLabSegLib.texts import parse_names
+
+__all__ = ["convert", "encoders", "export", "info", "models"]
+
+
+def models(options: argparse.Namespace) -> Report:
+    """List the models that are here."""
+    from DeepLabSegLib import bundle, catalog
+
+    data: list[Any] = []
+    rows = []
+    for name, path in catalog.installed_models().items():
+        try:
+            b = bundle.read_bundle(path)
+            data.append(to_json(b))
+            rows.append((name, f"{b.network.dims}D {b.network.encoder_name}", b.description))
+        except BundleError as error:
+            data.append({"name": name, "error": str(error)})
+            rows.append((name, "unreadable", str(error)))
+    return data, table(rows)
+
+
+def encoders(options: argparse.Namespace) -> Report:
+    """List the encoders by family."""
+    from DeepLabSegLib.models.encoders import FAMILIES
+
+    catalogue = {family: list(rows) for family, (_, rows) in FAMILIES.items()}
+    return catalogue, table([(family, ", ".join(names)) for family, names in catalogue.items()])
+
+
+def info(options: argparse.Namespace) -> Report:
+    """Show all that a model or weights file says of itself, after checking its tensors; and how it runs on a device."""
+    from DeepLabSegLib import bundle, catalog
+
+    path = catalog.find_model(options.model)
+    if not catalog.is_bundle(path):
+        return _weights_info(path)
+    content = bundle.read_bundle(path)
+    parameters = sum(p.numel() for p in bundle.read_network(path, content).parameters())
+    rows = [
+        ("name", content.name),
+        ("description", content.description),
+        ("network", f"{_network(content.network)}, {parameters / 1e6:.2f} million parameters"),
+        ("input", f"{', '.join(content.input.channels)}; orientation {content.input.orientation or 'as acquired'}; "
+                  f"spacing {' x '.join('as acquired' if s is None else f'{s:g} mm' for s in content.input.spacing)}"),
+        ("labels", ", ".join(f"{label.value} {label.name}" for label in content.labels)),
+        ("license", content.license),
+        ("training data", content.training_data),
+        *([("limits", content.limits)] if content.limits else []),
+        *((f"figure: {name}", f"{value:g}") for name, value in content.figures.items()),
+        *([("reproduce", content.reproduce)] if content.reproduce else []),
+        ("sha256", content.sha256),
+    ]  # fmt: skip
+    runs = {}
+    if options.device is not None:
+        runs = DeepLabSegLib.load_model(path, options.device).describe()
+        rows += [(f"runs: {name}", text) for name, text in runs.items()]
+    return to_json(content) | {"parameters": parameters, **({"runs": runs} if runs else {})}, table(rows)
+
+
+def convert(options: argparse.Namespace) -> Report:
+    """Make a model bundle from a weights file: medicai's, ours, or a torch state_dict of ours."""
+    from DeepLabSegLib import bundle, weights
+
+    target = Path(options.output)
+    if target.exists() and not options.overwrite:
+        raise OutputError(f"{target} exists; give another name, or --overwrite")
+    given = {
+        "encoder_name": options.encoder,
+        "encoder_depth": options.depth,
+        "classifier_activation": options.activation,
+        "decoder_activation": options.decoder_activation,
+        "decoder_normalization": options.decoder_normalization,
+        "decoder_dilation_rates": options.dilation_rates,
+        "head_upsample": options.head_upsample,
+    }
+    network = {name: value for name, value in given.items() if value is not None}
+    model_input = weights.parse_input(
+        options.weights, options.normalization, options.channels, options.orientation, options.spacing, options.tile
+    )
+    content, model, assumed = weights.convert(
+        options.weights,
+        labels=_labels(options.labels),
+        network=network,
+        model_input=model_input,
+        name=options.name or target.name.removesuffix(".safetensors"),
+        license=options.license,
+        training_data=options.training_data,
+    )
+    content = bundle.save_bundle(target, content, model, half=options.half, overwrite=options.overwrite)
+    data = {"output": str(target), "network": to_json(content.network), "assumed": list(assumed)}
+    lines = [f"{target}: {_network(content.network)}", *(f"assumed, for want of knowledge: {text}" for text in assumed)]
+    return data, "\n".join(lines)
+
+
+def export(options: argparse.Namespace) -> Report:
+    """Write a model's network as ONNX (.onnx) or TorchScript (.pt), and check what was written by running it."""
+    from DeepLabSegLib import export as exporting
+
+    output = check_output(options.output, exporting.EXPORT_SUFFIXES, options.overwrite)
+    segmenter = DeepLabSegLib.load_model(options.model, "cpu")
+    size = options.size or segmenter.bundle.input.tile
+    if size is None:
+        raise InvalidInput(
+            f"the model {segmenter.bundle.name} has no tile of its own; give --size, for example 256x256"
+        )
+    with replacing(output) as temporary:
+        difference = exporting.export(segmenter.network, temporary, size)
+    text = (
+        f"{output} takes (1, {segmenter.bundle.network.in_channels}, {', '.join(map(str, size))}); largest difference"
+    )
+    return {"output": str(output), "size": list(size), "difference": difference}, f"{text} {difference:.1e}"
+
+
+def _weights_info(path: Path) -> Report:
+    from DeepLabSegLib import weights
+
+    found = weights.detect(path)
+    spec = None if found.spec is None else to_json(found.spec)
+    return to_json(found) | {"sure": found.sure, "spec": spec}, str(found)
+
+
+def _network(spec: Any) -> str:
+    return f"DeepLabV3+ {spec.dims}D, {spec.encoder_name}, depth {spec.encoder_depth}, {spec.num_classes} classes"
+
+
+def _labels(text: str | None) -> list[Any] | None:
+    """Names between commas, or a JSON file with segments as in `model.json`."""
+    if text is None:
+        return None
+    if not text.endswith(".json"):
+        return parse_names(text)
+    try:
+        content = json.loads(Path(text).read_text(encoding="utf-8"))
+        if not isinstance(content, list):
+            raise InvalidInput("a list of labels is needed")
+        return [
+            label if isinstance(label, str) else from_json(Segment, label, f"[{n}]") for n, label in enumerate(content)
+        ]
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{text} can't be read as labels: {error}") from None

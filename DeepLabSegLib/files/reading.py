@@ -1,0 +1,152 @@
+"""Images and label maps from disk."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.files import headers
+from DeepLabSegLib.files.dicom import find_series, place_frames, read_series
+from DeepLabSegLib.files.formats import IMAGE_SUFFIXES, JPEG_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
+from DeepLabSegLib.files.itk import check_name, geometry_of, quiet, why_unreadable
+from DeepLabSegLib.files.segments import segments_of
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color, whole_numbers
+
+__all__ = ["read_geometry", "read_image", "read_itk", "read_labels"]
+
+
+def read_image(path: str | os.PathLike[str]) -> Image:
+    """Read a volume or picture: NIfTI, NRRD, MetaImage, PNG, JPEG, or a folder that holds one DICOM series.
+
+    Returns `(C, k, j, i)`; pictures are one slice, colours are channels, and an alpha channel that hides nothing is
+    left out. Spacing is in mm, positions in RAS; a JPEG's spacing is 1, since the resolution in it is that of a print.
+    Warns of NIfTI whose two transforms, of which Slicer and here the qform is taken, place the voxels differently.
+
+    Raises
+    ------
+    InvalidInput : a missing or unreadable file, one that is no image, more than three axes, a bad header,
+        a folder without exactly one DICOM series, slices or frames that are no even, upright stack.
+    """
+    return _to_image(read_itk(path), str(path))
+
+
+def read_geometry(path: str | os.PathLike[str]) -> Geometry:
+    """The grid of `read_image(path)`; of most formats of volumes the voxels aren't read. Raises as that does."""
+    source = Path(path)
+    if source.name.lower().endswith(VOLUME_SUFFIXES) and source.is_file():
+        check_name(source)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(source))
+        with suppress(RuntimeError), quiet():  # what is wrong is said where all is read
+            reader.ReadImageInformation()
+            return geometry_of(reader)
+    return read_image(source).geometry
+
+
+def read_labels(path: str | os.PathLike[str]) -> Labels:
+    """Read a label map or `.seg.nrrd`; segments of a plain label map are named after their values.
+
+    Of a `.seg.nrrd` names, colours, values and the terminology's category, type and modifier are kept, not the ids.
+
+    Raises `InvalidInput` where the file can't be read or holds no whole numbers.
+    """
+    itk_image = read_itk(path)
+    image = _to_image(itk_image, str(path))
+    array = image.array if image.channels > 1 else image.array[0]
+    array = whole_numbers(array, str(path))
+    fields = {key: itk_image.GetMetaData(key) for key in itk_image.GetMetaDataKeys()}
+    segments = segments_of(fields, itk_image.GetNumberOfComponentsPerPixel(), str(path))
+    if not segments:
+        found = np.unique(array)
+        segments = tuple(Segment(int(v), f"Label {v}", default_color(int(v))) for v in found[found > 0])
+    try:
+        return Labels(array, image.geometry, segments)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from None
+
+
+def read_itk(path: str | os.PathLike[str]) -> sitk.Image:
+    """What lies at `path`, checked for what ITK passes over. Raises `InvalidInput` as `read_image`."""
+    source = Path(path)
+    check_name(source)
+    if not source.exists():
+        raise InvalidInput(f"{source} does not exist; check the path")
+    if not os.access(source, os.R_OK):
+        raise InvalidInput(f"{source} can't be read without the right to; change its permissions, or copy it")
+    try:
+        with quiet():
+            return _read_folder(source) if source.is_dir() else _read_file(source)
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"{source} can't be read as an image ({why_unreadable(error, source)}); "
+            f"readable are {', '.join(IMAGE_SUFFIXES)} and folders of one DICOM series"
+        ) from None
+
+
+def _read_folder(folder: Path) -> sitk.Image:
+    names = find_series(folder)
+    return _read_file(Path(names[0])) if len(names) == 1 else read_series(folder, names)
+
+
+def _read_file(source: Path) -> sitk.Image:
+    if source.stat().st_size == 0:
+        raise InvalidInput(f"{source} is empty (0 bytes); copy or export it again")
+    itk_image = sitk.ReadImage(str(source))
+    if source.name.lower().endswith(JPEG_SUFFIXES):
+        itk_image.SetSpacing([1.0] * itk_image.GetDimension())
+    headers.check(source, itk_image.GetSize(), itk_image.GetNumberOfComponentsPerPixel())
+    if itk_image.GetDepth() > 1 and sitk.ImageFileReader.GetImageIOFromFileName(str(source)) == "GDCMImageIO":
+        place_frames(itk_image, source)
+    return itk_image
+
+
+def _to_image(itk_image: sitk.Image, name: str) -> Image:
+    if itk_image.GetDimension() > 3:
+        raise InvalidInput(
+            f"{name} has {itk_image.GetDimension()} axes ({' x '.join(map(str, itk_image.GetSize()))}); "
+            "save one time point or channel as a 3D image"
+        )
+    if "complex" in itk_image.GetPixelIDTypeAsString():
+        raise InvalidInput(f"{name} has complex voxels; save its magnitude as a real image")
+    array = sitk.GetArrayFromImage(itk_image)
+    # A vector image's channels come last; a picture has no k axis.
+    channels_last = array if itk_image.GetNumberOfComponentsPerPixel() > 1 else array[..., None]
+    if itk_image.GetDimension() == 2:
+        channels_last = channels_last[None]
+    if name.lower().endswith(PICTURE_SUFFIXES) and _opaque(channels_last):
+        channels_last = channels_last[..., :-1]
+    array = np.ascontiguousarray(np.moveaxis(channels_last, -1, 0))
+    try:
+        image = Image(array, geometry_of(itk_image))
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error}") from None
+    if itk_image.GetDimension() > 2:  # of a slice ITK takes no height from either
+        _warn_of_two_places(image.geometry, name)
+    return image
+
+
+def _warn_of_two_places(geometry: Geometry, name: str) -> None:
+    """Warn where ITK takes a NIfTI file's qform, and its sform puts the voxels elsewhere by half of one or more."""
+    sform = headers.sform(Path(name))
+    if sform is None:
+        return
+    apart = np.linalg.norm(geometry.corners @ (geometry.affine[:3] - sform[:, [2, 1, 0, 3]]).T, axis=1).max()
+    if apart > min(geometry.spacing) / 2:
+        warnings.warn(
+            f"{name} says by its qform that it lies up to {apart:.1f} mm from where it does by its sform; the qform is "
+            "taken, as in Slicer, but FSL and SPM take the sform: copy the right one onto the other, such as with "
+            "`fslorient -copysform2qform`",
+            stacklevel=4,
+        )
+
+
+def _opaque(array: NDArray) -> bool:
+    """Whether the last channel of a picture `(..., C)` is an alpha channel that is full everywhere."""
+    return array.shape[-1] == 4 and bool((array[..., -1] == np.iinfo(array.dtype).max).all())
