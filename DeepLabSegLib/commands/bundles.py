@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import DeepLabSegLib
+from DeepLabSegLib.commands.arguments import Commands, typed
 from DeepLabSegLib.commands.telling import Report, table
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.outputs import check_output, replacing
 from DeepLabSegLib.schema import from_json, to_json
-from DeepLabSegLib.texts import parse_names
+from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 
-__all__ = ["convert", "encoders", "export", "info", "models"]
+__all__ = ["COMMANDS"]
 
 
 def models(options: argparse.Namespace) -> Report:
@@ -154,3 +155,63 @@ def _labels(text: str | None) -> list[Any] | None:
         ]
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{text} can't be read as labels: {error}") from None
+
+
+def _info_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", help="a name from `deeplabseg models`, a bundle's path, or a weights file")
+    sub.add_argument("--device", help="also say how it runs there: auto, cpu, cuda, cuda:N or mps")
+
+
+def _convert_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("weights", help=".weights.h5, .keras, .safetensors or a torch state_dict")
+    sub.add_argument(
+        "-o", "--output", required=True, help="bundle to write: a folder, or a file ending in .safetensors"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    sub.add_argument("--labels", help="names between commas, or a JSON file with labels as in model.json")
+    sub.add_argument("--name", help="the model's name (default: the bundle's)")
+    sub.add_argument("--license", default="unknown", help="licence of the weights")
+    sub.add_argument("--training-data", default="unknown", help="what the weights were trained on")
+    sub.add_argument("--half", action="store_true", help="store half precision, half the size")
+    network = sub.add_argument_group("the network, where the file can't tell")
+    network.add_argument("--encoder", help="a name from `deeplabseg encoders`")
+    network.add_argument("--depth", type=int, choices=(3, 4, 5))
+    network.add_argument("--activation", help="the classifier's, for example softmax (default: by the labels)")
+    network.add_argument("--decoder-activation")
+    network.add_argument("--decoder-normalization")
+    network.add_argument("--dilation-rates", type=typed(parse_sizes), help="for example 6x12x18")
+    network.add_argument("--head-upsample", type=float, help="a fixed factor instead of the input's size")
+    intake = sub.add_argument_group("the input, which no weights file tells")
+    intake.add_argument("--normalization", help="none, zscore, percentile:0.5:99.5 or window:-160:240")
+    intake.add_argument("--channels", type=typed(parse_names), help="their names between commas")
+    intake.add_argument(
+        "--orientation", help="three letters, where k, j, i grow to, for example SAR (default: the scan's)"
+    )
+    intake.add_argument(
+        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; - keeps the scan's"
+    )
+    intake.add_argument(
+        "--tile", type=typed(parse_sizes), help="window, for example 96x96x96 (default: the whole image)"
+    )
+
+
+def _export_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", help="a name from `deeplabseg models`, a bundle's path, or a weights file")
+    sub.add_argument("-o", "--output", required=True, help="file to write: .onnx, .pt or .ts (TorchScript)")
+    sub.add_argument(
+        "--size", type=typed(parse_sizes), help="size of the one window that it takes (default: the model's tile)"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
+
+
+def _no_arguments(sub: argparse.ArgumentParser) -> None:
+    pass
+
+
+COMMANDS: Commands = {
+    models: _no_arguments,
+    encoders: _no_arguments,
+    info: _info_arguments,
+    convert: _convert_arguments,
+    export: _export_arguments,
+}

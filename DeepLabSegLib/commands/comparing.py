@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from DeepLabSegLib.commands.arguments import Commands
 from DeepLabSegLib.commands.telling import Report, make_folder, progress_bar, table, telling
 from DeepLabSegLib.errors import InvalidInput
 
 if TYPE_CHECKING:
     from DeepLabSegLib.comparison import Comparison
 
-__all__ = ["evaluate"]
+__all__ = ["COMMANDS"]
 
 
 def evaluate(options: argparse.Namespace) -> Report:
@@ -91,3 +92,31 @@ def _comparison_notes(comparison: Comparison, images: bool) -> list[str]:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _evaluate_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("prediction", nargs="+", help="segmentations, or a folder of them")
+    sub.add_argument(
+        "--reference",
+        nargs="+",
+        required=True,
+        help="one reference per segmentation, in the same order; or a folder, then files are paired by name",
+    )
+    sub.add_argument("--groups", help="JSON that says which values belong together on either side")
+    sub.add_argument(
+        "-o", "--output", metavar="FOLDER", help="also write cases.csv, summary.csv, summary.json, pictures"
+    )
+    sub.add_argument("--images", nargs="+", default=[], help="scans to show in the pictures, or a folder of them")
+    sub.add_argument(
+        "--worst",
+        type=int,
+        default=3,
+        metavar="N",
+        help="pictures of the N worst cases, per label and over all (default: %(default)s)",
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in the folder")
+
+
+COMMANDS: Commands = {
+    evaluate: _evaluate_arguments,
+}

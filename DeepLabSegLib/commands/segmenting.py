@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import DeepLabSegLib
+from DeepLabSegLib.commands.arguments import Commands, engine_options, run_options
 from DeepLabSegLib.commands.telling import ProgressBar, Report, make_folder, note, table, telling, warnings_as_notes
 from DeepLabSegLib.image import SCORE_MAPS, Image, Labels
 from DeepLabSegLib.outputs import check_apart, check_output, replacing
 from DeepLabSegLib.schema import to_json
 from DeepLabSegLib.startup import load_torch
 
-__all__ = ["batch", "demo", "segment"]
+__all__ = ["COMMANDS"]
 
 # What a batch that is interrupted leaves.
 KEPT = "finished cases are kept, and the same command, without --overwrite, goes on"
@@ -161,3 +162,38 @@ def _settings(options: argparse.Namespace) -> DeepLabSegLib.SegmentOptions:
 
 def _volume_table(volumes: dict[str, float]) -> str:
     return table([("structure", "ml"), *((name, f"{ml:.{1 if ml >= 1 else 3}f}") for name, ml in volumes.items())])
+
+
+def _segment_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "input",
+        nargs="+",
+        help="an image file, or a folder with one DICOM series; several are the channels of one scan",
+    )
+    sub.add_argument(
+        "-o", "--output", required=True, help="where to write; the ending decides: .seg.nrrd, .nii.gz, ..."
+    )
+    run_options(sub)
+    engine_options(sub)
+    sub.add_argument("--uncertainty", metavar="FILE", help="also write how uncertain each voxel is, 0 to 1")
+    sub.add_argument("--probabilities", metavar="FILE", help="also write each class's probability, as components")
+
+
+def _batch_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("folder", help="folder of scans or pictures, or of folders with a DICOM series each")
+    sub.add_argument("-o", "--output", required=True, help="folder to write to, with report.csv")
+    sub.add_argument("--suffix", default=".seg.nrrd", help="ending of the results, which decides their format")
+    run_options(sub)
+    engine_options(sub)
+
+
+def _demo_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-o", "--output", default="demo", help="folder to write to (default: %(default)s)")
+    run_options(sub)
+
+
+COMMANDS: Commands = {
+    segment: _segment_arguments,
+    batch: _batch_arguments,
+    demo: _demo_arguments,
+}

@@ -6,10 +6,12 @@ import argparse
 import shlex
 from pathlib import Path
 
+from DeepLabSegLib.commands.arguments import Commands, typed
 from DeepLabSegLib.commands.telling import ProgressBar, Report, table
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 
-__all__ = ["train"]
+__all__ = ["COMMANDS"]
 
 
 def train(options: argparse.Namespace) -> Report:
@@ -74,3 +76,67 @@ def _reproduce(options: argparse.Namespace) -> str:
     names = {options.data: "DATA"} | {path: Path(path).name for path in (options.output, options.weights) if path}
     words = [word for whole in options.words for word in (whole.split("=", 1) if whole.startswith("--") else [whole])]
     return shlex.join(["deeplabseg", *(names.get(word, word) for word in words)])
+
+
+def _train_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "data",
+        help="folder of image and label pairs (imagesTr and labelsTr, images and labels, scan.nrrd beside "
+        "scan.seg.nrrd, or a folder per case with both), or a .csv or .tsv table with columns image and label",
+    )
+    sub.add_argument("-o", "--output", help="bundle to write; checkpoint and curves go to OUTPUT.training beside it")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    sub.add_argument("--check", action="store_true", help="only check the data and show what would be trained")
+    sub.add_argument("--recipe", help="make a starter model again: head-mri, head-mri-fast, head-mri-2d or cardiac-lv")
+    sub.add_argument("--weights", help="model or weights file to begin with, such as an encoder's from ImageNet")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    sub.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
+    loop = sub.add_argument_group("the training")
+    loop.add_argument("--steps", type=int, help="updates of the weights")
+    loop.add_argument("--batch", type=int, help="windows per step, over all processes")
+    loop.add_argument("--optimizer", choices=("adamw", "sgd"))
+    loop.add_argument("--learning-rate", type=float, help="its highest value")
+    loop.add_argument("--keep", type=float, help="share of the weights begun with that stays in the result, 0 to 1")
+    loop.add_argument("--validate-every", type=int, help="steps between validations (default: a twelfth of all)")
+    loop.add_argument("--patience", type=int, help="validations without a gain after which training stops")
+    loop.add_argument("--workers", type=int, help="processes that load and change images")
+    loop.add_argument("--seed", type=int)
+    loop.add_argument("--folds", type=int, default=5, help="parts of the cases, one of which validates; 0: none")
+    loop.add_argument("--fold", type=int, default=0, help="the part that validates, from 0")
+    loop.add_argument("--patient", help="regular expression that finds the patient in a case's name")
+    loop.add_argument("--allow-empty", action="store_true", help="take labels without a voxel, such as healthy scans'")
+    chosen = sub.add_argument_group("instead of what the data suggest")
+    chosen.add_argument("--encoder", help="a name from `deeplabseg encoders`")
+    chosen.add_argument("--depth", type=int, choices=(3, 4, 5))
+    chosen.add_argument("--dims", type=int, choices=(2, 3), help="slice by slice, or in 3D")
+    chosen.add_argument("--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1")
+    chosen.add_argument("--tile", type=typed(parse_sizes), help="window, for example 96x96x96")
+    chosen.add_argument("--normalization", help="none, zscore, percentile:0.5:99.5 or window:-160:240")
+    chosen.add_argument("--orientation", help="three letters, where k, j, i grow to, for example SAR")
+    chosen.add_argument(
+        "--mirror-axes", type=typed(_parse_axes), help="axes that mirror images turn round, such as k,j; '' for none"
+    )
+    chosen.add_argument(
+        "--labels",
+        type=typed(parse_names),
+        help="names of the labels between commas, in the model's order: those that segments have give their order, "
+        "others rename the labels in the order of their values",
+    )
+    chosen.add_argument("--channels", type=typed(parse_names), help="names of the input channels between commas")
+    card = sub.add_argument_group("what the model says of itself")
+    card.add_argument("--name", help="(default: the bundle's)")
+    card.add_argument("--license", default="unknown", help="licence of the weights")
+    card.add_argument("--training-data", help="(default: the number of cases and their folder's name)")
+
+
+def _parse_axes(text: str) -> tuple[int, ...]:
+    """`"j,i"` or `"ji"` to the axes' numbers in (k, j, i). Raises `InvalidInput`."""
+    letters = set(text.replace(",", "").replace(" ", ""))
+    if not letters <= set("kji"):
+        raise InvalidInput(f"{text!r} names no axes; write some of k,j,i, or '' for none")
+    return tuple(sorted("kji".index(letter) for letter in letters))
+
+
+COMMANDS: Commands = {
+    train: _train_arguments,
+}
