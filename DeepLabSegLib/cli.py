@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 import DeepLabSegLib
@@ -18,6 +20,7 @@ from DeepLabSegLib.commands import COMMANDS
 from DeepLabSegLib.errors import DeepLabSegError, OutputError
 
 INTERRUPTED = 130
+READER_GONE = (errno.EPIPE, errno.EINVAL)  # the latter on Windows
 EXIT_CODES = (
     "Exit codes: 0 all done; 1 an error, or a scan or case that failed; 2 wrong arguments; 130 after Ctrl-C, 143 after "
     "SIGTERM."
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SIGTERM ends it as Ctrl-C does, with 143. Wrong arguments are told and raise `SystemExit` with 2, as argparse does;
     `--help` and `--version` with 0.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     options = _parser(as_json="--json" in words).parse_args(words)
     options.words = words
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -50,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             name = error.filename2 or error.filename
             return _fail(options, f"{name}: {error.strerror}" if name else str(error), 1)
+
+
+def _at_home(word: str) -> str:
+    """`word` with the home folder for its `~`, which Windows' shells leave to programs."""
+    return str(Path(word).expanduser()) if word.startswith(("~/", f"~{os.sep}")) else word
 
 
 @contextmanager
@@ -91,7 +99,7 @@ def _say(text: str) -> None:
     except OSError as error:
         # What is left of the text would be tried again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
+        if error.errno not in READER_GONE:
             raise OutputError(f"all is done but the report can't be printed ({error.strerror})") from None
 
 

@@ -28,13 +28,25 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwr
         raise OutputError(f"{target} is a link that leads round in a circle; give another name") from None
     if not folder.is_dir():
         raise OutputError(f"the folder {folder} does not exist; make it first")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"the folder {folder} can't be written to; choose another one")
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file")
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists and is kept; give another name, or --overwrite (overwrite=True)")
+    if not _takes_files(folder):
+        raise OutputError(f"the folder {folder} can't be written to; choose another one")
     return target
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in `folder`, found out by trying: of a folder on Windows `os.access` knows nothing."""
+    probe = folder / f".{uuid.uuid4().hex[:8]}"
+    try:
+        probe.touch(exist_ok=False)
+    except OSError:
+        return False
+    with suppress(OSError):  # a virus scanner looks at it
+        probe.unlink()
+    return True
 
 
 def _leads_to(path: Path) -> Path:
@@ -76,8 +88,9 @@ def replacing(path: Path) -> Iterator[Path]:
     has it open.
     """
     target = _leads_to(path)
-    # The end of the name, by which libraries choose the format, some only in small letters: all of it may be too long.
-    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}-{path.name[-20:].lower()}")
+    # The ending alone, by which libraries choose the format, some only in small letters; others in a name mislead them.
+    ending = "".join(path.suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix
+    temporary = target.with_name(f".{uuid.uuid4().hex}{ending[-20:].lower()}")
     try:
         yield temporary
         _move(temporary, target)

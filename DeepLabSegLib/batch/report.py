@@ -23,7 +23,7 @@ class Case:
     """What became of one scan: `status` is "done", "kept" (its output was there already) or "failed".
 
     `result` is the name of its file, and `made_with` the model and options of what lies there, "" where they aren't
-    known.
+    known. `older` says of a kept result that its scan was written after it; the table doesn't keep it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Case:
     message: str = ""
     result: str = ""
     made_with: str = ""
+    older: bool = False
 
 
 def write_report(cases: Sequence[Case], path: str | os.PathLike[str]) -> None:

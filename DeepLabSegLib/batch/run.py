@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -20,10 +21,12 @@ from DeepLabSegLib.image import SCORE_MAPS, Geometry, Labels
 from DeepLabSegLib.outputs import check_apart, check_output
 from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
 
-__all__ = ["OLDER", "collect", "run_case", "segment_files"]
+__all__ = ["collect", "run_case", "segment_files"]
 
-OLDER = "is older than its scan"
 AGAIN = "move or overwrite it for the case to be segmented again"
+QUICK_S, PACE = 0.05, 20
+"""A table that takes longer, as one of a thousand rows may, is renewed for a twentieth of the time at most."""
+
 SAME_GRID = 0.1
 """How far, in voxel sides, a format's rounding may move what lies on one grid."""
 
@@ -108,10 +111,20 @@ def segment_files(
         found = replace(run_case(name, partial(kept, source, target, before)), result=target.name, made_with=before)
         if found.status == "failed":
             return found
-        note = f", and {OLDER}; overwrite it if the scan was replaced" if is_older(target, source) else ""
-        return replace(found, status="kept", seconds=0.0, message=f"{target} was there already{note}")
+        older = is_older(target, source)
+        note = ", and is older than its scan; overwrite it if the scan was replaced" if older else ""
+        return replace(found, status="kept", seconds=0.0, message=f"{target} was there already{note}", older=older)
 
-    return collect(map(case, sources, names, targets), on_case, write)
+    def cases() -> Iterator[Case]:
+        waiting = [*zip(sources, names, targets, strict=True)]
+        while waiting:
+            source, name, target = waiting.pop(0)
+            missing = not is_result(target)
+            yield (found := case(source, name, target))
+            if missing and found.status == "kept":
+                random.shuffle(waiting)  # another process goes the same way, and would make each case as well
+
+    return collect(cases(), on_case, write)
 
 
 def collect(
@@ -120,13 +133,16 @@ def collect(
     write: Callable[[Sequence[Case]], object] | None = None,
 ) -> list[Case]:
     """All of `cases`; `on_case` is called with each as soon as it is there. Whatever ends them, `write` gets them."""
-    collected = []
+    collected, due = [], 0.0
     try:
         for case in cases:
             collected.append(case)
-            if write is not None and case.status == "done":  # for a run that is killed
+            if write is not None and case.status == "done" and time.monotonic() >= due:  # for a run that is killed
+                started = time.monotonic()
                 with suppress(OutputError):
                     write(collected)
+                spent = time.monotonic() - started
+                due = started + (PACE * spent if spent > QUICK_S else 0)
             if on_case is not None:
                 on_case(case)
     finally:

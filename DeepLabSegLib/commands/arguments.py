@@ -31,7 +31,11 @@ def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def run_options(sub: argparse.ArgumentParser) -> None:
     """Which model, and where it runs."""
-    sub.add_argument("--model", default=DEFAULT_MODEL, help="a name from `deeplabseg models`, or a bundle's path")
+    sub.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a name from `deeplabseg models`, a bundle's path, or a weights file (default: %(default)s)",
+    )
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     sub.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
     sub.add_argument(
@@ -43,10 +47,20 @@ def run_options(sub: argparse.ArgumentParser) -> None:
 def engine_options(sub: argparse.ArgumentParser) -> None:
     """How a scan is gone through."""
     sub.add_argument("--tile", type=typed(parse_sizes), help="window, for example 96x96x96 (default: the model's)")
-    sub.add_argument("--overlap", type=float, help="share that neighbouring windows have in common, 0 to 0.9")
-    sub.add_argument("--blending", choices=("gaussian", "constant"), help="how overlapping windows are weighed")
-    sub.add_argument("--slice-axis", choices=("axial", "coronal", "sagittal"), help="slices for a 2D model")
-    sub.add_argument("--threshold", type=float, help="score from which a voxel counts, for sigmoid models")
+    sub.add_argument("--overlap", type=float, help="share that neighbours have in common, 0 to 0.9 (default: 0.25)")
+    sub.add_argument(
+        "--blending",
+        choices=("gaussian", "constant"),
+        help="how overlapping windows are weighed (default: gaussian)",
+    )
+    sub.add_argument(
+        "--slice-axis",
+        choices=("axial", "coronal", "sagittal"),
+        help="slices for a 2D model (default: the model's)",
+    )
+    sub.add_argument(
+        "--threshold", type=float, help="score from which a voxel counts, for sigmoid models (default: 0.5)"
+    )
     sub.add_argument(
         "--mirror",
         action="store_true",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from DeepLabSegLib.commands.arguments import Commands
-from DeepLabSegLib.commands.telling import Report, make_folder, progress_bar, table, telling
+from DeepLabSegLib.commands.telling import Report, make_folder, progress_bar, table, telling, warnings_as_notes
 from DeepLabSegLib.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 
+@warnings_as_notes()
 def evaluate(options: argparse.Namespace) -> Report:
     """Compare segmentations with references: a table per label, and with -o tables of all cases and pictures.
 
@@ -76,6 +77,9 @@ def _comparison_notes(comparison: Comparison, images: bool) -> list[str]:
     absent = [f"{label} in {m['dice'].left_out}" for label, m in comparison.summary.items() if m["dice"].left_out]
     if absent:
         notes.append(f"on neither side, and left out of {len(comparison.cases)} cases: {', '.join(absent)}")
+    found_on_both = {label: (m["hausdorff95_mm"].n, m["dice"].n) for label, m in comparison.summary.items()}
+    if fewer := [f"{label} in {some} of {n}" for label, (some, n) in found_on_both.items() if some < n]:
+        notes.append(f"HD95 is of the cases that have the label on both sides: {', '.join(fewer)}")
     if comparison.disjoint:
         notes.append(
             f"no label is on both sides, by name or value, in {len(comparison.disjoint)} of {len(comparison.cases)}, "
@@ -83,6 +87,12 @@ def _comparison_notes(comparison: Comparison, images: bool) -> list[str]:
             "the same names"
         )
     pairing = comparison.pairing
+    if pairing.against_names:
+        first = pairing.against_names[0]
+        notes.append(
+            f"paired in the order given, which {len(pairing.against_names)} names gainsay, such as "
+            f"{first.prediction.name} with {first.reference.name}; give folders to pair them by name"
+        )
     notes += [f"{path} has no reference" for path in pairing.without_reference]
     notes += [f"{path} has no prediction" for path in pairing.without_prediction]
     notes += [f"{pair.name} has no image" for pair in pairing.pairs if images and pair.image is None]

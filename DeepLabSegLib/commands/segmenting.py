@@ -80,7 +80,7 @@ def batch(options: argparse.Namespace) -> Report:
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(RENEWED if options.overwrite else KEPT) from None
-    older = [case.result for case in cases if case.status == "kept" and batches.OLDER in case.message]
+    older = [case.result for case in cases if case.older]
     if older:
         note(
             f"{len(older)} of the results that were there are older than their scans, such as {older[0]}; --overwrite "
@@ -171,7 +171,10 @@ def _segment_arguments(sub: argparse.ArgumentParser) -> None:
         help="an image file, or a folder with one DICOM series; several are the channels of one scan",
     )
     sub.add_argument(
-        "-o", "--output", required=True, help="where to write; the ending decides: .seg.nrrd, .nii.gz, ..."
+        "-o",
+        "--output",
+        required=True,
+        help="where to write; the ending decides: .seg.nrrd, or a plain label map (.nii.gz, .nrrd, ...)",
     )
     run_options(sub)
     engine_options(sub)
@@ -182,7 +185,9 @@ def _segment_arguments(sub: argparse.ArgumentParser) -> None:
 def _batch_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("folder", help="folder of scans or pictures, or of folders with a DICOM series each")
     sub.add_argument("-o", "--output", required=True, help="folder to write to, with report.csv")
-    sub.add_argument("--suffix", default=".seg.nrrd", help="ending of the results, which decides their format")
+    sub.add_argument(
+        "--suffix", default=".seg.nrrd", help="ending of the results, which decides their format (default: %(default)s)"
+    )
     run_options(sub)
     engine_options(sub)
 

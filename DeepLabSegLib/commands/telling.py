@@ -104,17 +104,25 @@ def telling() -> Iterator[list[str]]:
 
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """What the work within warns of is told as notes, when it is done."""
-    with warnings.catch_warnings(record=True) as notes:
+    """What the work within warns of is told at once as notes, the same but once."""
+    told = set()
+
+    def tell(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            note(str(message))
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = tell
         yield
-    for warned in notes:
-        note(str(warned.message))
 
 
 def note(text: str) -> None:
-    """A line on standard error."""
-    print(f"deeplabseg: note: {text}", file=sys.stderr)  # noqa: T201 its purpose
+    """A line on standard error, above a bar that is there."""
+    from tqdm import tqdm
+
+    tqdm.write(f"deeplabseg: note: {text}", file=sys.stderr)
 
 
 def make_folder(folder: Path, parents: bool = False) -> None:

@@ -7,13 +7,14 @@ import shlex
 from pathlib import Path
 
 from DeepLabSegLib.commands.arguments import Commands, typed
-from DeepLabSegLib.commands.telling import ProgressBar, Report, table
+from DeepLabSegLib.commands.telling import ProgressBar, Report, table, warnings_as_notes
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 
 __all__ = ["COMMANDS"]
 
 
+@warnings_as_notes()
 def train(options: argparse.Namespace) -> Report:
     """Train a model on pairs of images and labels; the same command goes on with a training that was cut off."""
     from DeepLabSegLib import weights
@@ -91,25 +92,42 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--weights", help="model or weights file to begin with, such as an encoder's from ImageNet")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     sub.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
-    loop = sub.add_argument_group("the training")
-    loop.add_argument("--steps", type=int, help="updates of the weights")
-    loop.add_argument("--batch", type=int, help="windows per step, over all processes")
-    loop.add_argument("--optimizer", choices=("adamw", "sgd"))
-    loop.add_argument("--learning-rate", type=float, help="its highest value")
-    loop.add_argument("--keep", type=float, help="share of the weights begun with that stays in the result, 0 to 1")
+    loop = sub.add_argument_group("the training", "A recipe has defaults of its own.")
+    loop.add_argument("--steps", type=int, help="updates of the weights (default: 3000)")
+    loop.add_argument("--batch", type=int, help="windows per step, over all processes (default: by the tile)")
+    loop.add_argument("--optimizer", choices=("adamw", "sgd"), help="(default: adamw)")
+    loop.add_argument(
+        "--learning-rate", type=float, help="its highest value (default: 0.002 with adamw, 0.01 with sgd)"
+    )
+    loop.add_argument(
+        "--keep", type=float, help="share of the weights begun with that stays in the result, 0 to 1 (default: none)"
+    )
     loop.add_argument("--validate-every", type=int, help="steps between validations (default: a twelfth of all)")
-    loop.add_argument("--patience", type=int, help="validations without a gain after which training stops")
-    loop.add_argument("--workers", type=int, help="processes that load and change images")
-    loop.add_argument("--seed", type=int)
-    loop.add_argument("--folds", type=int, default=5, help="parts of the cases, one of which validates; 0: none")
-    loop.add_argument("--fold", type=int, default=0, help="the part that validates, from 0")
-    loop.add_argument("--patient", help="regular expression that finds the patient in a case's name")
+    loop.add_argument(
+        "--patience", type=int, help="validations without a gain after which training stops (default: never)"
+    )
+    loop.add_argument(
+        "--workers", type=int, help="processes that load and change images (default: 1, beside a GPU one per core)"
+    )
+    loop.add_argument("--seed", type=int, help="of weights, split and images (default: 0)")
+    loop.add_argument(
+        "--folds",
+        type=int,
+        default=5,
+        help="parts of the cases, one of which is held out to validate; 0: none (default: %(default)s)",
+    )
+    loop.add_argument("--fold", type=int, default=0, help="the part that is held out (default: %(default)s)")
+    loop.add_argument(
+        "--patient", help="regular expression that finds the patient in a case's name (default: all of it)"
+    )
     loop.add_argument("--allow-empty", action="store_true", help="take labels without a voxel, such as healthy scans'")
     chosen = sub.add_argument_group("instead of what the data suggest")
-    chosen.add_argument("--encoder", help="a name from `deeplabseg encoders`")
-    chosen.add_argument("--depth", type=int, choices=(3, 4, 5))
+    chosen.add_argument("--encoder", help="a name from `deeplabseg encoders` (default: resnet18)")
+    chosen.add_argument("--depth", type=int, choices=(3, 4, 5), help="stages of the encoder, each of half the size")
     chosen.add_argument("--dims", type=int, choices=(2, 3), help="slice by slice, or in 3D")
-    chosen.add_argument("--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1")
+    chosen.add_argument(
+        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; - keeps the scan's"
+    )
     chosen.add_argument("--tile", type=typed(parse_sizes), help="window, for example 96x96x96")
     chosen.add_argument("--normalization", help="none, zscore, percentile:0.5:99.5 or window:-160:240")
     chosen.add_argument("--orientation", help="three letters, where k, j, i grow to, for example SAR")
@@ -125,7 +143,7 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     chosen.add_argument("--channels", type=typed(parse_names), help="names of the input channels between commas")
     card = sub.add_argument_group("what the model says of itself")
     card.add_argument("--name", help="(default: the bundle's)")
-    card.add_argument("--license", default="unknown", help="licence of the weights")
+    card.add_argument("--license", default="unknown", help="licence of the weights (default: %(default)s)")
     card.add_argument("--training-data", help="(default: the number of cases and their folder's name)")
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import headers
+from DeepLabSegLib.files import tags
 from DeepLabSegLib.files.itk import check_name, printable, why_unreadable
 
 __all__ = ["find_series", "place_frames", "read_series"]
@@ -18,9 +19,12 @@ __all__ = ["find_series", "place_frames", "read_series"]
 SAME_PLACE_MM = 1e-3
 ROUNDED_MM = 0.1  # how far rounding may move a DICOM slice aside
 MAX_TILT = 0.005  # mm aside per mm along the stack
-DESCRIPTION = "0008|103e"  # of a DICOM series
+SERIES = "0020|000e"  # its UID
+DESCRIPTION = "0008|103e"  # of a series
 RESCALE = ("0028|1053", "0028|1052")  # slope, intercept
-GRID_FRAME_OFFSETS = "3004|000c"
+DOSE_OFFSETS, DOSE_SCALE = "3004|000c", "3004|000e"
+IMAGE_TYPE = "0008|0008"
+SLICES, SLICE_OF_FRAME, SLICE_STEP = "0054|0081", "0054|0080", "0018|0088"  # of a nuclear volume
 
 
 def find_series(folder: Path) -> tuple[str, ...]:
@@ -39,12 +43,14 @@ def find_series(folder: Path) -> tuple[str, ...]:
     if len(found) > 1:
         titles = ", ".join(sorted(map(_title, found)))
         raise InvalidInput(f"{folder} holds {len(found)} DICOM series ({titles}); give a folder with exactly one")
+    _check_left_out(folder, found[0])
     return found[0]
 
 
 def read_series(folder: Path, names: Sequence[str]) -> sitk.Image:
     """The slices `names` of `folder`, lowest first. Raises `InvalidInput` where they are no even, upright stack."""
     slices = [_information(name) for name in names]
+    _check_grids(folder, slices)
     normal = np.reshape(slices[0].GetDirection(), (3, 3))[:, 2]
     # GDCM sorts some kinds of slices one way at first and the other way later on.
     slices.sort(key=lambda slice_: float(np.dot(slice_.GetOrigin(), normal)))
@@ -56,32 +62,78 @@ def read_series(folder: Path, names: Sequence[str]) -> sitk.Image:
     return reader.Execute()
 
 
-def place_frames(itk_image: sitk.Image, source: Path) -> None:
-    """Place the frames of a multi-frame DICOM file, or refuse them.
+def place_frames(itk_image: sitk.Image, source: Path) -> sitk.Image:
+    """The frames of a multi-frame DICOM file at their places. Raises `InvalidInput` where it doesn't tell these.
 
     ITK stacks them along their normal, whichever way they go, and makes voxels of 1 mm where it finds them uneven.
     """
-    if itk_image.HasMetaDataKey(GRID_FRAME_OFFSETS):  # of an RT dose, which ITK places rightly
-        return
-    header, frames = headers.dicom(source), itk_image.GetDepth()
-    positions = headers.decimals(header, headers.FRAME_POSITION, 3)
-    pixels = set(headers.decimals(header, headers.PIXEL_SPACING, 2))
+    header = tags.header_of(source)
+    if itk_image.HasMetaDataKey(DOSE_OFFSETS):
+        return _placed_dose(itk_image, source)
+    if _is_nuclear_volume(itk_image, header):  # which ITK places rightly
+        return itk_image
+    frames = itk_image.GetDepth()
+    positions = tags.decimals(header, tags.FRAME_POSITION, 3)
+    pixels = set(tags.decimals(header, tags.PIXEL_SPACING, 2))
     if len(positions) != frames or len(pixels) != 1:
         raise InvalidInput(
             f"{source} has {frames} frames and doesn't say of each where it lies and what size its pixels are, as "
             "enhanced DICOM does, so it is taken for no volume; give the series that it was made of"
         )
-    if any(len(set(headers.decimals(header, tag, 1))) > 1 for tag in headers.RESCALE):
+    if any(len(set(tags.decimals(header, tag, 1))) > 1 for tag in tags.RESCALE):
         raise InvalidInput(
             f"{source} has frames whose values are scaled differently; convert it with a program that knows of this, "
             "such as dcm2niix"
         )
+    rows, columns = pixels.pop()
+    _stack(itk_image, source, np.array(positions), (columns, rows))
+    return itk_image
+
+
+def _placed_dose(itk_image: sitk.Image, source: Path) -> sitk.Image:
+    """A radiotherapy dose in its units; ITK takes the first two frames' distance for all, and leaves it unscaled."""
+    offsets, scale = (np.array(_numbers(itk_image, source, tag)) for tag in (DOSE_OFFSETS, DOSE_SCALE))
+    if len(offsets) != itk_image.GetDepth():
+        raise InvalidInput(
+            f"{source} has {itk_image.GetDepth()} frames and places {len(offsets)} of them (Grid Frame Offset Vector); "
+            "export the dose again"
+        )
+    across, down, _ = np.reshape(itk_image.GetDirection(), (3, 3)).T
+    along = [0, 0, 1] if offsets[0] else np.cross(across, down)  # what doesn't begin with 0 is the frames' own z
+    positions = itk_image.GetOrigin() + np.outer(offsets - offsets[0], along)
+    _stack(itk_image, source, positions, itk_image.GetSpacing()[:2])
+    return sitk.Cast(itk_image, sitk.sitkFloat32) * float(scale[0])
+
+
+def _is_nuclear_volume(itk_image: sitk.Image, header: bytes) -> bool:
+    """Whether the frames are a reconstruction's slices, with one detector's position and a step that has a sign."""
+    frames = itk_image.GetDepth()
+    return (
+        "RECON TOMO" in _tag(itk_image, IMAGE_TYPE).split("\\")
+        and _tag(itk_image, SLICES) == str(frames)
+        and _tag(itk_image, SLICE_OF_FRAME) in ("", "\\".join(map(str, range(1, frames + 1))))
+        and bool(_tag(itk_image, SLICE_STEP))
+        and len(tags.decimals(header, tags.POSITION, 3)) == len(tags.decimals(header, tags.ORIENTATION, 6)) == 1
+    )
+
+
+def _stack(itk_image: sitk.Image, source: Path, positions: NDArray[np.float64], pixel: Sequence[float]) -> None:
+    """Give frames with these positions, `(frames, 3)`, and pixel sizes along (i, j) their spacing and direction."""
     direction = np.reshape(itk_image.GetDirection(), (3, 3))
     _check_stack(source, positions, [itk_image.GetDirection()])
-    step = (np.array(positions[-1]) - positions[0]) @ direction[:, 2] / (frames - 1)
-    rows, columns = pixels.pop()
-    itk_image.SetSpacing((columns, rows, abs(step)))
+    step = (positions[-1] - positions[0]) @ direction[:, 2] / (len(positions) - 1)
+    itk_image.SetSpacing((*pixel, abs(step)))
     itk_image.SetDirection((direction * [1, 1, np.sign(step)]).ravel().tolist())
+
+
+def _check_left_out(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a series with a slice that GDCM passes by, since it can't read it."""
+    series, taken = _tag(_information(names[0]), SERIES), {Path(name).name for name in names}
+    for path in sorted(folder.iterdir()):
+        if path.name not in taken and path.is_file() and tags.is_slice_of(series, path):
+            raise InvalidInput(
+                f"{path} belongs to the DICOM series and can't be read, so it is damaged; copy or export it again"
+            )
 
 
 def _title(names: Sequence[str]) -> str:
@@ -99,11 +151,32 @@ def _information(name: str) -> sitk.ImageFileReader:
     return reader
 
 
-def _tag(reader: sitk.ImageFileReader, tag: str) -> str:
+def _tag(reader: sitk.ImageFileReader | sitk.Image, tag: str) -> str:
     return printable(reader.GetMetaData(tag)).strip() if reader.HasMetaDataKey(tag) else ""
 
 
-def _check_stack(source: Path, positions: Sequence[Sequence[float]], directions: Sequence[Sequence[float]]) -> None:
+def _check_grids(folder: Path, slices: Sequence[sitk.ImageFileReader]) -> None:
+    """Refuse slices of several sizes: ITK would give all the first one's pixels."""
+    grids = [(*slice_.GetSize()[:2], *slice_.GetSpacing()[:2]) for slice_ in slices]
+    if np.ptp(grids, axis=0).max() > SAME_PLACE_MM:
+        shown = " and ".join(
+            f"{width} x {height} pixels of {down:g} x {across:g} mm"
+            for width, height, across, down in (min(grids), max(grids))
+        )
+        raise InvalidInput(f"{folder}: the DICOM slices have {shown}; give a folder with slices of one size")
+
+
+def _numbers(itk_image: sitk.Image, source: Path, tag: str) -> list[float]:
+    text = _tag(itk_image, tag)
+    try:
+        return [float(part) for part in text.split("\\")]
+    except ValueError:
+        raise InvalidInput(f"{source}: the DICOM tag {tag} is {text!r}, no numbers; export the file again") from None
+
+
+def _check_stack(
+    source: Path, positions: Sequence[Sequence[float]] | NDArray[np.float64], directions: Sequence[Sequence[float]]
+) -> None:
     """Refuse DICOM slices that are no even, upright stack: ITK would put their voxels at wrong places."""
     if np.ptp(directions, axis=0).max() > 1e-3:
         raise InvalidInput(

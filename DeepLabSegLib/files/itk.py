@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import locale
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,16 @@ from DeepLabSegLib.image import Geometry
 
 __all__ = ["check_name", "from_array", "geometry_of", "printable", "quiet", "reason", "why_unreadable"]
 
+MEANINGS = {
+    "orthonormal": "its sform is sheared, and it has no qform; resample it to a rectangular grid",
+    "determinant is 0": "two of its axes coincide; correct the header",
+    "Unknown PixelType": "its voxels are no numbers, colours or vectors, but perhaps tensors; save a measure of them",
+}
+"""What is meant, by words in what ITK says."""
+
+WRITTEN_AS = {"?": np.uint8, "e": np.float32, "g": np.float64}
+"""Types that ITK lacks, bool, float16 and what is longer than float64, and what takes their values."""
+
 LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -28,6 +39,9 @@ def geometry_of(itk_image: sitk.Image | sitk.ImageFileReader) -> Geometry:
     spacing[:dims] = itk_image.GetSpacing()
     origin[:dims] = itk_image.GetOrigin()
     direction[:dims, :dims] = np.reshape(itk_image.GetDirection(), (dims, dims))
+    lengths = np.linalg.norm(direction, axis=0)
+    if not np.allclose(lengths, 1, atol=1e-3):  # MetaImage may have the voxels' size, or part of it, in them
+        spacing *= lengths
     shape = (*itk_image.GetSize(), 1)[:3]
     # Rows of the result are the axes k, j, i, so the columns i, j, k are transposed and turned round.
     return Geometry(
@@ -40,6 +54,7 @@ def geometry_of(itk_image: sitk.Image | sitk.ImageFileReader) -> Geometry:
 
 def from_array(array: NDArray, geometry: Geometry) -> sitk.Image:
     """`(k, j, i)` or `(n, k, j, i)` to an image of SimpleITK, layers or channels as components."""
+    array = array.astype(np.dtype(WRITTEN_AS.get(array.dtype.char, array.dtype)).newbyteorder("="), copy=False)
     layered = array.ndim == 4
     itk_image = sitk.GetImageFromArray(np.moveaxis(array, 0, -1) if layered else array, isVector=layered)
     itk_image.SetSpacing(geometry.spacing[::-1])
@@ -87,17 +102,20 @@ def printable(text: str) -> str:
 
 def why_unreadable(error: RuntimeError, path: Path) -> str:
     """What ITK says at last, or what it doesn't know of."""
-    if path.is_file() and (known := headers.why_unreadable(path)):
+    said = str(error)
+    if path.is_file() and (known := headers.why_unreadable(path, said)):
         return known
-    said = reason(error, path)
-    if path.name.lower().endswith((".mha", ".mhd")) and said.startswith("Reason:"):  # whatever failed last
+    if meant := next((ours for theirs, ours in MEANINGS.items() if theirs in said), None):
+        return meant
+    if path.name.lower().endswith((".mha", ".mhd")) and "Reason:" in said:  # whatever failed last
         return "it is cut short, or the file of its voxels is missing"
-    return said
+    return reason(error, path)
 
 
 def reason(error: RuntimeError, path: Path) -> str:
-    """The last line of what ITK says."""
+    """The last line of what ITK says, without its own names for things."""
     said = (str(error).strip().splitlines() or ["unknown reason"])[-1].strip()
+    said = re.sub(r"^(ITK |sitk::)ERROR: (\w+\(0x\w+\): )?", "", said)
     if sys.platform == "win32" and not str(path).isascii():
         return f"{said}; perhaps for letters beyond ASCII: try a name and folder without them"
     return said

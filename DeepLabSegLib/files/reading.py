@@ -12,10 +12,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import headers
+from DeepLabSegLib.files import headers, nifti
 from DeepLabSegLib.files.dicom import find_series, place_frames, read_series
 from DeepLabSegLib.files.formats import IMAGE_SUFFIXES, JPEG_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
-from DeepLabSegLib.files.itk import check_name, geometry_of, quiet, why_unreadable
+from DeepLabSegLib.files.itk import check_name, geometry_of, printable, quiet, why_unreadable
 from DeepLabSegLib.files.segments import segments_of
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color, whole_numbers
 
@@ -27,7 +27,8 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 
     Returns `(C, k, j, i)`; pictures are one slice, colours are channels, and an alpha channel that hides nothing is
     left out. Spacing is in mm, positions in RAS; a JPEG's spacing is 1, since the resolution in it is that of a print.
-    Warns of NIfTI whose two transforms, of which Slicer and here the qform is taken, place the voxels differently.
+    A radiotherapy dose is in its units. Warns of NIfTI whose two transforms, of which Slicer and here the qform is
+    taken, place the voxels differently, and of a JPEG that EXIF has turned where it is shown, and not here.
 
     Raises
     ------
@@ -44,9 +45,11 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
         check_name(source)
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(source))
-        with suppress(RuntimeError), quiet():  # what is wrong is said where all is read
+        with suppress(RuntimeError, OSError), quiet():  # what is wrong is said where all is read
+            headers.check_before(source)
             reader.ReadImageInformation()
-            return geometry_of(reader)
+            if reader.GetDimension() <= 3:
+                return geometry_of(reader)
     return read_image(source).geometry
 
 
@@ -61,7 +64,8 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
     image = _to_image(itk_image, str(path))
     array = image.array if image.channels > 1 else image.array[0]
     array = whole_numbers(array, str(path))
-    fields = {key: itk_image.GetMetaData(key) for key in itk_image.GetMetaDataKeys()}
+    keys = [key for key in itk_image.GetMetaDataKeys() if key == printable(key)]  # SimpleITK takes no others
+    fields = {key: printable(itk_image.GetMetaData(key)) for key in keys}
     segments = segments_of(fields, itk_image.GetNumberOfComponentsPerPixel(), str(path))
     if not segments:
         found = np.unique(array)
@@ -98,16 +102,21 @@ def _read_folder(folder: Path) -> sitk.Image:
 def _read_file(source: Path) -> sitk.Image:
     if source.stat().st_size == 0:
         raise InvalidInput(f"{source} is empty (0 bytes); copy or export it again")
+    headers.check_before(source)
     itk_image = sitk.ReadImage(str(source))
     if source.name.lower().endswith(JPEG_SUFFIXES):
         itk_image.SetSpacing([1.0] * itk_image.GetDimension())
-    headers.check(source, itk_image.GetSize(), itk_image.GetNumberOfComponentsPerPixel())
-    if itk_image.GetDepth() > 1 and sitk.ImageFileReader.GetImageIOFromFileName(str(source)) == "GDCMImageIO":
-        place_frames(itk_image, source)
+    kind = sitk.ImageFileReader.GetImageIOFromFileName(str(source))
+    numbers = itk_image.GetNumberOfComponentsPerPixel(), itk_image.GetSizeOfPixelComponent()
+    headers.check(source, kind, itk_image.GetSize(), numbers)
+    if kind == "GDCMImageIO" and itk_image.GetDepth() > 1:
+        return place_frames(itk_image, source)
     return itk_image
 
 
 def _to_image(itk_image: sitk.Image, name: str) -> Image:
+    if itk_image.GetDimension() == 4 and itk_image.GetSize()[3] == 1:  # a series of one time point
+        itk_image = itk_image[:, :, :, 0]
     if itk_image.GetDimension() > 3:
         raise InvalidInput(
             f"{name} has {itk_image.GetDimension()} axes ({' x '.join(map(str, itk_image.GetSize()))}); "
@@ -134,7 +143,7 @@ def _to_image(itk_image: sitk.Image, name: str) -> Image:
 
 def _warn_of_two_places(geometry: Geometry, name: str) -> None:
     """Warn where ITK takes a NIfTI file's qform, and its sform puts the voxels elsewhere by half of one or more."""
-    sform = headers.sform(Path(name))
+    sform = nifti.sform(Path(name))
     if sform is None:
         return
     apart = np.linalg.norm(geometry.corners @ (geometry.affine[:3] - sform[:, [2, 1, 0, 3]]).T, axis=1).max()

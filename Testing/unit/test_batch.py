@@ -1,5 +1,6 @@
 import csv
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import SimpleITK as sitk
 from helpers import itk, make_scan, make_segmenter
 from PIL import Image as Picture
 
-from DeepLabSegLib.batch import Case, find_nested, find_scans, read_report, segment_files, write_report
+from DeepLabSegLib.batch import Case, collect, find_nested, find_scans, read_report, segment_files, write_report
 from DeepLabSegLib.errors import Cancelled, InvalidInput, OutputError
 from DeepLabSegLib.files import read_labels, write_labels
 from DeepLabSegLib.image import Image, Labels
@@ -252,9 +253,10 @@ def test_a_result_that_is_older_than_its_scan_is_said(folder, tmp_path):
         cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
         then = (tmp_path / "out" / "a.seg.nrrd").stat().st_mtime - age_s
         os.utime(folder / "a.nii.gz", (then, then))
+    assert not cases[0].older
     assert "is older" not in cases[0].message
     case, _ = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
-    assert case.status == "kept"
+    assert (case.status, case.older) == ("kept", True)
     assert "is older than its scan; overwrite it" in case.message
 
 
@@ -322,6 +324,36 @@ def test_what_another_process_has_made_meanwhile_is_kept(folder, tmp_path):
     assert [(row.status, row.made_with) for row in read_report(report)] == [("done", "tiny-2d")] * 2
 
 
+def test_two_processes_that_meet_at_a_case_part_ways(folder, tmp_path, rng, monkeypatch):
+    for name in "cdef":
+        sitk.WriteImage(itk(make_scan(rng)), folder / f"{name}.nrrd")
+    out, met = tmp_path / "out", []
+
+    def other_process(progress) -> None:
+        if not met:
+            met.append("a")
+            segment_files(make_segmenter(2), find_scans(folder)[:1], out)
+
+    monkeypatch.setattr("random.shuffle", list.reverse)
+    cases = segment_files(make_segmenter(2), find_scans(folder), out, on_progress=other_process)
+    assert [(case.name, case.status) for case in cases] == [("a", "kept"), *((name, "done") for name in "fedcb")]
+
+
+@pytest.mark.parametrize(("quick_s", "times"), [(10, 4), (0.05, 2)], ids=["short", "long"])
+def test_a_table_that_takes_long_to_write_is_not_written_for_every_case(monkeypatch, quick_s, times):
+    written = []
+
+    def write(cases) -> None:
+        time.sleep(0.1)
+        written.append(len(cases))
+
+    monkeypatch.setattr("DeepLabSegLib.batch.run.QUICK_S", quick_s)
+    cases = [Case(name, "done") for name in "abc"]
+    assert collect(cases, write=write) == cases
+    assert len(written) == times
+    assert written[-1] == 3
+
+
 def test_a_name_that_is_too_long_for_a_result_stops_nothing(folder, tmp_path):
     (folder / "a.nii.gz").rename(folder / f"{'a' * 247}.nii.gz")
     cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
@@ -331,7 +363,7 @@ def test_a_name_that_is_too_long_for_a_result_stops_nothing(folder, tmp_path):
 
 
 def test_an_output_folder_that_is_a_file_is_said(folder):
-    with pytest.raises(OutputError, match=r"notes\.txt can't be made \(File exists\); choose another one"):
+    with pytest.raises(OutputError, match=r"notes\.txt can't be made \(.*exists\); choose another one"):
         segment_files(make_segmenter(2), find_scans(folder), folder / "notes.txt")
 
 

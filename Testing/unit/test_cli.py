@@ -17,13 +17,18 @@ from helpers import SAMPLE, itk, make_bundle, make_network, make_segmenter, make
 
 from DeepLabSegLib import files, load_model, read_image
 from DeepLabSegLib.bundle import save_bundle
+from DeepLabSegLib.catalog import DEFAULT_MODEL
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.image import Image
+from DeepLabSegLib.segmenter import SegmentOptions
+from DeepLabSegLib.training import TrainOptions
 from DeepLabSegLib.training.cases import TABLES
+from DeepLabSegLib.training.trainer import TrainingSpec
 
 FULL = Path("/dev/full")
+CLOSED = Path("/proc")
 
 
 @pytest.fixture
@@ -91,6 +96,21 @@ def test_help_says_the_exit_codes_and_which_tables_a_training_takes(capsys):
             run(*arguments)
         shown = " ".join(capsys.readouterr().out.split())
         assert all(word in shown for word in words)
+
+
+def test_help_says_the_defaults(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")  # names are broken at their hyphens
+    engine, training = SegmentOptions(), TrainingSpec()
+    defaults = {
+        "segment": (DEFAULT_MODEL, engine.overlap, engine.blending, engine.threshold),
+        "batch": (DEFAULT_MODEL, ".seg.nrrd", engine.overlap, engine.blending, engine.threshold),
+        "train": (training.steps, training.optimizer, training.seed, TrainOptions().folds, TrainOptions().license),
+    }
+    for command, values in defaults.items():
+        with pytest.raises(SystemExit, match="0"):
+            run(command, "--help")
+        shown = " ".join(capsys.readouterr().out.split())
+        assert [value for value in values if f"(default: {value})" not in shown] == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the home folder is another variable's")
@@ -240,6 +260,19 @@ def test_ctrl_c_keeps_what_a_batch_has_finished(tmp_path, scan_path, bundle_fold
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"scan.seg.nrrd", "report.csv"}
 
 
+@pytest.mark.skipif(not CLOSED.exists(), reason="needs a folder that takes no file, whoever asks")
+def test_a_folder_that_takes_no_file_is_named_before_the_scan_is_read(tmp_path, capsys):
+    assert run("segment", tmp_path / "scan.nii.gz", "-o", CLOSED / "result.nii.gz") == 1
+    assert "the folder /proc can't be written to; choose another one" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_folder_where_the_shell_leaves_it(tmp_path, scan_path, bundle_folder, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert run("segment", "~/scan.nii.gz", "-o", "~/result.nii.gz", "--model", bundle_folder) == 0
+    assert (tmp_path / "result.nii.gz").exists()
+
+
 @pytest.mark.parametrize("json_too", [[], ["--json"]])
 def test_a_name_that_the_output_can_not_spell_is_printed_all_the_same(bundle_folder, json_too):
     card = bundle_folder / "model.json"
@@ -290,6 +323,15 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
                             env={**os.environ, "PYTHONPATH": str(SAMPLE.parents[2])})  # fmt: skip
     assert "Traceback" not in result.stderr
+
+
+def test_a_reader_that_was_never_there_is_no_error_either():
+    command, pipe = [sys.executable, "-m", "DeepLabSegLib.cli", "encoders"], subprocess.PIPE
+    environment = os.environ | {"PYTHONPATH": str(SAMPLE.parents[2])}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs the device that is always full")

@@ -4,6 +4,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from PIL import Image as Picture
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.files import read_geometry, read_image, read_labels, write_image, write_labels
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.files.dicom import read_series
+from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment
 from DeepLabSegLib.outputs import check_output
 
 OBLIQUE = ((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (-1.0, 0.0, 0.0))
@@ -189,40 +191,55 @@ def sequence(tag: int, *items: bytes) -> bytes:
     return element(tag, b"SQ", b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<I", len(item)) + item for item in items))
 
 
+def write_dicom(path: Path, kind: str, voxels: np.ndarray, fields: dict[int, bytes], deflated: bool = False) -> None:
+    """`(k, j, i)` as frames of one file of the SOP class `kind`; `fields` are more elements, by their tags."""
+    kind = f"1.2.840.10008.5.1.4.1.1.{kind}"
+    frames, height, width = voxels.shape
+    meta = element(0x00020002, b"UI", kind) + element(0x00020003, b"UI", "1.2.3.4.5")
+    meta += element(0x00020010, b"UI", "1.2.840.10008.1.2.1" + (".99" if deflated else ""))
+    texts = {0x00080016: kind, 0x00080018: "1.2.3.4.5", 0x0020000D: "1.2.3", 0x0020000E: "1.2.3.4"}
+    numbers = {2: 1, 0x10: height, 0x11: width, 0x100: 16, 0x101: 16, 0x102: 15, 0x103: 0}
+    elements = {tag: element(tag, b"UI", text) for tag, text in texts.items()}
+    elements |= {0x280000 + tag: element(0x280000 + tag, b"US", struct.pack("<H", n)) for tag, n in numbers.items()}
+    elements[0x00280004] = element(0x00280004, b"CS", "MONOCHROME2")
+    elements[0x00280008] = element(0x00280008, b"IS", str(frames))
+    elements[0x7FE00010] = element(0x7FE00010, b"OW", voxels.astype("<u2").tobytes())
+    content = b"".join(value for _, value in sorted((elements | fields).items()))
+    if deflated:
+        packer = zlib.compressobj(wbits=-15)
+        content = packer.compress(content) + packer.flush()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(128) + b"DICM" + element(0x00020000, b"UL", struct.pack("<I", len(meta))) + meta + content)
+
+
+def numbers(tag: int, values, digits: int = 2) -> bytes:
+    return element(tag, b"DS", "\\".join(f"{value:.{digits}f}" for value in values))
+
+
 def write_frames(
-    path: Path, scan: Image, planes: list[int], slopes: list[str] | None = None, told: bool = True
+    path: Path,
+    scan: Image,
+    planes: list[int],
+    slopes: list[str] | None = None,
+    told: bool = True,
+    deflated: bool = False,
 ) -> None:
     """The planes k of `scan` as frames of one DICOM file; not `told`, it is a secondary capture without geometry."""
     volume = itk(scan)
-    width, height, _ = volume.GetSize()
     across, down, _ = np.reshape(volume.GetDirection(), (3, 3)).T
     columns, rows, _ = volume.GetSpacing()
 
-    def text(values) -> str:
-        return "\\".join(f"{value:.2f}" for value in values)
-
     def groups(n: int, k: int) -> bytes:
-        place = element(0x00200032, b"DS", text(volume.TransformIndexToPhysicalPoint((0, 0, k))))
+        place = numbers(0x00200032, volume.TransformIndexToPhysicalPoint((0, 0, k)))
         values = element(0x00281052, b"DS", "0") + element(0x00281053, b"DS", slopes[n] if slopes else "1")
         return sequence(0x00209113, place) + sequence(0x00289145, values + element(0x00281054, b"LO", "US"))
 
-    kind = "1.2.840.10008.5.1.4.1.1." + ("4.1" if told else "7.2")
-    meta = element(0x00020002, b"UI", kind) + element(0x00020003, b"UI", "1.2.3.4.5")
-    meta += element(0x00020010, b"UI", "1.2.840.10008.1.2.1")
-    content = element(0x00080016, b"UI", kind) + element(0x00080018, b"UI", "1.2.3.4.5")
-    content += element(0x0020000D, b"UI", "1.2.3") + element(0x0020000E, b"UI", "1.2.3.4")
-    content += element(0x00280002, b"US", struct.pack("<H", 1)) + element(0x00280004, b"CS", "MONOCHROME2")
-    content += element(0x00280008, b"IS", str(len(planes)))
-    for tag, value in zip((0x10, 0x11, 0x100, 0x101, 0x102, 0x103), (height, width, 16, 16, 15, 0), strict=True):
-        content += element(0x00280000 + tag, b"US", struct.pack("<H", value))
-    if told:
-        facing = sequence(0x00209116, element(0x00200037, b"DS", text((*across, *down))))
-        size = sequence(0x00289110, element(0x00280030, b"DS", text((rows, columns))))
-        content += sequence(0x52009229, facing + size)
-        content += sequence(0x52009230, *(groups(n, k) for n, k in enumerate(planes)))
-    content += element(0x7FE00010, b"OW", scan.array[0, planes].astype("<u2").tobytes())
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(bytes(128) + b"DICM" + element(0x00020000, b"UL", struct.pack("<I", len(meta))) + meta + content)
+    facing = sequence(0x00209116, numbers(0x00200037, (*across, *down)))
+    fields = {
+        0x52009229: sequence(0x52009229, facing + sequence(0x00289110, numbers(0x00280030, (rows, columns)))),
+        0x52009230: sequence(0x52009230, *(groups(n, k) for n, k in enumerate(planes))),
+    }
+    write_dicom(path, "4.1" if told else "7.2", scan.array[0, planes], fields if told else {}, deflated)
 
 
 @pytest.mark.parametrize("direction", [((0, 0, 1), (0, -1, 0), (-1, 0, 0)), ((0, -0.6, -0.8), *OBLIQUE[1:])])
@@ -257,6 +274,179 @@ def test_frames_that_are_no_upright_stack_are_refused(tmp_path, scan, planes, op
             read_image(source)
 
 
+def test_frames_of_a_deflated_file_are_a_volume(tmp_path, scan):
+    scan = replace(scan, array=np.rint(scan.array))
+    write_frames(tmp_path / "frames.dcm", scan, list(range(12)), deflated=True)
+    image = read_image(tmp_path / "frames.dcm")
+    np.testing.assert_array_equal(image.array, scan.array)
+    assert image.geometry.is_close(scan.geometry, tolerance=0.01)
+    write_frames(tmp_path / "frames.dcm", scan, [0, 1, 2, 5], deflated=True)
+    with pytest.raises(InvalidInput, match="a slice is missing"):
+        read_image(tmp_path / "frames.dcm")
+
+
+def write_dose(path: Path, voxels: np.ndarray, facing: tuple[int, ...], offsets: list[float]) -> None:
+    fields = {
+        0x00200032: numbers(0x00200032, (10, 20, 30)),
+        0x00200037: numbers(0x00200037, facing),
+        0x00280030: numbers(0x00280030, (2, 1.5)),
+        0x3004000C: numbers(0x3004000C, offsets),
+        0x3004000E: numbers(0x3004000E, [0.001], digits=4),
+    }
+    write_dicom(path, "481.2", voxels, fields)
+
+
+AXIAL, FLIPPED = (1, 0, 0, 0, 1, 0), (1, 0, 0, 0, -1, 0)
+"""Row and column of a slice in LPS; the normal goes up and down."""
+
+
+@pytest.mark.parametrize(
+    ("facing", "offsets", "step"),
+    [
+        (AXIAL, [0, 3, 6, 9], 3),
+        (AXIAL, [0, -3, -6, -9], -3),
+        (FLIPPED, [0, 3, 6, 9], -3),
+        (AXIAL, [30, 33, 36, 39], 3),
+        (FLIPPED, [30, 33, 36, 39], 3),
+    ],
+    ids=["up", "down", "normal down", "z", "z, normal down"],
+)
+def test_a_radiotherapy_dose_lies_where_its_frames_do_and_is_in_its_units(tmp_path, rng, facing, offsets, step):
+    voxels = rng.integers(0, 60000, (4, 5, 6))
+    write_dose(tmp_path / "dose.dcm", voxels, facing, offsets)
+    image = read_image(tmp_path / "dose.dcm")
+    np.testing.assert_allclose(image.array[0], voxels / 1000, rtol=1e-6)
+    affine = [[0, 0, -1.5, -10], [0, -2 * facing[4], 0, -20], [step, 0, 0, 30]]  # RAS
+    np.testing.assert_allclose(image.geometry.affine[:3], affine, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "words"),
+    [
+        ([0, 3, 6, 12], "3.00 to 6.00 mm apart"),
+        ([0, 3, 6], "has 4 frames and places 3"),
+        ([0, 3, 0, 3], "at one place"),
+    ],
+    ids=["uneven", "one too few", "twice"],
+)
+def test_a_dose_that_is_no_even_stack_is_refused(tmp_path, rng, offsets, words):
+    write_dose(tmp_path / "dose.dcm", rng.integers(0, 9, (4, 5, 6)), AXIAL, offsets)
+    with pytest.raises(InvalidInput, match=rf"dose\.dcm.*{words}"):
+        read_image(tmp_path / "dose.dcm")
+
+
+@pytest.mark.parametrize(("number", "words"), [(b"6.00", "3004|000c is '0.00"), (b"0.0010", "3004|000e is '0,0010'")])
+def test_a_dose_with_a_damaged_number_is_refused_with_its_name(tmp_path, rng, number, words):
+    write_dose(tmp_path / "dose.dcm", rng.integers(0, 9, (4, 5, 6)), AXIAL, [0, 3, 6, 9])
+    content = (tmp_path / "dose.dcm").read_bytes()
+    (tmp_path / "dose.dcm").write_bytes(content.replace(number, number.replace(b".", b",")))
+    with pytest.raises(InvalidInput, match=rf"dose\.dcm: the DICOM tag {re.escape(words)}"):
+        read_image(tmp_path / "dose.dcm")
+
+
+def write_nuclear(
+    path: Path,
+    voxels: np.ndarray,
+    step: float | None,
+    kind: str = "RECON TOMO",
+    detectors: int = 1,
+    slices: tuple[int, ...] = (1, 2, 3, 4),
+) -> None:
+    place = numbers(0x00200032, (10, 20, 30)) + numbers(0x00200037, AXIAL)
+    fields = {
+        0x00080008: element(0x00080008, b"CS", rf"ORIGINAL\PRIMARY\{kind}\EMISSION"),
+        0x00280030: numbers(0x00280030, (2, 1.5)),
+        0x00540022: sequence(0x00540022, *[place] * detectors),
+        0x00540080: element(0x00540080, b"US", struct.pack("<4H", *slices)),
+        0x00540081: element(0x00540081, b"US", struct.pack("<H", max(slices))),
+    }
+    if step is not None:
+        fields[0x00180088] = numbers(0x00180088, [step])
+    write_dicom(path, "20", voxels, fields)
+
+
+@pytest.mark.parametrize("step", [4, -4])
+def test_a_nuclear_volume_begins_at_its_detectors_position_and_goes_the_way_of_its_step(tmp_path, rng, step):
+    voxels = rng.integers(0, 60000, (4, 5, 6))
+    write_nuclear(tmp_path / "spect.dcm", voxels, step)
+    image = read_image(tmp_path / "spect.dcm")
+    np.testing.assert_array_equal(image.array[0], voxels)
+    affine = [[0, 0, -1.5, -10], [0, -2, 0, -20], [step, 0, 0, 30]]  # RAS
+    np.testing.assert_allclose(image.geometry.affine[:3], affine, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"step": None},
+        {"step": 4, "kind": "TOMO"},
+        {"step": 4, "kind": "RECON GATED TOMO"},
+        {"step": 4, "detectors": 2},
+        {"step": 4, "slices": (1, 2, 1, 2)},
+        {"step": 4, "slices": (4, 3, 2, 1)},
+    ],
+    ids=["no step", "projections", "gated", "two detectors", "two energies", "another order"],
+)
+def test_nuclear_frames_that_may_be_no_volume_are_refused(tmp_path, rng, options):
+    write_nuclear(tmp_path / "spect.dcm", rng.integers(0, 9, (4, 5, 6)), **options)
+    with pytest.raises(InvalidInput, match="has 4 frames and doesn't say of each where it lies"):
+        read_image(tmp_path / "spect.dcm")
+
+
+@pytest.mark.parametrize("direction", [AXIS_ALIGNED, ((0, 0, -1), (0, 1, 0), (1, 0, 0))], ids=["up", "down"])
+def test_slices_are_stacked_by_their_positions_whatever_order_they_are_found_in(tmp_path, scan, direction):
+    scan = replace(scan, array=np.rint(scan.array), geometry=replace(scan.geometry, direction=direction))
+    write_series(tmp_path, scan)
+    names = sorted(map(str, tmp_path.iterdir()))
+    names = [*names[::2], *names[1::2]]
+    for order in (names, names[::-1]):
+        image = read_series(tmp_path, order)
+        heights = [image.TransformIndexToPhysicalPoint((0, 0, k))[2] for k in range(12)]
+        places = [itk(scan).TransformIndexToPhysicalPoint((0, 0, k))[2] for k in range(12)]
+        np.testing.assert_allclose(sorted(heights), sorted(places))
+        for k, height in enumerate(heights):
+            plane = scan.array[0, int(np.argmin(np.abs(np.subtract(places, height))))]
+            np.testing.assert_array_equal(sitk.GetArrayViewFromImage(image)[k], plane)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "words"),
+    [
+        ((12, 20, 36), (3.0, 1.5, 1.2), "36 x 20 pixels of 1.5 x 1.2 mm and 36 x 40 pixels of 1.5 x 1.2 mm"),
+        ((12, 40, 36), (3.0, 1.0, 1.2), "36 x 40 pixels of 1 x 1.2 mm and 36 x 40 pixels of 1.5 x 1.2 mm"),
+    ],
+    ids=["size", "spacing"],
+)
+@pytest.mark.parametrize("k", [0, 5])
+def test_a_series_with_a_slice_of_another_size_is_refused(tmp_path, rng, scan, shape, spacing, words, k):
+    write_series(tmp_path / "series", scan)
+    write_series(tmp_path / "other", make_scan(rng, shape, spacing))
+    (tmp_path / "other" / f"1.2.3.4-{k}.dcm").replace(tmp_path / "series" / f"1.2.3.4-{k}.dcm")
+    with pytest.raises(InvalidInput, match=f"the DICOM slices have {words}; give a folder"):
+        read_image(tmp_path / "series")
+
+
+@pytest.mark.parametrize("k", [0, 5, 11])
+def test_a_series_with_a_damaged_slice_is_no_shorter_one(tmp_path, scan, k):
+    write_series(tmp_path, scan)
+    path = tmp_path / f"1.2.3.4-{k}.dcm"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InvalidInput, match=rf"1\.2\.3\.4-{k}\.dcm belongs to the DICOM series and can't be read"):
+        read_image(tmp_path)
+
+
+def test_what_is_no_slice_is_passed_by_in_a_series_and_called_so_alone(tmp_path, scan):
+    write_series(tmp_path, scan)
+    (tmp_path / "notes.txt").write_text("not a slice")
+    report = element(0x00080016, b"UI", "1.2.840.10008.5.1.4.1.1.88.11") + element(0x0020000E, b"UI", "1.2.3.4")
+    (tmp_path / "report.dcm").write_bytes(
+        bytes(128) + b"DICM" + element(0x00020010, b"UI", "1.2.840.10008.1.2.1") + report
+    )
+    assert read_image(tmp_path).geometry.is_close(scan.geometry, tolerance=0.01)
+    with pytest.raises(InvalidInput, match=r"report\.dcm .*DICOM without an image, such as a DICOMDIR, a report"):
+        read_image(tmp_path / "report.dcm")
+
+
 def test_what_is_no_image_is_refused_with_its_name(tmp_path):
     (tmp_path / "empty.nii.gz").write_bytes(b"")
     (tmp_path / "text.nrrd").write_text("this is no image")
@@ -271,6 +461,19 @@ def test_what_is_no_image_is_refused_with_its_name(tmp_path):
     ]:
         with pytest.raises(InvalidInput, match=words):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nrrd", "scan.mha"])
+def test_a_series_of_one_time_point_is_a_volume_and_one_of_more_is_refused(tmp_path, scan, name):
+    sitk.WriteImage(sitk.JoinSeries([itk(scan)]), tmp_path / name)
+    image = read_image(tmp_path / name)
+    np.testing.assert_array_equal(image.array, scan.array)
+    assert image.geometry.is_close(scan.geometry)
+    assert read_geometry(tmp_path / name).is_close(scan.geometry)
+    sitk.WriteImage(sitk.JoinSeries([itk(scan)] * 2), tmp_path / name)
+    for read in (read_image, read_geometry):
+        with pytest.raises(InvalidInput, match=r"4 axes \(36 x 40 x 12 x 2\); save one time point"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
@@ -302,6 +505,86 @@ def test_a_metaimage_cut_short_is_called_so(tmp_path, scan, name):
     voxels.write_bytes(voxels.read_bytes()[:-100])
     with pytest.raises(InvalidInput, match="cut short"):
         read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("axes", ["-3", "0", "11", "100"])
+def test_a_metaimage_whose_axes_would_end_the_process_is_refused(tmp_path, scan, axes):
+    sitk.WriteImage(itk(scan), tmp_path / "scan.mha")
+    content = (tmp_path / "scan.mha").read_bytes()
+    (tmp_path / "scan.mha").write_bytes(content.replace(b"NDims = 3", f"NDims = {axes}".encode()))
+    for read in (read_image, read_geometry):
+        with pytest.raises(InvalidInput, match=rf"scan\.mha has {axes} axes \(NDims\); an image has 2 or 3"):
+            read(tmp_path / "scan.mha")
+
+
+@pytest.mark.parametrize("name", ["scan.mha", "scan.mhd"])
+@pytest.mark.parametrize("fault", ["voxels", "size"])
+def test_a_metaimage_that_cannot_be_unpacked_is_refused(tmp_path, scan, name, fault):
+    sitk.WriteImage(itk(scan), tmp_path / name, useCompression=True)
+    np.testing.assert_array_equal(read_image(tmp_path / name).array, scan.array)
+    if fault == "voxels":
+        packed = next((path for path in tmp_path.iterdir() if path.suffix == ".zraw"), tmp_path / name)
+        content = bytearray(packed.read_bytes())
+        content[-2000] ^= 255
+        packed.write_bytes(content)
+    else:
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(re.sub(rb"CompressedDataSize = \d+", b"CompressedDataSize = 2000", content))
+    with pytest.raises(InvalidInput, match=rf"{name} is damaged"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("place", ["LIST\na.raw\nb.raw", "slice%d.raw 0 1 1"])
+def test_a_metaimage_in_a_file_per_slice_is_refused(tmp_path, place):
+    """ITK takes what the memory held before for the voxels of a file that is missing."""
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_SHORT\n"
+    (tmp_path / "scan.mhd").write_text(f"{header}ElementDataFile = {place}\n")
+    with pytest.raises(InvalidInput, match=r"scan\.mhd has its voxels in a file per slice"):
+        read_image(tmp_path / "scan.mhd")
+
+
+def test_a_metaimage_whose_axes_have_the_spacing_in_them_has_itks_voxels(tmp_path, scan):
+    turned = physically_equal(scan, (2, 0, 1), (1,))
+    scaled = itk(turned)
+    scaled.SetDirection((np.reshape(scaled.GetDirection(), (3, 3)) * scaled.GetSpacing()).ravel())
+    scaled.SetSpacing((1, 1, 1))
+    sitk.WriteImage(scaled, tmp_path / "scan.mha")
+    assert read_image(tmp_path / "scan.mha").geometry.is_close(turned.geometry)
+    assert read_geometry(tmp_path / "scan.mha").is_close(turned.geometry)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_short_is_not_grey_where_it_ends(tmp_path, rng, progressive):
+    path = tmp_path / "picture.jpg"
+    Picture.fromarray(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)).save(path, progressive=progressive)
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(16))
+    assert read_image(path).channels == 3
+    path.write_bytes(whole[: 2 * len(whole) // 3])
+    with pytest.raises(InvalidInput, match=r"picture\.jpg is damaged \(it ends early\)"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_jpeg_that_is_shown_turned_is_read_as_it_is_stored_with_a_warning(tmp_path, rng, order):
+    path, exif = tmp_path / "picture.jpg", Picture.Exif()
+    exif.endian = order
+    exif[0x010F], exif[0x0112] = "a camera", 6
+    Picture.fromarray(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)).save(path, exif=exif)
+    with pytest.warns(UserWarning, match=r"picture\.jpg is turned where it is shown \(EXIF orientation 6\)") as warned:
+        image = read_image(path)
+    assert warned[0].filename == __file__
+    assert image.array.shape == (3, 1, 48, 64)
+    exif[0x0112] = 1
+    Picture.fromarray(rng.integers(0, 255, (48, 64)).astype(np.uint8)).save(path, exif=exif)
+    assert read_image(path).array.shape == (1, 1, 48, 64)
+
+
+def test_grey_with_transparency_is_called_so(tmp_path, rng):
+    values = rng.integers(0, 255, (20, 30, 2)).astype(np.uint8)
+    Picture.fromarray(values, "LA").save(tmp_path / "picture.png")
+    with pytest.raises(InvalidInput, match="it is grey with transparency; save it without, or in colours"):
+        read_image(tmp_path / "picture.png")
 
 
 def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, scan, monkeypatch):
@@ -357,6 +640,58 @@ def test_a_nifti_file_that_tells_one_place_is_read_without_a_warning(tmp_path, s
     affine = scan.geometry.affine[:, [2, 1, 0, 3]] + [[0, 0, 0, mm], *[[0, 0, 0, 0]] * 3]
     nifti_with(tmp_path / "scan.nii", scan, affine, sform_code, unit)
     read_image(tmp_path / "scan.nii")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (108, struct.pack("<f", 416), r"is damaged \(it ends early\)"),
+        (108, struct.pack("<f", 0), "vox_offset is 0, within the header; correct it, mostly to 352"),
+        (108, struct.pack("<f", float("nan")), "vox_offset is nan"),
+        (44, struct.pack("<h", -5), "has -5 voxels along an axis"),
+        (344, b"\0\0\0\0", "is Analyze, which doesn't say which way its axes go"),
+    ],
+    ids=["begins later", "begins in the header", "begins nowhere", "wrapped round", "Analyze"],
+)
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_nifti_of_which_itk_takes_other_voxels_is_refused(tmp_path, scan, name, place, value, words):
+    sitk.WriteImage(itk(scan), tmp_path / "plain.nii")
+    content = bytearray((tmp_path / "plain.nii").read_bytes())
+    content[place : place + len(value)] = value
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(InvalidInput, match=rf"{re.escape(name)}.*{words}"):
+        read_image(tmp_path / name)
+
+
+def test_voxels_behind_an_extension_of_a_nifti_header_are_found(tmp_path, scan):
+    sitk.WriteImage(itk(scan), tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    struct.pack_into("<f", content, 108, 416)
+    extension = b"\1\0\0\0" + struct.pack("<2i", 64, 6) + bytes(56)
+    (tmp_path / "scan.nii").write_bytes(content[:348] + extension + content[352:])
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.nii").array, scan.array)
+
+
+@pytest.mark.parametrize("magic", [b"ni1\0", bytes(4)], ids=["NIfTI", "Analyze"])
+def test_a_header_with_its_voxels_beside_it_is_refused_with_a_remedy(tmp_path, scan, magic):
+    sitk.WriteImage(itk(scan), tmp_path / "scan.img")
+    content = (tmp_path / "scan.hdr").read_bytes()
+    (tmp_path / "scan.hdr").write_bytes(content[:344] + magic + content[348:])
+    for name in ("scan.hdr", "scan.img"):
+        with pytest.raises(
+            InvalidInput, match=rf"{name} is Analyze, .* or NIfTI in two files; convert it to \.nii\.gz"
+        ):
+            read_image(tmp_path / name)
+
+
+def test_a_sheared_sform_without_a_qform_is_called_so(tmp_path, scan):
+    affine = scan.geometry.affine[:, [2, 1, 0, 3]] + [[0, 0.3, 0, 0], *[[0, 0, 0, 0]] * 3]
+    nifti_with(tmp_path / "scan.nii", scan, affine, 1)
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    struct.pack_into("<h", content, 252, 0)  # qform_code
+    (tmp_path / "scan.nii").write_bytes(content)
+    with pytest.raises(InvalidInput, match="its sform is sheared, and it has no qform; resample it"):
+        read_image(tmp_path / "scan.nii")
 
 
 def test_nifti_2_is_called_so(tmp_path):
@@ -481,6 +816,17 @@ def test_a_segmentation_with_a_damaged_field_is_refused_with_its_name(tmp_path, 
         read_labels(tmp_path / "r.seg.nrrd")
 
 
+def test_letters_of_a_segmentation_that_are_not_utf8_do_no_harm(tmp_path, labels):
+    write_labels(labels, tmp_path / "r.seg.nrrd")
+    content = (tmp_path / "r.seg.nrrd").read_bytes()
+    content = content.replace(b"Segment0_Color:", b"Segment0_C\xffl:").replace(
+        b"Ventrikel", "Schädel".encode("latin-1")
+    )
+    (tmp_path / "r.seg.nrrd").write_bytes(content)
+    grey, other = read_labels(tmp_path / "r.seg.nrrd").segments
+    assert (grey.name, other.name) == ("Grey matter", "Sch?del")
+
+
 def test_a_picture_takes_a_single_slice(tmp_path, labels):
     with pytest.raises(OutputError, match="5 slices"):
         write_labels(labels, tmp_path / "r.png")
@@ -576,6 +922,13 @@ def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path, rng, name):
     np.testing.assert_array_equal(read_labels(path).array, before.array)
 
 
+@pytest.mark.parametrize("kind", ["?", "float16", "longdouble", ">i2", ">f4"])
+def test_numbers_of_any_type_can_be_written(tmp_path, kind):
+    array = np.array([0, 1, 1, 0, 0, 1]).reshape(1, 2, 3).astype(kind)
+    write_image(Image(array, Geometry((1, 2, 3))), tmp_path / "scan.nrrd")
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.nrrd").array[0], array)
+
+
 def test_numbers_that_a_format_has_not_are_no_fault_of_the_disk(tmp_path):
     array = np.array([np.nan, np.inf, 1, 0], np.float32).reshape(1, 1, 2, 2)
     write_image(Image(array, Geometry((1, 2, 2))), tmp_path / "scan.nii.gz")
@@ -589,10 +942,12 @@ def test_numbers_that_a_format_has_not_are_no_fault_of_the_disk(tmp_path):
         pytest.param(
             "a" * 240 + ".nii.gz", marks=pytest.mark.skipif(sys.platform == "win32", reason="a limit on whole paths")
         ),
+        "scan.nii.nii.gz",
+        "scan.hdr.nii",
     ],
-    ids=["capitals", "long"],
+    ids=["capitals", "long", "twice", "another"],
 )
-def test_capitals_and_long_names_can_be_written_to(tmp_path, labels, name):
+def test_capitals_long_names_and_several_endings_can_be_written_to(tmp_path, labels, name):
     write_labels(labels, tmp_path / name)
     np.testing.assert_array_equal(read_labels(tmp_path / name).array, labels.array)
     assert [path.name for path in tmp_path.iterdir()] == [name]
