@@ -64,6 +64,11 @@ class ModelInput:
     def __post_init__(self) -> None:
         if self.background is not None and not isfinite(self.background):
             raise InvalidInput(f"background is {self.background}; it must be a finite voxel value, or None")
+        mean = self.normalization.mean
+        if mean is not None and len(mean) != len(self.channels):
+            raise InvalidInput(
+                f"normalization has mean and std for {len(mean)} channels; input.channels names {len(self.channels)}"
+            )
         if self.orientation is not None:
             check_orientation(self.orientation)
         if not all(size is None or 0 < size < 1e4 for size in self.spacing):
@@ -239,10 +244,11 @@ def save_bundle(
 
     Raises
     ------
-    InvalidInput : `network` isn't the one that `bundle` tells of.
+    InvalidInput : `network` isn't the one that `bundle` tells of, or holds numbers that aren't finite.
     OutputError : something is there already or can't be written.
     """
     _check_network(bundle.network, network.spec)
+    _check_numbers(network)
     target = Path(path)
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists; choose another name or overwrite it")
@@ -274,6 +280,16 @@ def _check_network(told: DeepLabSpec, given: DeepLabSpec) -> None:
             f"the network isn't the one that the bundle tells of: {'; '.join(differing)}; "
             "make it with DeepLabV3Plus.from_spec(bundle.network), or let the bundle's network be its spec"
         )
+
+
+def _check_numbers(network: DeepLabV3Plus) -> None:
+    """Raise `InvalidInput` where a network would call everything background, since its weights aren't finite."""
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InvalidInput(
+                f"{name} holds infinite numbers or NaN, as a training that went astray leaves them; "
+                "save weights from before that"
+            )
 
 
 def _stored(tensor: Tensor, half: bool) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.models.encoder import counts
 
 __all__ = ["EXPORT_SUFFIXES", "export"]
 
@@ -31,14 +32,16 @@ def export(network: DeepLabV3Plus, path: str | os.PathLike[str], size: Sequence[
     Raises
     ------
     InvalidInput : sizes that don't fit the network, or another ending.
-    OutputError : a missing package, or a written file whose results differ by more than `TOLERANCE`.
+    OutputError : a missing folder or package, or a written file whose results differ by more than `TOLERANCE`.
     """
     spec = network.spec
-    if len(size) != spec.dims or min(size) < 1:
+    if len(counts("size", size)) != spec.dims:
         raise InvalidInput(f"size is {tuple(size)}; this network needs {spec.dims} sizes of at least 1")
     target = Path(path)
     if target.suffix not in EXPORTERS:
         raise InvalidInput(f"{target} has no known ending; choose one of {', '.join(EXPORT_SUFFIXES)}")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target.parent} is no folder; make it first")
     network = copy.deepcopy(network).cpu().eval()
     example = torch.randn(1, spec.in_channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), _quiet():

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import isfinite
 from typing import Literal
 
 import numpy as np
@@ -159,8 +160,14 @@ class Normalization:
             raise InvalidInput(f"{self.method} bounds are {self.lower}, {self.upper}; give lower < upper")
         if self.method == "percentile" and not 0 <= float(self.lower or 0) < float(self.upper or 0) <= 100:
             raise InvalidInput(f"percentiles are {self.lower}, {self.upper}; they must lie in 0 to 100")
-        if (self.mean is None) != (self.std is None) or (self.std is not None and min(self.std) <= 0):
-            raise InvalidInput("give mean and std together, a number per channel, std positive")
+        if not all(bound is None or isfinite(bound) for bound in (self.lower, self.upper)):
+            raise InvalidInput(f"{self.method} bounds are {self.lower}, {self.upper}; they must be finite")
+        mean, std = self.mean or (), self.std or ()
+        together = (self.mean is None) == (self.std is None) and len(mean) == len(std)
+        if not together or not all(map(isfinite, (*mean, *std))) or min(std, default=1) <= 0:
+            raise InvalidInput(
+                f"mean is {self.mean} and std {self.std}; give both, a finite number per channel each, std positive"
+            )
 
     def measure(self, array: NDArray) -> Scaling:
         """What the whole scan `(C, *S)`, of any number type, says of its values; nothing of its size is copied."""

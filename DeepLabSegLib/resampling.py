@@ -38,6 +38,9 @@ SLAB, GPU_SLAB = 2**20, 2**24
 POINTS = 2**16
 """Voxels of an oblique target at once: a processor keeps their places in its cache."""
 
+ON_FACE = 1e-3
+"""Voxels by which a point beyond an oblique source's outer face still counts as inside: rounding."""
+
 BLOCK = 32
 """Voxels along an axis that are interpolated by one matrix product: more would multiply more zeros."""
 
@@ -346,6 +349,8 @@ def _resample_oblique(
         for step, count in zip(matrix.T, shape, strict=True)
     )
     in_plane = rows[:, None] + columns + _tensor(((offset + 0.5) * scale - 1)[::-1], array)
+    # Within a thousandth of a voxel, of however large a part of the source: else a box would differ from the whole.
+    faces = _tensor((1 + ON_FACE * scale)[::-1], array).float()
     kernel = "bilinear" if mode == "linear" else "nearest"
     result = array.new_empty((len(array), *shape))
     at_once = max(1, POINTS // math.prod(shape[1:]))
@@ -353,7 +358,7 @@ def _resample_oblique(
         some = slice(start, start + at_once)
         points = (planes[some, None, None] + in_plane).float()
         found = F.grid_sample(array[None], points[None], kernel, padding_mode="border", align_corners=False)[0]
-        outside = (points.abs() > 1 + 1e-4).any(dim=-1)
+        outside = (points.abs() > faces).any(dim=-1)
         if bool(outside.any()):
             found = torch.where(outside, fill().to(found).view(-1, 1, 1, 1), found)
         result[:, some] = found

@@ -127,4 +127,6 @@ class Windows:
 
 def _for_torch(part: NDArray, kind: DTypeLike) -> NDArray:
     """`part` of a scan in one piece; torch wants no array that may only be read, such as a mapped file's."""
+    if min(part.strides) < 0:  # torch wants none either, and numpy calls a turned axis of one voxel in order
+        part = part.copy()
     return np.require(part, kind, ["C", "W"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
+from DeepLabSegLib.models.encoder import Encoder, check_depth, counts, make_spec
 from DeepLabSegLib.models.layers import LAYERS, ChannelNorm, DropPath, InputNorm, check_rate
 
 __all__ = ["CONVNEXTS", "ConvNeXtBackbone", "ConvNeXtBackboneV2", "ConvNeXtSpec"]
@@ -40,14 +40,12 @@ class ConvNeXtSpec:
     version: int = 1
 
     def __post_init__(self) -> None:
-        if not self.depths or len(self.depths) != len(self.projection_dims):
+        for field in ("depths", "projection_dims"):
+            object.__setattr__(self, field, counts(field, getattr(self, field)))
+        if len(self.depths) != len(self.projection_dims):
             raise InvalidInput(
                 f"depths {list(self.depths)} and projection_dims {list(self.projection_dims)} must have the same "
                 "length, one number per stage"
-            )
-        if min(*self.depths, *self.projection_dims) < 1:
-            raise InvalidInput(
-                f"depths {list(self.depths)} and projection_dims {list(self.projection_dims)} must be positive"
             )
         check_rate("drop_path_rate", self.drop_path_rate)
         if self.version not in (1, 2):

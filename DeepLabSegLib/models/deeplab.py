@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import check_input_shape, check_tensor, is_count
+from DeepLabSegLib.models.encoder import check_count, check_input_shape, check_tensor, counts, is_count
 from DeepLabSegLib.models.encoders import encoder_key, make_encoder
 from DeepLabSegLib.models.layers import (
     ACTIVATIONS,
@@ -23,6 +25,7 @@ from DeepLabSegLib.models.layers import (
     Activation,
     ConvNormAct,
     activation_name,
+    check_choice,
     check_rate,
     decoder_norm,
     resize,
@@ -56,18 +59,17 @@ class DeepLabSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", check_input_shape(self.input_shape))
         for field in ("num_classes", "decoder_channels", "projection_filters"):
-            value = getattr(self, field)
-            if not is_count(value):
-                raise InvalidInput(f"{field} is {value!r}; it must be a positive integer")
-            object.__setattr__(self, field, int(value))
+            check_count(field, getattr(self, field))
+            object.__setattr__(self, field, int(getattr(self, field)))
         if not is_count(self.encoder_depth) or self.encoder_depth not in (3, 4, 5):
             raise InvalidInput(f"encoder_depth is {self.encoder_depth!r}; it must be 3, 4 or 5")
         object.__setattr__(self, "encoder_depth", int(self.encoder_depth))
-        rates = self.decoder_dilation_rates
-        if not isinstance(rates, Iterable) or not (listed := tuple(rates)) or not all(map(is_count, listed)):
-            raise InvalidInput(f"decoder_dilation_rates is {rates!r}; give one or more positive integers in a list")
-        object.__setattr__(self, "decoder_dilation_rates", tuple(map(int, listed)))
+        rates = counts("decoder_dilation_rates", self.decoder_dilation_rates)
+        object.__setattr__(self, "decoder_dilation_rates", rates)
+        check_choice("decoder_aspp_separable", self.decoder_aspp_separable, (False, True))
+        object.__setattr__(self, "decoder_aspp_separable", bool(self.decoder_aspp_separable))
         check_rate("decoder_aspp_dropout", self.decoder_aspp_dropout)
+        object.__setattr__(self, "decoder_aspp_dropout", float(self.decoder_aspp_dropout))
         if self.encoder_name is not None:
             object.__setattr__(self, "encoder_name", encoder_key(self.encoder_name))
         decoder_norm(self.decoder_normalization)
@@ -76,18 +78,19 @@ class DeepLabSpec:
         object.__setattr__(self, "head_upsample", self._checked_head_upsample())
 
     def _checked_head_upsample(self) -> float | tuple[float, ...] | None:
-        factors = self.head_upsample
+        factors: Any = self.head_upsample
         if factors is None:
             return None
-        each = isinstance(factors, Sequence)
-        listed = tuple(factors) if each else (factors,)  # type: ignore[arg-type]
-        positive = all(isinstance(factor, int | float) and 0 < factor < inf for factor in listed)
+        each = isinstance(factors, Iterable)
+        listed = tuple(factors) if each else (factors,)
+        positive = all(isinstance(n, Real) and not isinstance(n, bool) and 0 < float(n) < inf for n in listed)
         if not positive or (each and len(listed) != self.dims):
             raise InvalidInput(
                 f"head_upsample is {factors!r}; give None (to the input's size), a positive number, "
                 f"or {self.dims} of them"
             )
-        return listed if each else factors  # type: ignore[return-value]
+        plain = tuple(int(n) if isinstance(n, Integral) else float(n) for n in listed)
+        return plain if each else plain[0]
 
     @property
     def dims(self) -> int:
@@ -222,6 +225,7 @@ class DeepLabV3Plus(nn.Module):
             made.drop_unread((2, encoder_depth))
             encoder = made
         channels = _encoder_channels(encoder, encoder_depth)
+        self._channels_read = {level: channels[level - 1] for level in (2, encoder_depth)}
         # Sizes that are multiples of it keep all maps in place; others are allowed.
         self.stride = int(tuple(encoder.strides)[encoder_depth - 1])  # type: ignore[arg-type]
 
@@ -266,9 +270,21 @@ class DeepLabV3Plus(nn.Module):
         """`logits` before they are enlarged: `(N, C, *S) -> (N, num_classes, *sizes of P2)`."""
         check_tensor(x, self.spec.dims, self.spec.in_channels)
         pyramid = self.encoder(x)
+        self._check_pyramid(pyramid)
         skip = self.skip(pyramid[1])
         deep = resize(self.refine(self.aspp(pyramid[self.spec.encoder_depth - 1])), skip.shape[2:])
         return self.head(self.fuse(torch.cat([deep, skip], 1)))
+
+    def _check_pyramid(self, pyramid: object) -> None:
+        """Raise `InvalidInput` unless `pyramid` is what a user's own encoder says of itself."""
+        depth, name = self.spec.encoder_depth, type(self.encoder).__name__
+        if not isinstance(pyramid, list | tuple) or len(pyramid) < depth:
+            given = len(pyramid) if isinstance(pyramid, list | tuple) else "no list"
+            raise InvalidInput(f"the encoder {name} returns {given}; it must return a list of P1 to P{depth}")
+        for level, wanted in self._channels_read.items():
+            found = pyramid[level - 1].shape[1]
+            if found != wanted:
+                raise InvalidInput(f"P{level} of the encoder {name} has {found} channels; its `channels` say {wanted}")
 
     def output_size(self, low: torch.Size, full: torch.Size) -> tuple[int, ...]:
         """What `logits` are enlarged to."""
@@ -283,10 +299,16 @@ class DeepLabV3Plus(nn.Module):
 
 def _encoder_channels(encoder: nn.Module, depth: int) -> tuple[int, ...]:
     """The encoder's channels per level, or `InvalidInput` where it doesn't keep the contract up to `depth`."""
-    missing = [name for name in ("channels", "strides") if not hasattr(encoder, name)]
+    if not isinstance(encoder, nn.Module):
+        raise InvalidInput(f"encoder is {encoder!r}; give a module, or a name from list_encoders() as encoder_name")
+    name = type(encoder).__name__
+    missing = [field for field in ("channels", "strides") if not hasattr(encoder, field)]
     if missing:
-        raise InvalidInput(f"the encoder {type(encoder).__name__} lacks {' and '.join(missing)}, a number per level")
-    channels = tuple(encoder.channels)  # type: ignore[arg-type]
-    if len(channels) < depth:
-        raise InvalidInput(f"encoder_depth is {depth}, and the encoder has {len(channels)} levels; choose at most that")
+        raise InvalidInput(f"the encoder {name} lacks {' and '.join(missing)}, a number per level")
+    channels, strides = (
+        counts(f"{field} of the encoder {name}", getattr(encoder, field)) for field in ("channels", "strides")
+    )
+    levels = min(len(channels), len(strides))
+    if levels < depth:
+        raise InvalidInput(f"encoder_depth is {depth}, and the encoder has {levels} levels; choose at most that")
     return channels

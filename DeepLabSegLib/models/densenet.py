@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
+from DeepLabSegLib.models.encoder import Encoder, check_count, check_depth, counts, make_spec
 from DeepLabSegLib.models.layers import KERAS_NORM, LAYERS, SamePad, check_rate
 
 __all__ = ["DENSENETS", "DenseNetBackbone", "DenseNetSpec"]
@@ -33,10 +33,9 @@ class DenseNetSpec:
     include_rescaling: bool = False
 
     def __post_init__(self) -> None:
-        if not self.blocks or min(self.blocks) < 1:
-            raise InvalidInput(f"blocks is {list(self.blocks)}; give one or more positive numbers of layers")
-        if self.growth_rate < 1 or self.bn_size < 1:
-            raise InvalidInput(f"growth_rate={self.growth_rate}, bn_size={self.bn_size}; both must be positive")
+        object.__setattr__(self, "blocks", counts("blocks", self.blocks))
+        for field in ("growth_rate", "bn_size"):
+            check_count(field, getattr(self, field))
         if not 0 < self.compression <= 1:
             raise InvalidInput(f"compression is {self.compression!r}; it must be in (0, 1]")
         check_rate("dropout_rate", self.dropout_rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from numbers import Integral
 from typing import TypeVar
@@ -15,9 +15,11 @@ from DeepLabSegLib.errors import InvalidInput
 __all__ = [
     "Encoder",
     "PyramidLevel",
+    "check_count",
     "check_depth",
     "check_input_shape",
     "check_tensor",
+    "counts",
     "is_count",
     "make_spec",
     "pyramid_outputs",
@@ -82,7 +84,10 @@ class Encoder(nn.Module):
             )
 
     def drop_unread(self, levels: Sequence[int]) -> None:
-        """Leave out what serves no level of `levels` (1 is P1) and no later one. Nothing, in most encoders."""
+        """Leave out, or out of training, what serves no level of `levels` (1 is P1) and no later one."""
+        # The reference's own output only. DistributedDataParallel would wait for its gradients, which never come.
+        for parameter in self.get_submodule("post_norm").parameters() if hasattr(self, "post_norm") else ():
+            parameter.requires_grad_(False)
 
     @property
     def pyramid_outputs(self) -> dict[str, PyramidLevel]:
@@ -149,11 +154,24 @@ def check_depth(encoder_depth: object) -> None:
         raise InvalidInput(f"encoder_depth is {encoder_depth!r}; it must be a positive integer, 5 for a whole encoder")
 
 
+def check_count(argument: str, value: object) -> None:
+    """Raise `InvalidInput` unless `value` is a positive integer."""
+    if not is_count(value):
+        raise InvalidInput(f"{argument} is {value!r}; it must be a positive integer")
+
+
 def check_tensor(x: Tensor, dims: int, channels: int) -> None:
     """Raise `InvalidInput` unless `x` is `(N, channels, *S)` with `dims` spatial axes and no empty axis."""
     if x.ndim != dims + 2 or x.shape[1] != channels or 0 in x.shape:
         axes = "height, width" if dims == 2 else "depth, height, width"
         raise InvalidInput(f"input has shape {tuple(x.shape)}; this network takes (batch, {channels}, {axes})")
+
+
+def counts(argument: str, values: object) -> tuple[int, ...]:
+    """`values` as Python's integers; raise `InvalidInput` unless they are one or more positive ones, in a list."""
+    if not isinstance(values, Iterable) or not (listed := tuple(values)) or not all(map(is_count, listed)):
+        raise InvalidInput(f"{argument} is {values!r}; give one or more positive integers in a list")
+    return tuple(map(int, listed))
 
 
 def is_count(value: object) -> bool:

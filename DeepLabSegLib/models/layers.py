@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -218,7 +219,7 @@ def activation_name(argument: str, value: str | None, table: Mapping[str, object
 
 def check_rate(argument: str, value: float) -> None:
     """Raise `InvalidInput` unless `value` is in [0, 1)."""
-    if not isinstance(value, int | float) or not 0 <= value < 1:
+    if not isinstance(value, Real) or not 0 <= value < 1:
         raise InvalidInput(f"{argument} is {value!r}; it must be in [0, 1)")
 
 

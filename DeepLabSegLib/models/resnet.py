@@ -15,8 +15,15 @@ from operator import mul
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
-from DeepLabSegLib.models.layers import ENCODER_NORM, LAYERS, SqueezeExcite, activation_name, check_choice
+from DeepLabSegLib.models.encoder import Encoder, check_count, check_depth, counts, make_spec
+from DeepLabSegLib.models.layers import (
+    DECODER_ACTIVATIONS,
+    ENCODER_NORM,
+    LAYERS,
+    SqueezeExcite,
+    activation_name,
+    check_choice,
+)
 
 __all__ = ["RESNETS", "SENETS", "ResNetBackbone", "ResNetSpec"]
 
@@ -43,11 +50,15 @@ class ResNetSpec:
 
     def __post_init__(self) -> None:
         check_choice("block_type", self.block_type, BLOCK_TYPES)
-        activation_name("se_activation", self.se_activation)
-        if len(self.conv_filters) != len(self.conv_kernel_sizes) or not self.conv_filters:
+        activation_name("se_activation", self.se_activation, DECODER_ACTIVATIONS)
+        for field in ("num_blocks", "conv_filters", "conv_kernel_sizes", "num_filters", "num_strides"):
+            object.__setattr__(self, field, counts(field, getattr(self, field)))
+        for field in ("groups", "width_per_group", "se_ratio"):
+            check_count(field, getattr(self, field))
+        if len(self.conv_filters) != len(self.conv_kernel_sizes):
             raise InvalidInput(
                 f"conv_filters {list(self.conv_filters)} and conv_kernel_sizes {list(self.conv_kernel_sizes)} "
-                "must have the same length, at least one"
+                "must have the same length"
             )
         if not len(self.num_filters) == len(self.num_blocks) == len(self.num_strides):
             raise InvalidInput(

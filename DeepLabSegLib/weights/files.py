@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from DeepLabSegLib.catalog import TENSORS_NAME
 from DeepLabSegLib.errors import WeightsError
 from DeepLabSegLib.weights.imagenet import origin_of
 
@@ -37,8 +38,8 @@ STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network_we
 WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod|net|network)\.)*")
 """What wrappers put before every name."""
 
-OURS = re.compile(r"(?:encoder\.)?(?:stages\.0\.0|downsamplings\.0)\.")
-"""How names begin in every network of ours; `imagenet.origin_of` knows those of other origins."""
+OURS = re.compile(r"((?:.*?\.)??)(?:encoder\.)?(?:stages\.0\.0|downsamplings\.0)\.")
+"""A wrapper of any name, and how names begin in every network of ours; `imagenet.origin_of` knows other origins'."""
 
 SAFE_GLOBALS = re.compile(
     r"collections OrderedDict"
@@ -79,6 +80,8 @@ def open_weights(path: str | Path) -> Iterator[WeightsFile]:
     The content decides, not the name. Raises `WeightsError` for everything else.
     """
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give the weights file in it, such as {TENSORS_NAME}")
     if not path.is_file():
         raise WeightsError(f"{path} is not a file")
     with path.open("rb") as stream:
@@ -278,9 +281,11 @@ def _open_safetensors(path: Path) -> Iterator[WeightsFile]:
 
 def _of_torch(tensors: dict[str, Stored]) -> WeightsFile:
     """The network among `tensors`, without what wrappers put before its names, and what lies beside it."""
+    around_ours = {found[1] for name in tensors if (found := OURS.match(name))} - {""}
     wrapped: dict[str, dict[str, Stored]] = {}
     for name, stored in tensors.items():
-        prefix = WRAPPERS.match(name)[0]  # type: ignore[index]  # it matches nothing, too
+        around = [prefix for prefix in around_ours if name.startswith(prefix)]
+        prefix = max(around, key=len, default=WRAPPERS.match(name)[0])  # type: ignore[index]  # it matches nothing, too
         wrapped.setdefault(prefix, {})[name.removeprefix(prefix)] = stored
     networks = [prefix for prefix, names in wrapped.items() if len(wrapped) == 1 or _of_network(names)]
     if len(networks) != 1 or networks == [""]:
@@ -290,4 +295,4 @@ def _of_torch(tensors: dict[str, Stored]) -> WeightsFile:
 
 
 def _of_network(names: Iterable[str]) -> bool:
-    return any(OURS.match(name) for name in names) or origin_of(names) is not None
+    return any(found[1] == "" for name in names if (found := OURS.match(name))) or origin_of(names) is not None

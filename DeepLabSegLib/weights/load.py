@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from DeepLabSegLib.errors import WeightsError
+from DeepLabSegLib.errors import InvalidInput, WeightsError
 from DeepLabSegLib.models.convnext import ConvNeXtBackbone
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.densenet import DenseNetBackbone
@@ -25,6 +26,14 @@ from DeepLabSegLib.weights.files import Stored, WeightsFile, open_weights
 __all__ = ["LoadReport", "check_memory", "listed", "load_weights", "match"]
 
 SHOWN = 6  # problems that a message names; the rest are counted
+
+TOLD_BY_NO_TENSOR = (
+    "classifier_activation",
+    "decoder_activation",
+    "decoder_dilation_rates",
+    "decoder_normalization",
+)
+"""Arguments of a `DeepLabV3Plus` without which the same tensors give other numbers."""
 
 FAMILY_OF = {
     ResNetBackbone: "resnet",
@@ -64,7 +73,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     `state_dict` key or with wrappers' prefixes; of a whole network or of a backbone alone, which then fills the
     encoder; and ImageNet's encoders in torchvision's and timm's names, into 2D encoders with any number of channels
     (see `weights.imagenet`; `inflate` carries them on to 3D), or, as MedicalNet's and MONAI's, of volumes into 3D
-    encoders. Nothing in the file is executed. The model changes only if everything fits.
+    encoders. Nothing in the file is executed. The model changes only if everything fits. A `.keras` file tells
+    arguments that no tensor does: where the model has others, a warning names them, and so does the report.
 
     Raises
     ------
@@ -83,6 +93,10 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         with torch.no_grad():
             for name, value in values.items():
                 wanted[name].copy_(value)
+        others = tuple(_other_arguments(file, model))
+    report.differs += others
+    for text in others:
+        warnings.warn(f"{path}: {text}, so that it computes other numbers", stacklevel=2)
     return report
 
 
@@ -108,7 +122,10 @@ def match(file: WeightsFile, model: nn.Module, path: str) -> tuple[dict[str, Sto
         what = ""
         if from_imagenet is not None and _dims(file) == 3:  # no row of the table is 3D
             what = f"holds a 3D {from_imagenet.family} of another origin, such as MedicalNet's or MONAI's, and "
-        raise WeightsError(f"{path} {what}doesn't fit the model:\n{listed(problems)}")
+        remedy = "weights.detect(path), or `deeplabseg info`, says which network it is of"
+        if isinstance(model, DeepLabV3Plus):
+            remedy += "; load_weights(model.encoder, path) takes its encoder alone"
+        raise WeightsError(f"{path} {what}doesn't fit the model:\n{listed(problems)}\n{remedy}")
     return found, report
 
 
@@ -197,6 +214,22 @@ def _from_imagenet(
     report.changed.update(changed)
     report.differs = (*origin.differs, imagenet.VOLUMES) if dims == 3 else origin.differs
     return found
+
+
+def _other_arguments(file: WeightsFile, model: nn.Module) -> Iterator[str]:
+    """What a `.keras` file says of its network that no tensor tells, where `model` is made otherwise."""
+    stated = (file.config or {}).get("config")
+    if not isinstance(model, DeepLabV3Plus) or not isinstance(stated, Mapping):
+        return
+    for name in filter(stated.__contains__, TOLD_BY_NO_TENSOR):
+        try:
+            theirs = getattr(replace(model.spec, **{name: stated[name]}), name)
+        except InvalidInput:  # a function of somebody's own
+            continue
+        ours = getattr(model.spec, name)
+        logits = name == "classifier_activation" and ours == "linear"
+        if theirs != ours and not logits and {theirs, ours} != {"batch", "sync_batch"}:
+            yield f"its network has {name} {theirs!r}, and the model {ours!r}"
 
 
 def _dims(file: WeightsFile) -> int:
@@ -306,7 +339,8 @@ def _encoder_of(model: nn.Module) -> tuple[nn.Module, str]:
     if isinstance(model, Encoder):
         return model, ""
     raise WeightsError(
-        f"weights load into a DeepLabV3Plus or one of its encoders, and this is a {type(model).__name__}"
+        f"weights load into a DeepLabV3Plus or one of its encoders, and this is a {type(model).__name__}; "
+        "give the network inside, where it is wrapped"
     )
 
 

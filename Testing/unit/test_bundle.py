@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import make_bundle, make_network, make_scan, make_spec
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 import DeepLabSegLib
 from DeepLabSegLib.bundle import read_bundle, read_network, save_bundle
@@ -77,6 +77,7 @@ def edit(folder: Path, change) -> None:
         (lambda c: c["input"].update(tile=[32]), "needs 2"),
         (lambda c: c["input"].update(channels=["T1", "T2"]), "2 channels"),
         (lambda c: c["input"]["normalization"].update(method="best"), "choose one of 'percentile'"),
+        (lambda c: c["input"]["normalization"].update(mean=[0, 0], std=[1, 1]), "mean and std for 2 channels"),
         (lambda c: c["network"].update(decoder_channels=17), "shape"),
         (lambda c: c["network"].update(encoder_depth=4), "lacks encoder"),
         (lambda c: c.update(sha256="0" * 64), "copy the model again"),
@@ -115,7 +116,7 @@ def test_one_changed_bit_is_noticed(bundle_folder):
 
 def test_missing_surplus_and_misshapen_tensors_are_named(bundle_folder):
     tensors = bundle_folder / "model.safetensors"
-    state = load_file(tensors)
+    state = load(tensors.read_bytes())  # a mapped file can't be written anew on Windows
     for change, words in [
         (lambda s: s.pop("head.bias"), "lacks head.bias"),
         (lambda s: s.update(more=torch.zeros(1)), "has more"),
@@ -167,6 +168,16 @@ def test_only_the_network_that_a_bundle_tells_of_is_saved(tmp_path, dims):
         save_bundle(tmp_path / "model", bundle, own)
     assert not list(tmp_path.iterdir())
     save_bundle(tmp_path / "model", bundle, make_network(replace(bundle.network, input_shape=(*(16,) * dims, 1))))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_would_call_everything_background_is_not_saved(tmp_path, value):
+    bundle = make_bundle(2)
+    network = make_network(bundle.network)
+    network.state_dict()["skip.norm.running_mean"][1] = value
+    with pytest.raises(InvalidInput, match=r"skip\.norm\.running_mean holds infinite numbers or NaN"):
+        save_bundle(tmp_path / "model", bundle, network)
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_are_found_by_name_in_the_folders_that_are_searched(bundle_folder, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from helpers import itk, make_bundle, make_network, make_spec
 from DeepLabSegLib import SegmentOptions, read_image
 from DeepLabSegLib.bundle import read_bundle, save_bundle
 from DeepLabSegLib.cli import main
-from DeepLabSegLib.errors import InvalidInput, WeightsError
+from DeepLabSegLib.errors import InvalidInput, OutputError, WeightsError
 from DeepLabSegLib.export import export
 from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.segmenter import load_model
@@ -148,6 +148,10 @@ def test_an_export_leaves_the_network_as_it_was(tmp_path):
     network = make_network(make_bundle(2).network).train()
     with pytest.raises(InvalidInput, match=r"m\.pth has no known ending; choose one of \.onnx, \.pt, \.ts"):
         export(network, tmp_path / "m.pth", (24, 24))
+    with pytest.raises(InvalidInput, match=r"size is \(24\.5, 24\); give one or more positive integers"):
+        export(network, tmp_path / "m.ts", (24.5, 24))
+    with pytest.raises(OutputError, match="no folder; make it first"):
+        export(network, tmp_path / "none" / "m.ts", (24, 24))
     assert export(network, str(tmp_path / "m.ts"), (24, 24)) < 1e-4
     assert network.training
 

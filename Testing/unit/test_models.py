@@ -195,6 +195,10 @@ def test_any_module_that_keeps_the_contract_is_an_encoder():
         ({"decoder_dilation_rates": None}, "one or more"),
         ({"decoder_dilation_rates": [True]}, "one or more"),
         ({"decoder_aspp_dropout": None}, r"is None.*\[0, 1\)"),
+        ({"decoder_aspp_separable": "no"}, "decoder_aspp_separable is 'no'; choose one of False, True"),
+        ({"head_upsample": True}, "head_upsample is True.*a positive number"),
+        ({"encoder_name": None, "encoder": "resnet18"}, "encoder is 'resnet18'; give a module, or a name"),
+        ({"encoder_name": None, "encoder": nn.Identity()}, "lacks channels and strides"),
     ],
 )
 def test_a_bad_argument_is_named_with_what_would_be_right(arguments, words):
@@ -212,6 +216,14 @@ def test_numpys_integers_count_as_pythons(dims):
     assert model.eval()(torch.zeros(1, 1, *(32,) * dims)).shape == (1, 3, *(32,) * dims)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_numpys_fractions_count_as_pythons(dims):
+    plain = {"decoder_aspp_dropout": 0.25, "head_upsample": (4.0,) * dims}
+    given = {"decoder_aspp_dropout": np.float32(0.25), "head_upsample": np.full(dims, 4, np.float32)}
+    specs = [replace(make_spec(dims), **options) for options in (given, plain)]
+    assert dumps(to_json(specs[0])) == dumps(to_json(specs[1]))
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 1, 32), (1, 1, 8, 32, 32), (1, 1, 0, 32)])
 def test_a_tensor_of_another_shape_is_refused_in_words(shape):
     model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(32, 32, 1)).eval()
@@ -219,6 +231,51 @@ def test_a_tensor_of_another_shape_is_refused_in_words(shape):
         model(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda levels: dict(enumerate(levels)), "ThreeLevels returns no list; it must return a list of P1 to P3"),
+        (lambda levels: levels[-1], "returns no list"),
+        (lambda levels: levels[:2], "returns 2; it must return a list of P1 to P3"),
+        (
+            lambda levels: [levels[0], levels[0], levels[2]],
+            "P2 of the encoder ThreeLevels has 4 channels; its .* say 8",
+        ),
+    ],
+)
+def test_an_encoder_that_returns_something_else_is_told_what_to_return(change, words):
+    class Changed(ThreeLevels):
+        def forward(self, x):
+            return change(super().forward(x))
+
+    Changed.__name__ = "ThreeLevels"
+    model = DeepLabV3Plus(encoder=Changed(), input_shape=(None, None, 1), encoder_depth=3).eval()
+    with pytest.raises(InvalidInput, match=words):
+        model(torch.randn(1, 1, 21, 30))
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("resnet18", 5),
+        ("resnet50_v2", 5),
+        ("seresnet50_v2", 4),
+        ("densenet121", 5),
+        ("efficientnet_b0", 5),
+        ("convnext_v2_atto", 3),
+        ("convnext_v2_atto", 4),
+    ],
+)
+def test_every_parameter_that_is_trained_gets_a_gradient_as_processes_that_share_a_training_need(name, depth):
+    model = DeepLabV3Plus(encoder_name=name, input_shape=(32, 32, 1), encoder_depth=depth)
+    model(torch.randn(2, 1, 32, 32)).mean().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_an_encoder_with_too_few_levels_is_refused():
+    encoder = ThreeLevels()
+    encoder.strides = (1, 2)
+    with pytest.raises(InvalidInput, match="2 levels"):
+        DeepLabV3Plus(encoder=encoder, input_shape=(None, None, 1), encoder_depth=3)
     with pytest.raises(InvalidInput, match="3 levels"):
         DeepLabV3Plus(encoder=ThreeLevels(), input_shape=(None, None, 1), encoder_depth=4)

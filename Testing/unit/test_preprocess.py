@@ -124,6 +124,17 @@ def test_labels_stay_labels_on_an_oblique_grid(scan):
     assert set(moved.unique().tolist()) == {0, 7}
 
 
+def test_on_the_face_of_an_oblique_scan_a_part_of_a_grid_says_the_same_as_the_whole():
+    turned = Geometry((20, 20, 20), direction=((0.0, 0.0, 1.0), (0.6, 0.8, 0.0), (0.8, -0.6, 0.0)))
+    beyond = 0.0006  # voxels beyond the outer face: rounding for the whole, and for a part
+    first = (turned.affine @ [10, 19.5 + beyond, 10, 1])[:3]
+    way = Way.between(turned, Geometry((1, 1, 1), origin=tuple(first)))
+    values, fill = torch.ones(1, 20, 20, 20), torch.zeros(1)
+    box = (slice(0, 1),) * 3
+    held = way.reach(box)
+    assert way.resample(values, fill=fill) == way.resample(values[(slice(None), *held)], box, held, fill=fill) == 1
+
+
 @pytest.mark.parametrize("degrees", [0, 20])
 @pytest.mark.parametrize("spacing", [(None, None, None), (2.0, 2.0, 0.7), (4.1, 1.1, 1.2)])
 def test_any_part_of_a_grid_can_be_had_alone_from_the_part_of_the_scan_that_it_reaches(rng, spacing, degrees):
@@ -159,7 +170,17 @@ def test_each_normalisation_does_what_it_says():
 
 @pytest.mark.parametrize(
     "arguments",
-    [("best",), ("window", 3, 3), ("percentile", -1, 50), ("percentile",), ("none", None, None, (1.0,), None)],
+    [
+        ("best",),
+        ("window", 3, 3),
+        ("window", -np.inf, 3),
+        ("percentile", -1, 50),
+        ("percentile",),
+        ("none", None, None, (1.0,), None),
+        ("none", None, None, (1.0, 2.0), (1.0,)),
+        ("none", None, None, (np.nan,), (1.0,)),
+        ("none", None, None, (0.0,), (np.inf,)),
+    ],
 )
 def test_a_normalisation_without_sense_is_refused(arguments):
     with pytest.raises(InvalidInput):

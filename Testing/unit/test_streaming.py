@@ -142,6 +142,21 @@ def test_in_the_larger_pieces_that_a_gpu_takes(
         check(segmenter, type(scan)(scan.array.astype(kind), scan.geometry), SegmentOptions(tile=tile, overlap=0.5))
 
 
+@pytest.mark.parametrize("order", ["as it is", "Fortran", "turned", "read-only"])
+@pytest.mark.parametrize(("dims", "tile"), [(2, None), (3, (16, 16, 16)), (3, (1, 64, 64))])
+def test_however_an_array_lies_in_memory(dims, tile, order, scan):
+    plain = scan.array.astype(np.float32)
+    array = {
+        "as it is": plain,
+        "Fortran": np.asfortranarray(plain),
+        "turned": plain[:, ::-1].copy()[:, ::-1],
+        "read-only": np.frombuffer(plain.tobytes(), np.float32).reshape(plain.shape),
+    }[order]
+    segmenter, options = make(dims), SegmentOptions(tile=tile)
+    found, wanted = (segmenter.segment(type(scan)(a, scan.geometry), options) for a in (array, plain))
+    np.testing.assert_array_equal(found.array, wanted.array)
+
+
 @pytest.mark.parametrize("kind", [np.int16, np.uint8, np.uint16, np.float64])
 def test_whatever_the_voxels_type(kind, rng):
     scan = make_scan(rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -87,6 +88,22 @@ def test_a_keras_archive_loads_like_the_weights_in_it(file: tuple) -> None:
         load_weights(model, source)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_keras_archive_of_other_arguments_warns_of_those_that_no_tensor_tells(file: tuple) -> None:
+    recording, arrays, path = file
+    seeded.write(path, recording["groups"], arrays)
+    archive = path.with_name("model.keras")
+    given = recording["arguments"]
+    stated = {**given, "decoder_dilation_rates": [5, 6], "decoder_normalization": "sync_batch"}
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("config.json", json.dumps({"config": stated}))
+        zipped.write(path, "model.weights.h5")
+    model = DeepLabV3Plus(**given)
+    with pytest.warns(UserWarning, match=r"decoder_dilation_rates \(5, 6\), and the model .*other numbers") as told:
+        report = load_weights(model, archive)
+    assert len(told) == len(report.differs) == 1
+    load_weights(model.encoder, archive)  # which has no decoder, and warns of none
 
 
 def test_a_backbones_file_fills_the_encoder_and_keeps_the_decoder(file: tuple) -> None:
@@ -190,7 +207,7 @@ def test_an_encoder_of_the_users_own_has_no_table(file: tuple) -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "segmenter.", "ema.my_net."])
 @pytest.mark.parametrize("kind", ["torch", "checkpoint", "safetensors"])
 def test_a_state_dict_loads_under_any_wrapper(kind: str, prefix: str, dims: int, tmp_path: Path) -> None:
     shape = (*(32,) * dims, 1)
@@ -237,6 +254,19 @@ def test_of_two_networks_in_a_checkpoint_none_is_chosen(tmp_path: Path) -> None:
     torch.save({f"{prefix}.{name}": t for name, t in state.items() for prefix in ("model", "net")}, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=r"(model|net)\.encoder\.\S+ \(.*\) has no place"):
         load_weights(network("convnext_v2_atto"), tmp_path / "w.pt")
+
+
+def test_what_does_not_fit_says_how_to_find_the_network_or_take_its_encoder(tmp_path: Path) -> None:
+    source, target = network("resnet18", num_classes=5), network("resnet18", num_classes=2)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"head\.bias(.|\n)*weights\.detect.*load_weights\(model\.encoder, path\)"):
+        load_weights(target, tmp_path / "w.pt")
+    load_weights(target.encoder, tmp_path / "w.pt")
+    assert torch.equal(target.encoder.stem[0].weight, source.encoder.stem[0].weight)
+    with pytest.raises(WeightsError, match="is a folder; give the weights file in it"):
+        load_weights(target, tmp_path)
+    with pytest.raises(WeightsError, match="DataParallel; give the network inside"):
+        load_weights(nn.DataParallel(target), tmp_path / "w.pt")
 
 
 def test_a_pickle_of_a_later_protocol_is_called_that(tmp_path: Path) -> None:
