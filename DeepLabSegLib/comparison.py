@@ -78,6 +78,7 @@ class Comparison:
             "without_common_label": self.disjoint,
             "without_reference": [str(path) for path in self.pairing.without_reference],
             "without_prediction": [str(path) for path in self.pairing.without_prediction],
+            "against_names": [pair.name for pair in self.pairing.against_names],
         }
         return _defined(found)
 

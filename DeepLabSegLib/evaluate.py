@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.image import Labels, Segment
+from DeepLabSegLib.image import MAX_LABEL, Labels, Segment
 from DeepLabSegLib.schema import from_json
 
 __all__ = [
@@ -27,11 +27,13 @@ __all__ = [
     "dice",
     "groups_of",
     "hausdorff95",
+    "in_grey",
     "lowest_dice",
     "mask_of",
     "mean_interval",
     "read_groups",
     "summarize",
+    "unnamed",
 ]
 
 RESAMPLES = 9999
@@ -44,11 +46,21 @@ class Group:
     """A structure to compare: which label values stand for it on either side; None means any label above 0.
 
     With `named` it is the segments of that name instead, whatever their values and layers.
+
+    Raises `InvalidInput` for values that no label has, or none.
     """
 
     prediction: tuple[int, ...] | None = None
     reference: tuple[int, ...] | None = None
     named: str | None = None
+
+    def __post_init__(self) -> None:
+        for side in ("prediction", "reference"):
+            values = getattr(self, side)
+            if values is not None and not (values and min(values) >= 1 and max(values) <= MAX_LABEL):
+                raise InvalidInput(
+                    f"{side} is {list(values)}; give label values from 1 to {MAX_LABEL}, or null for any label"
+                )
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,8 @@ MEASURES = {
 
 
 def compare(prediction: Labels, reference: Labels, groups: Mapping[str, Group]) -> dict[str, Scores]:
-    """Scores per group. Raises `InvalidInput` where the two lie on different grids."""
+    """Scores per group. Raises `InvalidInput` where the two lie on different grids, and for masks in colours."""
+    prediction, reference = in_grey(prediction), in_grey(reference)
     if not prediction.geometry.is_close(reference.geometry):
         raise InvalidInput(
             f"prediction and reference lie on different grids ({prediction.geometry.shape} and "
@@ -182,24 +195,45 @@ def mask_of(labels: Labels, group: Group, values: Sequence[int] | None) -> NDArr
     return np.logical_or.reduce(labels.layers > 0 if values is None else np.isin(labels.layers, values))
 
 
+def in_grey(labels: Labels) -> Labels:
+    """A picture in grey with one of its equal channels; whatever isn't a plain label map of several stays as it is.
+
+    Raises `InvalidInput` for a mask in colours, whose parts would be taken for labels.
+    """
+    if labels.array.ndim == 3 or not all(unnamed(segment) for segment in labels.segments):
+        return labels
+    if (labels.array[:3] == labels.array[0]).all():
+        return replace(labels, array=labels.array[0])
+    raise InvalidInput(
+        f"a mask has {len(labels.layers)} numbers per voxel, as a picture in colours or with a palette; "
+        "save the mask with one grey value per class, 0 for none"
+    )
+
+
 def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
     """A group per segment name where both sides have names, and otherwise per label value of either side.
 
     Values of one name are told apart, as `Lesion (1)` and `Lesion (2)`.
     """
     segments = (*prediction.segments, *reference.segments)
-    plain = any(segment.name == f"Label {segment.value}" for segment in segments)
-    if prediction.segments and reference.segments and not plain:
+    if prediction.segments and reference.segments and not any(map(unnamed, segments)):
         names: dict[str, str] = {}
         for segment in segments:
             names.setdefault(_key(segment), segment.name)
         return {name: Group(named=name) for name in names.values()}
-    values = {segment.value: segment.name for segment in (*reference.segments, *prediction.segments)}
+    # A name of either side goes before none.
+    named_last = sorted((*reference.segments, *prediction.segments), key=lambda segment: not unnamed(segment))
+    values = {segment.value: segment.name for segment in named_last}
     counts = Counter(values.values())
     return {
         name if counts[name] == 1 else f"{name} ({value})": Group((value,), (value,))
         for value, name in sorted(values.items())
     }
+
+
+def unnamed(segment: Segment) -> bool:
+    """Whether a segment comes from a plain label map, which has values alone."""
+    return segment.name == f"Label {segment.value}"
 
 
 def _key(segment: Segment | str) -> str:
@@ -210,7 +244,7 @@ def _key(segment: Segment | str) -> str:
 def read_groups(path: str | Path) -> dict[str, Group]:
     """Groups from JSON: `{"White matter": {"prediction": [4], "reference": [40, 41]}, ...}`; a list may be null."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict) or not content:
             raise InvalidInput("an object with a group per name is needed")
         return {name: from_json(Group, value, name) for name, value in content.items()}
@@ -227,12 +261,16 @@ def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 def hausdorff95(a: NDArray[np.bool_], b: NDArray[np.bool_], spacing: Sequence[float]) -> float:
     """95th percentile of surface distances in mm, the larger of both directions; NaN where a mask is empty.
 
-    A surface voxel is one with a face neighbour outside the mask; distances are between voxel centres.
+    A surface voxel is one with a face neighbour outside the mask, in a single slice one in its plane; distances are
+    between voxel centres.
     """
     if not a.any() or not b.any():
         return float("nan")
     box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in ndimage.find_objects((a | b).astype(np.uint8))[0])
-    surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (a, b)]
+    faces = ndimage.generate_binary_structure(a.ndim, 1)
+    if max(a.shape) > 1:  # what is one voxel thick has no neighbours across, and would be all surface
+        faces = faces[tuple(slice(1, 2) if size == 1 else slice(None) for size in a.shape)]
+    surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box], faces) for mask in (a, b)]
     to_a, to_b = (ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces)
     return float(max(np.percentile(to_b[surfaces[0]], 95), np.percentile(to_a[surfaces[1]], 95)))
 

@@ -38,11 +38,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Cases, and the files of either side that have no counterpart."""
+    """Cases, and the files of either side that have no counterpart.
+
+    `against_names` are those of `pairs` that were given in another order than their names tell.
+    """
 
     pairs: tuple[Pair, ...]
     without_reference: tuple[Path, ...] = ()
     without_prediction: tuple[Path, ...] = ()
+    against_names: tuple[Pair, ...] = ()
 
 
 def pair_files(
@@ -78,6 +82,7 @@ def pair_files(
         tuple(pairs),
         tuple(path for path in ours if path not in used[0]),
         tuple(path for path in theirs if path not in used[1]),
+        _against_names(pairs),
     )
 
 
@@ -166,6 +171,16 @@ def _join(ours: list[Path], theirs: list[Path], rule: Callable[[Path], str], fou
             several = ", ".join(str(path) for path in (*left[key], *right[key]))
             raise InvalidInput(f"it is open which of these belong together: {several}; leave one of each side")
         found[left[key][0]] = right[key][0]
+
+
+def _against_names(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """Those whose prediction is called like the reference of another one."""
+    try:
+        named = match([pair.prediction for pair in pairs], [pair.reference for pair in pairs])
+    except InvalidInput:  # the names leave it open
+        return ()
+    given = {(pair.prediction, pair.reference) for pair in pairs}
+    return tuple(p for p in pairs if (p.prediction, named.get(p.prediction, p.reference)) not in given)
 
 
 def _by_key(paths: list[Path], rule: Callable[[Path], str]) -> dict[str, list[Path]]:

@@ -113,7 +113,7 @@ def find_cases(data: str | os.PathLike[str], patient: str | None = None) -> tupl
         faults += unclear
     found = [_lossy(case) or _with_patient(case, pattern) for case in cases]
     faults += [item for item in found if isinstance(item, Fault)]
-    apart, shared = _with_own_label([item for item in found if isinstance(item, Case)])
+    apart, shared = _with_own_files([item for item in found if isinstance(item, Case)])
     return sorted(apart, key=lambda case: case.name), faults + shared
 
 
@@ -129,16 +129,20 @@ def _with_patient(case: Case, pattern: re.Pattern[str] | None) -> Case | Fault:
     return replace(case, patient=found)
 
 
-def _with_own_label(cases: Sequence[Case]) -> tuple[list[Case], list[Fault]]:
-    """The cases less those with another patient's label, which training and validation might share."""
-    first: dict[Path, Case] = {}
+def _with_own_files(cases: Sequence[Case]) -> tuple[list[Case], list[Fault]]:
+    """The cases less those with another patient's label or images, which training and validation might share."""
+    first: dict[tuple[str, tuple[Path, ...]], Case] = {}
     kept, faults = [], []
     for case in cases:
-        other = first.setdefault(case.label.resolve(), case)
-        if other.patient == case.patient:
+        parts = {"label": (case.label,), "image": case.images}
+        others = {
+            what: first.setdefault((what, tuple(map(Path.resolve, files))), case) for what, files in parts.items()
+        }
+        shared = next((what for what, other in others.items() if other.patient != case.patient), None)
+        if shared is None:
             kept.append(case)
         else:
-            problem = f"it has the label of {other.name}, {case.label.name}; remove one of them"
+            problem = f"it has the {shared} of {others[shared].name}, {parts[shared][0].name}; remove one of them"
             faults.append(Fault(case.name, f"{problem}, or give both the same patient"))
     return kept, faults
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.evaluate import unnamed
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.training.cases import DATASET, Case, Fault
 from DeepLabSegLib.training.fingerprint import ClassFound, Fingerprint, Measurement, measure, summarize
-from DeepLabSegLib.training.pairs import BadPair, class_of, is_picture, read_pair, unnamed
+from DeepLabSegLib.training.pairs import BadPair, class_of, is_picture, read_pair
 
 __all__ = ["CheckedData", "check_cases", "report"]
 

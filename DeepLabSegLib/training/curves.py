@@ -37,14 +37,20 @@ class Curves:
         self._rows.setdefault(step, {}).update(values)
 
     def load(self, last: int) -> None:
-        """Read what an earlier run wrote, up to step `last`."""
+        """Read what an earlier run wrote, up to step `last`. Raises `InvalidInput` where that can't be read."""
         if not self._table.exists():
             return
-        with self._table.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = int(row.pop("step"))
-                if step <= last:
-                    self._rows[step] = {name: float(value) for name, value in row.items() if value}
+        try:
+            with self._table.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    step = int(row.pop("step"))
+                    if step <= last:
+                        self._rows[step] = {name: float(value) for name, value in row.items() if value}
+        except (KeyError, TypeError, ValueError, csv.Error):
+            raise InvalidInput(
+                f"{self._table} is damaged or was saved by another program; delete it, and the same command goes on, "
+                "with a curve that begins here"
+            ) from None
 
     def save(self) -> None:
         """Write both files."""

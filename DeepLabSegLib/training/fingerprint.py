@@ -13,9 +13,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from DeepLabSegLib.evaluate import unnamed
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
 from DeepLabSegLib.preprocess import axis_letters
-from DeepLabSegLib.training.pairs import name_key, on_grid, unnamed
+from DeepLabSegLib.training.pairs import name_key, on_grid
 
 __all__ = ["ClassFound", "Fingerprint", "Measurement", "Values", "measure", "summarize"]
 

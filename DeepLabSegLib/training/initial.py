@@ -62,6 +62,11 @@ def begin_with(network: DeepLabV3Plus, source: str, labels: Sequence[Segment], w
             taken[name] = torch.zeros_like(tensor)
             taken[name][:, :, tensor.shape[2] // 2] = value.to(tensor.dtype)
     if not any(name.startswith("encoder.") and value.ndim > 2 for name, value in taken.items()):
+        if bundle is not None and bundle.network.dims > network.spec.dims:
+            raise WeightsError(
+                f"{source} is a 3D model, whose kernels don't fit into a 2D network; begin with a 2D model, or train "
+                "volumes in 3D"
+            )
         raise WeightsError(
             f"{source} shares no kernel with the encoder {network.spec.encoder_name}; begin with a model of that "
             "encoder, or choose its encoder"

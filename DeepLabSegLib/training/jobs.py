@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
-from DeepLabSegLib.schema import to_json
+from DeepLabSegLib.schema import from_json, to_json
 from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.cases import Case, find_cases
 from DeepLabSegLib.training.check import CheckedData, check_cases, report
@@ -31,7 +33,7 @@ from DeepLabSegLib.training.split import split
 from DeepLabSegLib.training.trainer import TrainingSpec, Validate
 from DeepLabSegLib.training.validation import dice_on, lacking
 
-__all__ = ["Job", "OnTraining", "Outline", "TrainOptions", "make_job", "plan_of", "quiet"]
+__all__ = ["Job", "OnTraining", "Outline", "TrainOptions", "checked", "make_job", "plan_of", "quiet"]
 
 UNKNOWN = "unknown"
 
@@ -53,7 +55,7 @@ class TrainOptions:
         overrides and what the model says of itself are refused beside it.
     overrides : what is chosen instead of the plan that the data suggest.
     training : fields of `TrainingSpec` by name; those left out are the recipe's or the plan's.
-    initial : a model or weights file to begin with.
+    initial : name or path of a model or weights file to begin with.
     folds, fold : cases are split by patient into `folds` (or as many as there are patients), and those of `fold` are
         held out to validate; 0 folds train on all cases and validate on none.
     allow_empty : take labels that hold background alone, such as healthy scans'.
@@ -64,7 +66,7 @@ class TrainOptions:
 
     recipe: str | None = None
     overrides: Overrides = field(default_factory=Overrides)
-    training: dict[str, object] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     initial: str | None = None
     folds: int = 5
     fold: int = 0
@@ -131,6 +133,17 @@ def make_job(
     return _from_pairs(data, name, folder, recipe, options, processes, on_progress)
 
 
+def checked(options: TrainOptions) -> TrainOptions:
+    """`options` with each value of its declared type; numbers may be numpy's, and paths those of pathlib.
+
+    Raises `InvalidInput` that names a value of another type.
+    """
+    plain = json.dumps(
+        to_json(options), default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)
+    )
+    return from_json(TrainOptions, json.loads(plain), "options")
+
+
 def plan_of(data: Path, options: TrainOptions, processes: Processes, on_progress: OnTraining = quiet) -> Outline:
     """What would be trained on the pairs in `data`. Raises as `make_job` does, options first."""
     recipe = _recipe(options)
@@ -183,8 +196,8 @@ def _parted(
 
 
 def _held_out_lines(held_out: list[Case], unmeasured: list[str]) -> list[str]:
-    count = len(held_out)
-    lines = [f"{count or 'no'} case{'s are' if count > 1 else ' is'} held out"]
+    count, names = len(held_out), ", ".join(case.name for case in held_out)
+    lines = [f"{count or 'no'} case{'s are' if count > 1 else ' is'} held out" + (f": {names}" if names else "")]
     if unmeasured:
         what = f"no held-out case has {', '.join(unmeasured)}, so that no figure will speak of it"
         lines.append(f"{what}; choose another fold or seed, or give more cases that have it")
@@ -323,4 +336,6 @@ def _training(start: TrainingSpec, options: TrainOptions, processes: Processes) 
     unknown = sorted(set(options.training) - {f.name for f in fields(TrainingSpec)})
     if unknown:
         raise InvalidInput(f"training has unknown fields {', '.join(unknown)}; see TrainingSpec")
-    return replace(start, precision=precision, **options.training)  # type: ignore[arg-type]
+    if "precision" in options.training:
+        raise InvalidInput("training has a precision; give it beside the device, as an option of its own")
+    return from_json(TrainingSpec, to_json(start) | {"precision": precision} | options.training, "training")

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
+from DeepLabSegLib.evaluate import in_grey, unnamed
 from DeepLabSegLib.files import PICTURE_SUFFIXES, read_image, read_labels
 from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment
 from DeepLabSegLib.preprocess import axis_letters, check_voxels, stack_channels
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.training.cases import Case
 
-__all__ = ["BadPair", "class_of", "is_picture", "name_key", "on_grid", "read_pair", "unnamed"]
+__all__ = ["BadPair", "class_of", "is_picture", "name_key", "on_grid", "read_pair"]
 
 MAX_VALUES = 255
 """Classes that a training label holds at most: they are stored in a byte."""
@@ -95,11 +96,6 @@ def on_grid(labels: Labels, geometry: Geometry) -> NDArray:
     return resample(array, labels.geometry, geometry, "nearest", torch.zeros(1)).numpy()[0].astype(labels.array.dtype)
 
 
-def unnamed(segment: Segment) -> bool:
-    """Whether a segment comes from a plain label map, which has values alone."""
-    return segment.name == f"Label {segment.value}"
-
-
 def class_of(segment: Segment, names: Sequence[str], values: Sequence[int]) -> int | None:
     """Which of the classes with these names and values in the labels a segment belongs to; None for none of them.
 
@@ -118,15 +114,9 @@ def name_key(name: str) -> str:
 
 def _one_layer(labels: Labels) -> Labels:
     """The labels with `(k, j, i)` values. Raises `InvalidInput` where segments overlap."""
+    labels = in_grey(labels)
     if labels.array.ndim == 3:
         return labels
-    if all(unnamed(segment) for segment in labels.segments):  # the colours of a picture, not layers
-        if (labels.array[:3] == labels.array[0]).all():
-            return replace(labels, array=labels.array[0])
-        raise InvalidInput(
-            f"it has {len(labels.layers)} numbers per voxel, as a picture in colours or with a palette; "
-            "save the mask with one grey value per class, 0 for none"
-        )
     array = np.zeros(labels.geometry.shape, np.uint16)
     segments: list[Segment] = []
     for value, segment in enumerate(labels.segments, 1):

@@ -168,9 +168,12 @@ def _prepare(case: Case, plan: TrainingPlan, folder: Path) -> PreparedCase:
 
 
 def case_key(case: Case, plan: TrainingPlan) -> str:
-    """A hash of the case's files, by path, size and time, and of all in `plan` that its prepared files depend on."""
+    """A hash of the case's files, by name, size and time, and of all in `plan` that its prepared files depend on.
+
+    The folder is no part of it: a training goes on where the data have moved, as on a cluster with a place per job.
+    """
     wanted = plan.input
-    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.label)]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.label)]
     text = json.dumps(
         [FORMAT, wanted.orientation, wanted.spacing, asdict(wanted.normalization), plan.values, plan.names, files]
     )

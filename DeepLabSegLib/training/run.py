@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from DeepLabSegLib.bundle import save_bundle
+from DeepLabSegLib.catalog import TENSORS_NAME
 from DeepLabSegLib.errors import OutputError
-from DeepLabSegLib.training.jobs import OnTraining, TrainOptions, make_job, plan_of, quiet
+from DeepLabSegLib.training.jobs import OnTraining, TrainOptions, checked, make_job, plan_of, quiet
 from DeepLabSegLib.training.processes import joined_processes
 from DeepLabSegLib.training.trainer import CHECKPOINT, Trained, train
 
@@ -19,6 +20,7 @@ __all__ = ["check_data", "train_model"]
 
 def check_data(data: str | os.PathLike[str], options: TrainOptions, on_progress: OnTraining = quiet) -> str:
     """The report of faults, the fingerprint and the plan, without training. Raises as `train_model` does."""
+    options = checked(options)
     with joined_processes(options.device) as processes:
         return plan_of(Path(data), options, processes, on_progress).text
 
@@ -43,10 +45,11 @@ def train_model(
     KeyboardInterrupt : Ctrl-C, with what the same call does next.
     SystemExit : under `torchrun`, where another process has raised what ended all of them.
     """
-    options = options or TrainOptions()
+    options = checked(options or TrainOptions())
     target = Path(output)
     stem = target.name.removesuffix(".safetensors")
     name, folder = options.name or stem, target.parent / f"{stem}.training"
+    overwrite = overwrite or _unfinished(target, folder)
     with _told_what_is_left(folder), joined_processes(options.device) as processes:
         _check_target(target, overwrite)
         if processes.first:
@@ -72,6 +75,14 @@ def train_model(
             save_bundle(target, replace(job.bundle, figures=figures), trained.network.cpu(), overwrite=overwrite)
         processes.wait()
     return replace(trained, begun=job.begun)
+
+
+def _unfinished(target: Path, folder: Path) -> bool:
+    """Whether `target` holds what the training in `folder` had written of its bundle when it was cut off."""
+    if not target.is_dir() or not (folder / CHECKPOINT).exists():
+        return False
+    # What tells of the tensors is written last; while they are, their name has a longer beginning.
+    return all(path.name.endswith(TENSORS_NAME) for path in target.iterdir())
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

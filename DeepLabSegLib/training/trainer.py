@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from DeepLabSegLib.devices import PRECISIONS
 from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.ladder import out_of_memory
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.schema import to_json
@@ -36,6 +39,7 @@ CHECKPOINT = "checkpoint.pt"
 MAX_GRADIENT = 5.0
 MAX_SEED = 2**23
 MAX_WORKERS = 16
+KILLED = re.compile(r"DataLoader worker .* (exited unexpectedly|is killed by signal)")
 NAMED = 5  # of the cases that differ from a checkpoint's
 
 
@@ -88,6 +92,8 @@ class TrainingSpec:
             raise InvalidInput(f"patience is {self.patience}; give at least 1 validation, or None to go on to the end")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1e3:
             raise InvalidInput(f"learning_rate is {self.learning_rate}; it must be above 0, usually 1e-4 to 1e-2")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise InvalidInput(f"weight_decay is {self.weight_decay}; it must be at least 0, usually below 0.1")
         if not 0 <= self.average < 1:
             raise InvalidInput(f"average is {self.average}; it must lie between 0 and 1, for example 0.998")
         if self.keep is not None and not 0 <= self.keep < 1:
@@ -133,7 +139,7 @@ def train(
     several processes see together what one would.
 
     Raises `InvalidInput` where `folder` holds a run of another network or spec, or one that was `about` something else,
-    by name whatever JSON can say of the data; and where its checkpoint is damaged.
+    by name whatever JSON can say of the data; where its checkpoint is damaged; and where memory runs out.
     """
     processes = processes or Processes(0, 1, torch.device("cpu"))
     if spec.batch_size % processes.count:
@@ -156,18 +162,41 @@ def train(
         worker_init_fn=_leave_signals,
     )
     if not run.stopped:
-        for images, targets in loader:
-            loss = run.update(images, targets)
-            if processes.first and on_step:
-                on_step(run.step, loss)
-            last = run.step == spec.steps
-            if validate and (last or run.step % (spec.validate_every or max(1, spec.steps // 12)) == 0):
-                run.judge(validate)
-            if processes.first and (last or run.stopped or run.step % spec.checkpoint_every == 0):
-                run.save()
-            if run.stopped:
-                break
+        with _told_of_memory(spec, processes.device), warnings.catch_warnings():
+            # Of kernels of one voxel, which lie in memory alike in either order.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
+            for images, targets in loader:
+                loss = run.update(images, targets)
+                if processes.first and on_step:
+                    on_step(run.step, loss)
+                last = run.step == spec.steps
+                if validate and (last or run.step % (spec.validate_every or max(1, spec.steps // 12)) == 0):
+                    run.judge(validate)
+                if processes.first and (last or run.stopped or run.step % spec.checkpoint_every == 0):
+                    run.save()
+                if run.stopped:
+                    break
     return run.result()
+
+
+@contextmanager
+def _told_of_memory(spec: TrainingSpec, device: torch.device) -> Iterator[None]:
+    """What runs out of memory within, or loses a loading process to the system, raises `InvalidInput`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if KILLED.search(str(error)):
+            raise InvalidInput(
+                "a process that loads images was ended by the system, as where memory is short; choose a smaller batch "
+                "or tile, or 0 workers, which loads them in this process"
+            ) from None
+        if not out_of_memory(error):
+            raise
+        windows = "1 window" if spec.batch_size == 1 else f"{spec.batch_size} windows"
+        raise InvalidInput(
+            f"there isn't enough memory on {device.type.upper()} to train with {windows} per step; choose a smaller "
+            "batch or tile, or close other programs"
+        ) from None
 
 
 def _leave_signals(_: int) -> None:
@@ -317,7 +346,10 @@ class _Run:
             ) from None
 
     def resume(self) -> None:
-        """Take up the checkpoint, where there is one."""
+        """Take up the checkpoint, where there is one; one that was being written when all was cut off is deleted."""
+        if self.processes.first:
+            for path in self._file.parent.glob(f".*-{CHECKPOINT}"):
+                path.unlink(missing_ok=True)
         if not self._file.exists():
             return
         try:

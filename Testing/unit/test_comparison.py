@@ -153,3 +153,24 @@ def test_no_picture_is_made_of_perfect_cases_or_where_none_is_wanted(folders, tm
     assert run("evaluate", theirs, "--reference", theirs, "-o", tmp_path / "same") == 0
     assert run("evaluate", ours, "--reference", theirs, "-o", tmp_path / "none", "--worst", "0") == 0
     assert not [*tmp_path.glob("same/*.png"), *tmp_path.glob("none/*.png")]
+
+
+def test_an_order_that_names_gainsay_is_said(folders, tmp_path, capsys):
+    ours, theirs = (sorted(folder.iterdir()) for folder in folders[:2])
+    assert run("evaluate", *ours, "--reference", *reversed(theirs)) == 0
+    printed = capsys.readouterr().out
+    assert f"which 4 names gainsay, such as {ours[0].name} with {theirs[3].name}; give folders" in printed
+    assert run("evaluate", *ours, "--reference", *theirs) == 0
+    assert run("evaluate", ours[0], ours[0], "--reference", *theirs[:2]) == 0  # two raters of one case, say
+    assert "gainsay" not in capsys.readouterr().out
+
+
+def test_a_distance_that_not_all_cases_have_is_said(folders, tmp_path, capsys):
+    ours, theirs, _ = folders
+    prediction, reference = sorted(ours.iterdir())[0], sorted(theirs.iterdir())[0]
+    empty = ours / ("empty" + "".join(prediction.suffixes))
+    write(empty, np.zeros((1, 30, 40) if prediction.suffix == ".png" else (12, 30, 40)))
+    assert run("evaluate", prediction, empty, "--reference", reference, reference) == 0
+    printed = capsys.readouterr().out
+    assert "HD95 is of the cases that have the label on both sides" in printed
+    assert " in 1 of 2" in printed

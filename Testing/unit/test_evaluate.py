@@ -44,6 +44,22 @@ def test_a_shifted_box_has_the_distance_of_its_shift_in_mm():
     assert math.isnan(hausdorff95(a, a & False, (1.0, 1.0, 1.0)))
 
 
+@pytest.mark.parametrize("shape", [(1, 40, 40), (40, 1, 40), (40, 40, 1)])
+def test_the_surface_of_a_single_slice_lies_in_its_plane(shape):
+    """A disc and the same one moved by a voxel: most of the outline moves, and less than a twentieth of the area."""
+    grid = np.indices(shape) - np.array([n // 2 for n in shape]).reshape(3, 1, 1, 1)
+    disc = (grid**2).sum(0) < 15**2
+    moved = np.roll(disc, 1, axis=shape.index(40))
+    assert np.count_nonzero(disc & ~moved) < 0.05 * np.count_nonzero(disc)
+    assert hausdorff95(disc, moved, (2.0, 2.0, 2.0)) == 2
+    assert hausdorff95(disc, disc, (2.0, 2.0, 2.0)) == 0
+
+
+def test_an_image_of_one_voxel_has_a_distance_too():
+    one = np.ones((1, 1, 1), bool)
+    assert hausdorff95(one, one, (1.0, 1.0, 1.0)) == 0
+
+
 def test_one_far_voxel_in_a_hundred_does_not_count():
     a = box(slice(5, 15), slice(5, 15), slice(5, 15))
     b = a.copy()
@@ -100,6 +116,30 @@ def test_values_of_one_name_have_a_row_each():
     assert {name: scores.dice for name, scores in found.items()} == {"Lesion (1)": 1, "Lesion (2)": 0, "Cyst": 1}
 
 
+def test_names_of_either_side_are_taken_so_that_an_empty_prediction_counts_for_its_label():
+    array = np.repeat([1, 2, 0, 0], 5)[:, None, None] * np.ones((1, 4, 4))
+    theirs = Labels(array.astype(np.uint8), Geometry(array.shape),
+                    (Segment(1, "Liver", (0, 0, 0)), Segment(2, "Spleen", (0, 0, 0))))  # fmt: skip
+    for ours in (labels(array), labels(0 * array)):
+        assert list(groups_of(ours, theirs)) == ["Liver", "Spleen"]
+        assert list(groups_of(theirs, ours)) == ["Liver", "Spleen"]
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_a_mask_in_colours_is_refused_and_one_in_grey_is_compared(depth):
+    mask = np.zeros((depth, 20, 20), np.uint8)
+    mask[:, 5:15, 5:15] = 255
+    segments = (Segment(255, "Label 255", (0, 0, 0)),)
+    red, grey = (
+        Labels(np.stack(rgb), Geometry(mask.shape), segments) for rgb in ([mask, 0 * mask, 0 * mask], [mask] * 3)
+    )
+    plain = labels(mask)
+    for ours, theirs in ((red, plain), (plain, red), (red, red)):
+        with pytest.raises(InvalidInput, match="3 numbers per voxel, as a picture in colours"):
+            compare(ours, theirs, groups_of(ours, theirs))
+    assert compare(grey, plain, groups_of(grey, plain))["Label 255"].dice == 1
+
+
 def test_different_grids_are_not_compared():
     array = np.ones((4, 4, 4))
     with pytest.raises(InvalidInput, match="different grids"):
@@ -110,7 +150,16 @@ def test_groups_are_read_strictly(tmp_path):
     path = tmp_path / "groups.json"
     path.write_text(json.dumps({"white": {"prediction": [4], "reference": None}}))
     assert read_groups(path) == {"white": Group((4,), None)}
-    for text in ["{", "[]", "{}", '{"white": {"predicted": [4]}}']:
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as Windows' Notepad does
+    assert read_groups(path) == {"white": Group((4,), None)}
+    wrong = [
+        '{"predicted": [4]}',
+        '{"prediction": []}',
+        '{"prediction": [0]}',
+        '{"reference": [-1]}',
+        '{"reference": [65536]}',
+    ]
+    for text in ["{", "[]", "{}", *(f'{{"white": {group}}}' for group in wrong)]:
         path.write_text(text)
         with pytest.raises(InvalidInput, match=r"groups\.json"):
             read_groups(path)

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from DeepLabSegLib.catalog import find_model
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import InvalidInput, OutputError, WeightsError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.training import Overrides, TrainOptions, train_model
+from DeepLabSegLib.training import Overrides, TrainOptions, check_data, train_model
 from DeepLabSegLib.training.cases import find_cases
 from DeepLabSegLib.training.head_mri import STRUCTURES
 from DeepLabSegLib.training.jobs import make_job, quiet
@@ -211,12 +212,59 @@ def test_what_does_not_fit_the_data_is_said_by_the_check(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("folds", "words"), [("0", "no case is held out"), ("6", "1 case is held out"), ("3", "2 cases are held out")]
+    ("folds", "words"),
+    [("0", "no case is held out\n"), ("6", "1 case is held out: case"), ("3", "2 cases are held out: case")],
 )
 def test_the_check_says_how_many_cases_are_held_out(folds, words, tmp_path, capsys):
     patient = ("--patient", "case") if folds == "0" else ()  # one is enough to learn from all
     assert main(["train", str(write_data(tmp_path / "data", 2)), "--check", "--folds", folds, *patient]) == 0
     assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("left", [(), ("model.safetensors",), (".0123abcd-model.safetensors",)])
+def test_a_bundle_that_was_being_written_when_all_was_cut_off_is_written_anew(left, tmp_path):
+    data, output = write_data(tmp_path / "data", 2), tmp_path / "boxes"
+    options = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, folds=3)
+    first = train_model(data, output, options)
+    (output / "model.json").unlink()
+    (output / "model.safetensors").unlink()
+    for name in left:
+        (output / name).write_bytes(b"half")
+    assert train_model(data, output, options).step == first.step
+    assert read_network(output, read_bundle(output))
+    (output / "notes.txt").touch()
+    (output / "model.json").unlink()
+    with pytest.raises(OutputError, match="exists"):
+        train_model(data, output, options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"folds": "3"}, "options.folds is '3'; it must be an integer"),
+        ({"fold": 0.5}, "options.fold is 0.5; it must be an integer"),
+        ({"training": {"steps": "2000"}}, "training.steps is '2000'; it must be an integer"),
+        ({"training": {"steps": 20.5}}, "training.steps is 20.5; it must be an integer"),
+        ({"training": {"precision": "fp32"}}, "training has a precision; give it beside the device"),
+        ({"overrides": Overrides(names="Liver")}, "options.overrides.names is 'Liver'; it must be a list"),
+        ({"overrides": Overrides(tile=32)}, "options.overrides.tile is 32; it must be a list"),
+        ({"patient": 3}, "options.patient is 3; it must be a text"),
+    ],
+)
+def test_an_option_of_another_type_is_named_before_the_data_are_read(wrong, words, tmp_path):
+    for begin in (check_data, lambda data, options: train_model(data, tmp_path / "boxes", options)):
+        with pytest.raises(InvalidInput, match=re.escape(words)):
+            begin(tmp_path / "no data", TrainOptions(**wrong))
+
+
+def test_options_may_have_numbers_of_numpy_and_paths(tmp_path):
+    data, first = write_data(tmp_path / "data", 2), tmp_path / "first"
+    chosen = Overrides(tile=np.array([32, 32]), batch_size=np.int64(2), spacing=(None, np.float32(1), np.float32(1)))
+    options = TrainOptions(overrides=chosen, training={"steps": np.int64(2), "workers": 0}, folds=np.int64(3))
+    train_model(data, first, options)
+    trained = train_model(data, tmp_path / "second", replace(options, initial=first))
+    assert "tensors from" in trained.begun
+    assert read_bundle(tmp_path / "second").input.tile == (32, 32)
 
 
 def test_a_case_that_cannot_be_validated_any_more_is_named(tmp_path):
@@ -295,6 +343,17 @@ def test_a_checkpoint_of_other_data_or_another_grid_is_not_taken_up(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(np.roll(label, 5, axis=1)), data / "labels/case1.png")
     with pytest.raises(InvalidInput, match="belongs to a training with other settings"):
         train_model(data, tmp_path / "boxes", first, overwrite=True)
+
+
+def test_a_training_goes_on_with_data_that_moved(data, tmp_path):
+    dims = 2 if next((data / "images").iterdir()).suffix == ".png" else 3
+    options = TrainOptions(overrides=small(dims), training={"steps": 2, "workers": 0}, folds=3)
+    first = train_model(data, tmp_path / "boxes", options)
+    prepared = {path: path.stat().st_mtime_ns for path in (tmp_path / "boxes.training/prepared").iterdir()}
+    data.rename(tmp_path / "elsewhere")
+    again = train_model(tmp_path / "elsewhere", tmp_path / "boxes", options, overwrite=True)
+    assert again.step == first.step
+    assert prepared == {path: path.stat().st_mtime_ns for path in (tmp_path / "boxes.training/prepared").iterdir()}
 
 
 def test_a_checkpoint_is_not_taken_up_when_what_is_held_out_has_changed(tmp_path):
@@ -399,6 +458,7 @@ def losses_of(processes, data, output):
     done = run_with_torchrun(processes, data, "-o", output, "--steps", "6", "--batch", "4", "--tile", "32x32x32",
                              "--precision", "fp32", *FAST)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "Grad strides" not in done.stderr
     with (output.parent / f"{output.name}.training/curves.csv").open(encoding="utf-8", newline="") as file:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 

@@ -237,6 +237,43 @@ def test_a_kill_between_curves_and_checkpoint_leaves_no_hole(tmp_path, monkeypat
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 13))
 
 
+@pytest.mark.parametrize("text", ["", "step;loss\n1;0,5\n", "step,loss\n1,good\n"])
+def test_curves_that_another_program_saved_are_named(text, tmp_path):
+    train(network(2), BrightFromDark(2), SPEC, tmp_path)
+    (tmp_path / "curves.csv").write_text(text, encoding="utf-8")
+    if text:
+        with pytest.raises(InvalidInput, match=r"curves\.csv is damaged .* delete it"):
+            train(network(2), BrightFromDark(2), SPEC, tmp_path)
+        (tmp_path / "curves.csv").unlink()
+    assert train(network(2), BrightFromDark(2), SPEC, tmp_path).step == SPEC.steps
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_deleted(tmp_path):
+    half = tmp_path / ".0123abcd-checkpoint.pt"
+    half.write_bytes(b"half")
+    train(network(2), BrightFromDark(2), SPEC, tmp_path)
+    assert not half.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "enough memory on CPU to train with 2 windows"),
+        (MemoryError(), "enough memory on CPU to train with 2 windows"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "or 0 workers"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "or 0 workers"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "mat1 and mat2"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_the_remedy(error, words, tmp_path):
+    class Failing(BrightFromDark):
+        def __getitem__(self, index):
+            raise error
+
+    with pytest.raises(RuntimeError if "mat1" in words else InvalidInput, match=words):
+        train(network(2), Failing(2), replace(SPEC, workers=0), tmp_path)
+
+
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
     spec = replace(SPEC, workers=0)
     with pytest.raises(InvalidInput, match=r"the loss is (nan|inf) at step"):
@@ -261,6 +298,7 @@ def test_processes_must_share_a_batch_evenly(tmp_path):
         ("optimizer", "adam"),
         ("workers", -1),
         ("seed", -1),
+        ("weight_decay", -1e-4),
     ],
 )
 def test_a_setting_out_of_range_is_named(name, value):
@@ -305,6 +343,12 @@ def test_a_class_begins_with_the_weights_of_its_namesake(donor_dims, dims, keep,
     assert begin_with(begun, str(tmp_path / "donor"), named("Part 2", "part 1 "), keep).startswith("96 of 96 tensors")
     torch.testing.assert_close(begun.head.weight.flatten(1), donor.weight.flatten(1)[[0, 2, 1]])
     torch.testing.assert_close(begun.head.bias, donor.bias[[0, 2, 1]])
+
+
+def test_a_3d_model_is_no_beginning_for_a_2d_network(tmp_path):
+    save_donor(tmp_path / "donor", 3)
+    with pytest.raises(WeightsError, match="is a 3D model, whose kernels don't fit into a 2D network"):
+        begin_with(network(2), str(tmp_path / "donor"), named("Part 1"))
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -210,6 +210,16 @@ def test_a_label_that_a_table_names_twice_is_never_learned_and_held_out(patients
     assert ["it has the label of t1, seg.nii" in fault.problem for fault in faults] == [True] * (2 - kept)
 
 
+@pytest.mark.parametrize(("expression", "kept"), [(None, 2), ("(.)_v1", 4)])
+def test_an_image_with_the_labels_of_two_raters_is_never_learned_and_held_out(expression, kept, tmp_path):
+    rows = [f"{image}_v1.nii,{rater}_{image}.nii" for image in "ab" for rater in ("one", "two")]
+    touch(*(tmp_path / name for row in rows for name in row.split(",")))
+    (tmp_path / "table.csv").write_text("\n".join(["image,label", *rows]), encoding="utf-8")
+    cases, faults = find_cases(tmp_path / "table.csv", expression)
+    assert len(cases) == kept
+    assert ["it has the image of" in fault.problem for fault in faults] == [True] * (4 - kept)
+
+
 def test_a_label_of_one_patient_may_serve_two_images_however_the_patient_is_found(tmp_path):
     rows = [f"p{n}_{visit}.nii,p{n}_seg.nii" for n in (1, 2) for visit in ("v1", "v2")]
     touch(*(tmp_path / name for row in rows for name in row.split(",")))
