@@ -170,9 +170,8 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
         segmenter, settings = self._prepare(model, device, precision, roi, options)
 
         def case(volume: Any) -> Any:
-            return batch.run_case(
-                volume.GetName(), lambda: _segment([volume], None, segmenter, settings, show3D, onProgress)[1]
-            )
+            name = volume.GetName() if hasattr(volume, "GetName") else repr(volume)
+            return batch.run_case(name, lambda: _segment([volume], None, segmenter, settings, show3D, onProgress)[1])
 
         return batch.collect(map(case, scans), onCase)
 

@@ -180,7 +180,10 @@ def _paths_in(folder: Path) -> list[Path]:
 
 def model_state(path: Path) -> object:
     """Changes when the model on disk does; empty where there is none."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    if path.name in (JSON_NAME, TENSORS_NAME):
+        files = [path.with_name(JSON_NAME), path.with_name(TENSORS_NAME)]
+    else:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [(file.name, (found := file.stat()).st_mtime_ns, found.st_size) for file in files if file.exists()]
 
 

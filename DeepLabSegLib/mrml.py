@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a panel uses this module before torch is here
 
 __all__ = [
     "check_output_node",
+    "has_other_layers",
     "read_region",
     "read_volumes",
     "segment_volumes",
@@ -123,15 +124,25 @@ def volume_state(volume_node: Any) -> tuple[Any, ...]:
 
 
 def segmentation_state(segmentation_node: Any) -> tuple[Any, ...]:
-    """Changes when segments come or go, are drawn in, named or coloured."""
+    """Changes when segments come, go, change places, are drawn in, named, coloured, coded or marked as completed.
+
+    It doesn't when Slicer puts them into other layers, as it does with overlapping ones when it saves them. To compare
+    states may take a second then; in the midst of it they differ, so look at `has_other_layers` first.
+    """
     segmentation = segmentation_node.GetSegmentation()
     source = segmentation.GetSourceRepresentationName()
-    ids = _segment_ids(segmentation)
-    segments = [segmentation.GetSegment(name) for name in ids]
-    drawn = [segment.GetRepresentation(source) for segment in segments]
+    segments = [(name, segmentation.GetSegment(name)) for name in _segment_ids(segmentation)]
     return tuple(
-        (name, segment.GetName(), segment.GetColor(), data.GetMTime() if data else None)
-        for name, segment, data in zip(ids, segments, drawn, strict=True)
+        (name, segment.GetName(), segment.GetColor(), *_tags(segment), _Drawing(segment, source))
+        for name, segment in segments
+    )
+
+
+def has_other_layers(segmentation_node: Any, state: tuple[Any, ...]) -> bool:
+    """Whether the segments are those of an earlier `segmentation_state`, but some lie in another image."""
+    now = segmentation_state(segmentation_node)
+    return [segment[0] for segment in now] == [segment[0] for segment in state] and any(
+        new[-1].image is not old[-1].image for new, old in zip(now, state, strict=True)
     )
 
 
@@ -212,7 +223,8 @@ def write_segmentation(
 ) -> None:
     """Replace the segments of `segmentation_node` by `labels`, which lie on the grid of `volume_node`.
 
-    A segment that was there and hidden stays hidden. `surfaces` are vtkPolyData in world RAS by segment id (see
+    A segment that was there and hidden stays hidden, and a segmentation that was of this volume stays where it is in
+    the subject hierarchy; any other comes beside the volume. `surfaces` are vtkPolyData in world RAS by segment id (see
     `surface.closed_surfaces`), shown in 3D.
 
     Raises `InvalidInput` where the volume has another size by now.
@@ -240,6 +252,7 @@ def write_segmentation(
         segments.append((vtk_segment, segment.id))
 
     hidden = _hidden_segments(segmentation_node)
+    was_of_volume = segmented_volume(segmentation_node) is volume_node
     target = segmentation_node.GetSegmentation()
     target.RemoveAllSegments()  # told at once, so that views and subject hierarchy let go of them
     modifying = segmentation_node.StartModify()
@@ -261,22 +274,78 @@ def write_segmentation(
                 display.SetSegmentVisibility(segment.id, False)
         if surfaces is not None:
             _show_in_3d(display, labels)
-    _place_beside(segmentation_node, volume_node)
+    if not was_of_volume:  # else someone may have put it elsewhere
+        _place_beside(segmentation_node, volume_node)
 
 
 def write_map(array: NDArray, node: Any, volume_node: Any) -> None:
     """Put numbers `(k, j, i)`, or `(k, j, i, components)`, into a volume node, where `volume_node` lies."""
     matrix = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
+    is_new = node.GetImageData() is None
     node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     node.SetIJKToRASMatrix(matrix)
     slicer.util.updateVolumeFromArray(node, array)
     if node.GetDisplayNode() is None and node.GetScene() is not None:
         node.CreateDefaultDisplayNodes()
-    _place_beside(node, volume_node)
+    if is_new:
+        _place_beside(node, volume_node)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+class _Drawing:
+    """The voxels of a segment, equal to the same ones in another image; of surfaces, when they were last changed."""
+
+    def __init__(self, segment: Any, representation: str) -> None:
+        self.image = segment.GetRepresentation(representation)
+        self.value = segment.GetLabelValue()
+        self.time = self.image.GetMTime() if self.image else None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Drawing):
+            return NotImplemented
+        if self.image is other.image:
+            return (self.value, self.time) == (other.value, other.time)
+        return self._is_as_it_was() and other._is_as_it_was() and _same_voxels(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _is_as_it_was(self) -> bool:
+        return isinstance(self.image, slicer.vtkOrientedImageData) and self.image.GetMTime() == self.time
+
+
+def _same_voxels(one: _Drawing, two: _Drawing) -> bool:
+    """Whether two segments are as large as what they have in common. Plane by plane, in the processor's cache."""
+    if not np.allclose(_image_affine(one.image), _image_affine(two.image), rtol=0, atol=1e-6):
+        return False
+    extents = [np.reshape(drawing.image.GetExtent(), (3, 2))[::-1] for drawing in (one, two)]
+    first, last = np.maximum(*extents)[:, 0], np.minimum(*extents)[:, 1]
+    arrays, common = [_image_voxels(drawing.image) for drawing in (one, two)], []
+    for array, extent in zip(arrays, extents, strict=True):
+        box = zip(first - extent[:, 0], np.maximum(last - extent[:, 0] + 1, 0), strict=True)
+        common.append(array[tuple(slice(start, stop) for start, stop in box)])
+    sizes = [
+        sum(np.count_nonzero(plane == drawing.value) for plane in array)
+        for drawing, array in zip((one, two), arrays, strict=True)
+    ]
+    shared = sum(np.count_nonzero((a == one.value) & (b == two.value)) for a, b in zip(*common, strict=True))
+    return sizes == [shared, shared]
+
+
+def _image_voxels(image: Any) -> NDArray:
+    """`(k, j, i)`, a view of a vtkOrientedImageData."""
+    scalars = image.GetPointData().GetScalars()
+    shape = image.GetDimensions()[::-1]
+    return np.zeros(shape) if scalars is None else vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(shape)
+
+
+def _image_affine(image: Any) -> NDArray[np.float64]:
+    """4x4 from (i, j, k) of a vtkOrientedImageData to RAS."""
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
 
 
 def _check_size(labels: Labels, volume_node: Any) -> None:
@@ -299,6 +368,8 @@ def _world_from_node(node: Any, what: str) -> NDArray[np.float64]:
     if transform is None:
         return np.eye(4)
     if not transform.IsTransformToWorldLinear():
+        while transform.IsLinear():  # it is one of those above
+            transform = transform.GetParentTransformNode()
         raise InvalidInput(
             f"the {what} {node.GetName()} lies under the non-linear transform {transform.GetName()}; harden the "
             "transform on it first (Transforms module), so that it is straight in space"
@@ -324,6 +395,14 @@ def _binary_labelmap() -> str:
 
 def _segment_ids(segmentation: Any) -> list[str]:
     return [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+
+
+def _tags(segment: Any) -> list[str]:
+    """The terminology of a segment, and how far work on it is, as the Segment Editor keeps it."""
+    tags = [vtk.mutable(""), vtk.mutable("")]
+    for name, text in zip(("TerminologyEntry", "Segmentation.Status"), tags, strict=True):
+        segment.GetTag(name, text)
+    return [str(text) for text in tags]
 
 
 def _hidden_segments(segmentation_node: Any) -> set[str]:

@@ -54,6 +54,7 @@ class ChannelSelectors:
         selector.showChildNodeTypes = False
         selector.noneEnabled = True
         selector.addEnabled = selector.removeEnabled = selector.renameEnabled = selector.editEnabled = False
+        selector.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Fixed)  # a long name leaves the panel narrow
         selector.toolTip = _("The image that the model knows as {name}.").format(name=name)
         selector.objectName = f"channelSelector{number + 2}"
         selector.setMRMLScene(slicer.mrmlScene)

@@ -135,7 +135,7 @@ class ModelSection:
         if parameters.model != FILE:
             return catalog.find_model(parameters.model)
         if not parameters.weightsPath.strip():
-            raise InvalidInput(_("no file is chosen; choose a model or weights file"))
+            raise InvalidInput(_("no file is chosen; choose weights, or the model.json of a model's folder"))
         path = typed_path(parameters.weightsPath)
         if not path.exists():
             raise InvalidInput(_("{path} does not exist; choose another file").format(path=path))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import qt
 import slicer
 import vtk
 from slicer.i18n import tr as _
@@ -82,7 +83,7 @@ class NodeSection(VTKObservationMixin):
             if _holdsAnother(parameters.outputSegmentation, parameters.inputVolume):
                 parameters.outputSegmentation = None  # the new scan's result must not replace it
         if isIdle:
-            self._keepEdits()
+            self._lookAtOutput()
         wanted = () if card is None else card.input.channels
         self._channels.show(wanted, _components(parameters.inputVolume), parameters.parameterNode)
         ui.sampleButton.visible = not _listedVolumes()
@@ -122,14 +123,30 @@ class NodeSection(VTKObservationMixin):
             )
         return ""
 
-    def _keepEdits(self) -> None:
+    def keepEdits(self) -> None:
         """An output that is edited after it was chosen is kept: it is replaced only where it is chosen again."""
         output, (chosen, state) = self._parameters.outputSegmentation, self._chosen
         if output is not chosen:
             self._choose(output)
-        elif output is not None and mrml.segmentation_state(output) != state:
-            self._chosen, self._kept = NOTHING, output
-            self._parameters.outputSegmentation = None
+        elif output is not None:
+            now = mrml.segmentation_state(output)
+            if now == state:
+                self._chosen = (output, now)  # which lets go of images that others have replaced
+            else:
+                self._chosen, self._kept = NOTHING, output
+                self._parameters.outputSegmentation = None
+
+    def _lookAtOutput(self) -> None:
+        output, (chosen, state) = self._parameters.outputSegmentation, self._chosen
+        if output is not None and output is chosen and mrml.has_other_layers(output, state):
+            qt.QTimer.singleShot(0, self._onLayersThere)  # Slicer may be in the midst of saving it
+        else:
+            self.keepEdits()
+
+    def _onLayersThere(self) -> None:
+        if self._parameters is not None:
+            self.keepEdits()
+            self._onChanged()
 
     def _choose(self, output: Any) -> None:
         if output is not None:
@@ -148,7 +165,7 @@ class NodeSection(VTKObservationMixin):
 
     def _watch(self, nodes: list[Any]) -> None:
         """What is said of nodes must follow them: voxels come, a region is drawn, segments are added."""
-        nodes = [node for node in nodes if node is not None]
+        nodes = list(dict.fromkeys(node for node in nodes if node is not None))  # one may be two channels
         if nodes != self._watched:
             self.removeObservers()
             self._watched = nodes
@@ -188,6 +205,7 @@ def _events(node: Any) -> tuple[int, ...]:
         segmentation.SegmentAdded,
         segmentation.SegmentRemoved,
         segmentation.SegmentModified,
+        segmentation.SegmentsOrderModified,
         segmentation.SourceRepresentationModified,
     )
 

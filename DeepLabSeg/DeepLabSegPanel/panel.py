@@ -268,6 +268,7 @@ class Panel(VTKObservationMixin):
         problem = self.nodes.problem()
         if problem:
             raise InvalidInput(problem)
+        self.nodes.keepEdits()
         options = {
             "overlap": parameters.overlap,
             "mirror": parameters.mirror and self.ui.mirrorCheckBox.enabled,

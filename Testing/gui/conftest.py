@@ -31,7 +31,7 @@ MODULE = FOLDER.parents[1] / "DeepLabSeg" / "DeepLabSeg.py"
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "/gui/" in str(item.path):
+        if FOLDER in item.path.parents:
             item.add_marker("gui")
 
 

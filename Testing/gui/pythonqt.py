@@ -216,7 +216,8 @@ def call(function: Callable, args: tuple) -> Any:
 
 def enum_readings(function: Callable, args: list) -> Iterator[list]:
     """The arguments with ints turned into enums, for every overload that takes some."""
-    found = get_signature(function) or []
+    inherited = getattr(type(getattr(function, "__self__", None)), function.__name__, None)
+    found = get_signature(function) or get_signature(inherited) or []
     for signature in found if isinstance(found, list) else [found]:
         annotations = [parameter.annotation for parameter in signature.parameters.values() if parameter.name != "self"]
         reading = [

@@ -81,6 +81,8 @@ class TestPythonQt:
         box.setCheckState(qt.Qt.Checked)
         assert box.checkState() == 2
         assert box.sizePolicy.horizontalPolicy() == qt.QSizePolicy.Minimum
+        box.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Fixed)
+        assert box.sizePolicy.horizontalPolicy() == qt.QSizePolicy.Ignored
 
     def test_an_object_name_is_also_its_name(self, qt):
         widget = qt.QWidget()

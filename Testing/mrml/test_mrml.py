@@ -17,9 +17,11 @@ from DeepLabSegLib.files import read_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
 from DeepLabSegLib.mrml import (
     check_output_node,
+    has_other_layers,
     read_region,
     read_volumes,
     segment_volumes,
+    segmentation_state,
     write_map,
     write_result,
     write_segmentation,
@@ -162,6 +164,9 @@ def test_a_non_linear_transform_is_refused_not_ignored(scene, scan):
     volume.SetAndObserveTransformNodeID(warp.GetID())
     with pytest.raises(InvalidInput, match="non-linear transform Warp; harden"):
         read_volumes([volume])
+    volume.SetAndObserveTransformNodeID(add_transform(scene, turn(20), warp, "Turn").GetID())
+    with pytest.raises(InvalidInput, match="non-linear transform Warp; harden"):
+        read_volumes([volume])
 
 
 def test_a_shearing_transform_is_refused_with_the_volumes_name(scene, scan):
@@ -260,6 +265,98 @@ def test_a_second_run_into_a_segmentation_renews_its_maps_and_keeps_hidden_what_
     write_result(other, add_volume(scene, scan, "Other"), output)
     assert scene.GetFirstNodeByName("Other uncertainty") is not None, "another volume has its own"
     assert visible("Segment_1"), "another segment of that number was hidden"
+
+
+def overlapping(shape: tuple[int, ...]) -> Labels:
+    """Five segments in five layers: some overlap, one has no voxel."""
+    layers = np.zeros((5, *shape), np.uint8)
+    for n in range(4):
+        layers[n, :, 5 * n : 5 * n + 8, 3:9] = n + 1
+    segments = tuple(Segment(n + 1, f"Part {n + 1}", (n, 0, 0), layer=n) for n in range(5))
+    return Labels(layers, Geometry(shape, (3.0, 1.5, 1.2), (5.0, -6.0, 7.0), OBLIQUE), segments)
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 20), (6, 30, 20)], ids=["2D", "3D"])
+def test_a_segmentation_has_the_state_that_it_had_when_slicer_has_put_its_segments_into_other_layers(
+    scene, tmp_path, shape
+):
+    labels, output = overlapping(shape), add_output(scene)
+    write_segmentation(labels, output, add_volume(scene, Image(np.zeros((1, *shape)), labels.geometry)))
+    segmentation = output.GetSegmentation()
+    before = segmentation_state(output)
+    assert not has_other_layers(output, before)
+    storage = scene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(tmp_path / "r.seg.nrrd"))
+    assert storage.WriteData(output)
+    assert segmentation.GetNumberOfLayers() == 2
+    assert has_other_layers(output, before)
+    assert segmentation_state(output) == before
+    for name, mask in masks(output).items():
+        image = segmentation.GetSegment(name).GetRepresentation("Binary labelmap")
+        voxels = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(mask.shape)
+        where = tuple(np.argwhere(mask)[-1]) if mask.any() else (0, 0, 0)
+        kept, voxels[where] = voxels[where], segmentation.GetSegment(name).GetLabelValue() * (not mask.any())
+        assert segmentation_state(output) != before, f"a voxel of {name} is another"
+        voxels[where] = kept
+        assert segmentation_state(output) == before
+    segmentation.GetSegment("Segment_2").GetRepresentation("Binary labelmap").SetSpacing(3, 3, 3)
+    assert segmentation_state(output) != before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda segmentation: segmentation.GetSegment("Segment_2").SetName("Lesion"),
+        lambda segmentation: segmentation.GetSegment("Segment_2").SetColor(0, 0, 1),
+        lambda segmentation: segmentation.GetSegment("Segment_2").SetTerminology("List~SCT^1^A~SCT^2^B~^^~List~^^~^^"),
+        lambda segmentation: segmentation.GetSegment("Segment_2").SetTag("Segmentation.Status", "completed"),
+        lambda segmentation: segmentation.GetSegment("Segment_2").SetLabelValue(7),
+        lambda segmentation: segmentation.GetSegment("Segment_2").GetRepresentation("Binary labelmap").Modified(),
+        lambda segmentation: segmentation.SetSegmentIndex("Segment_2", 0),
+        lambda segmentation: segmentation.RemoveSegment("Segment_2"),
+    ],
+    ids=["name", "colour", "terminology", "status", "value", "voxels", "order", "removed"],
+)
+def test_what_a_person_changes_changes_the_state_of_a_segmentation(scene, edit):
+    labels, output = overlapping((6, 30, 20)), add_output(scene)
+    write_segmentation(labels, output, add_volume(scene, Image(np.zeros((1, 6, 30, 20)), labels.geometry)))
+    before = segmentation_state(output)
+    edit(output.GetSegmentation())
+    assert segmentation_state(output) != before
+    assert not has_other_layers(output, before)
+
+
+def test_a_result_comes_beside_its_volume_and_stays_where_someone_puts_it(scene, scan):
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    hierarchy = hierarchy or scene.AddNewNodeByClass("vtkMRMLSubjectHierarchyNode")
+    study, other, mine = (hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), name) for name in "abc")
+
+    def put(node, folder: int) -> None:
+        item = hierarchy.GetItemByDataNode(node) or hierarchy.CreateItem(folder, node)  # Slicer makes it by itself
+        hierarchy.SetItemParent(item, folder)
+
+    def folders() -> list[int]:
+        return [hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) for node in nodes]
+
+    volume, output = add_volume(scene, scan), add_output(scene)
+    uncertainty = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Uncertainty")
+    nodes = [output, uncertainty]
+    put(volume, study)
+    for node in nodes:
+        put(node, hierarchy.GetSceneItemID())
+    labels = make_segmenter(2).segment(scan, SegmentOptions(uncertainty=True))
+    write_segmentation(labels, output, volume)
+    write_map(labels.uncertainty, uncertainty, volume)
+    assert folders() == [study, study]
+    for node in nodes:
+        put(node, mine)
+    write_segmentation(labels, output, volume)
+    write_map(labels.uncertainty, uncertainty, volume)
+    assert folders() == [mine, mine]
+    second = add_volume(scene, scan, "Second")
+    put(second, other)
+    write_segmentation(labels, output, second)
+    assert folders() == [other, mine], "the result is another volume's now"
 
 
 @pytest.mark.parametrize(("largest", "off"), [(surface_module.LARGEST, 0.01), (4000, surface_module.LOST)])
