@@ -200,7 +200,8 @@ def in_grey(labels: Labels) -> Labels:
 
     Raises `InvalidInput` for a mask in colours, whose parts would be taken for labels.
     """
-    if labels.array.ndim == 3 or not all(unnamed(segment) for segment in labels.segments):
+    plain = all(unnamed(segment) and not segment.layer for segment in labels.segments)
+    if labels.array.ndim == 3 or not plain:
         return labels
     if (labels.array[:3] == labels.array[0]).all():
         return replace(labels, array=labels.array[0])

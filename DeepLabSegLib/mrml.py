@@ -223,9 +223,9 @@ def write_segmentation(
 ) -> None:
     """Replace the segments of `segmentation_node` by `labels`, which lie on the grid of `volume_node`.
 
-    A segment that was there and hidden stays hidden, and a segmentation that was of this volume stays where it is in
-    the subject hierarchy; any other comes beside the volume. `surfaces` are vtkPolyData in world RAS by segment id (see
-    `surface.closed_surfaces`), shown in 3D.
+    A segment that was there and hidden stays hidden, and a segmentation that had segments of this volume stays where it
+    is in the subject hierarchy; any other comes beside the volume. `surfaces` are vtkPolyData in world RAS by segment
+    id (see `surface.closed_surfaces`), shown in 3D.
 
     Raises `InvalidInput` where the volume has another size by now.
     """
@@ -252,8 +252,9 @@ def write_segmentation(
         segments.append((vtk_segment, segment.id))
 
     hidden = _hidden_segments(segmentation_node)
-    was_of_volume = segmented_volume(segmentation_node) is volume_node
     target = segmentation_node.GetSegmentation()
+    # Scripts give a new segmentation its geometry before anyone has put it anywhere.
+    was_of_volume = segmented_volume(segmentation_node) is volume_node and target.GetNumberOfSegments() > 0
     target.RemoveAllSegments()  # told at once, so that views and subject hierarchy let go of them
     modifying = segmentation_node.StartModify()
     try:

@@ -86,8 +86,9 @@ class Encoder(nn.Module):
     def drop_unread(self, levels: Sequence[int]) -> None:
         """Leave out, or out of training, what serves no level of `levels` (1 is P1) and no later one."""
         # The reference's own output only. DistributedDataParallel would wait for its gradients, which never come.
-        for parameter in self.get_submodule("post_norm").parameters() if hasattr(self, "post_norm") else ():
-            parameter.requires_grad_(False)
+        for name, parameter in self.named_parameters():
+            if name.startswith("post_norm."):
+                parameter.requires_grad_(False)
 
     @property
     def pyramid_outputs(self) -> dict[str, PyramidLevel]:

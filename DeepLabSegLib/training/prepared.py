@@ -171,6 +171,7 @@ def case_key(case: Case, plan: TrainingPlan) -> str:
     """A hash of the case's files, by name, size and time, and of all in `plan` that its prepared files depend on.
 
     The folder is no part of it: a training goes on where the data have moved, as on a cluster with a place per job.
+    Copies must keep the files' times, as by `cp -p` or `rsync -a`.
     """
     wanted = plan.input
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.label)]

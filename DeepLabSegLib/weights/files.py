@@ -281,11 +281,13 @@ def _open_safetensors(path: Path) -> Iterator[WeightsFile]:
 
 def _of_torch(tensors: dict[str, Stored]) -> WeightsFile:
     """The network among `tensors`, without what wrappers put before its names, and what lies beside it."""
-    around_ours = {found[1] for name in tensors if (found := OURS.match(name))} - {""}
+    around = {found[1] for name in tensors if (found := OURS.match(name))}
+    # A network under a name that wrappers have is the one that is meant, and "ema." beside it its average.
+    prefixes = ({prefix for prefix in around if WRAPPERS.fullmatch(prefix)} or around) - {""}
     wrapped: dict[str, dict[str, Stored]] = {}
     for name, stored in tensors.items():
-        around = [prefix for prefix in around_ours if name.startswith(prefix)]
-        prefix = max(around, key=len, default=WRAPPERS.match(name)[0])  # type: ignore[index]  # it matches nothing, too
+        before = [prefix for prefix in prefixes if name.startswith(prefix)]
+        prefix = max(before, key=len, default=WRAPPERS.match(name)[0])  # type: ignore[index]  # it matches nothing, too
         wrapped.setdefault(prefix, {})[name.removeprefix(prefix)] = stored
     networks = [prefix for prefix, names in wrapped.items() if len(wrapped) == 1 or _of_network(names)]
     if len(networks) != 1 or networks == [""]:

@@ -17,7 +17,7 @@ from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.densenet import DenseNetBackbone
 from DeepLabSegLib.models.efficientnet import EfficientNetBackbone
 from DeepLabSegLib.models.encoder import Encoder
-from DeepLabSegLib.models.layers import is_counter
+from DeepLabSegLib.models.layers import ACTIVATIONS, is_counter
 from DeepLabSegLib.models.resnet import ResNetBackbone
 from DeepLabSegLib.weights import imagenet, medicai
 from DeepLabSegLib.weights.adapt import adapted
@@ -228,7 +228,8 @@ def _other_arguments(file: WeightsFile, model: nn.Module) -> Iterator[str]:
             continue
         ours = getattr(model.spec, name)
         logits = name == "classifier_activation" and ours == "linear"
-        if theirs != ours and not logits and {theirs, ours} != {"batch", "sync_batch"}:
+        same = ACTIVATIONS.get(theirs, theirs) == ACTIVATIONS.get(ours, ours)  # silu is swish
+        if not same and not logits and {theirs, ours} != {"batch", "sync_batch"}:
             yield f"its network has {name} {theirs!r}, and the model {ours!r}"
 
 

@@ -850,9 +850,11 @@ def test_surfaces_and_labels_stay_together_where_the_volume_was_moved_during_the
     segment = segmentations()[0].GetSegmentation().GetSegment("Segment_1")
     labels = [0.0] * 6
     segment.GetRepresentation("Binary labelmap").GetBounds(labels)
-    surface = segment.GetRepresentation("Closed surface").GetBounds()
-    # Their centres: a lone voxel that sticks out of the labels is smoothed away on the surface.
-    np.testing.assert_allclose(np.add(surface[::2], surface[1::2]) / 2, np.add(labels[::2], labels[1::2]) / 2, atol=2.0)
+    low, high = np.reshape(labels, (3, 2)).T
+    left, right = np.reshape(segment.GetRepresentation("Closed surface").GetBounds(), (3, 2)).T
+    # Centre and size apart: a lone voxel that sticks out of the labels is smoothed away on the surface.
+    np.testing.assert_allclose((left + right) / 2, (low + high) / 2, atol=2.0)
+    np.testing.assert_allclose(right - left, high - low, atol=4.0)
 
 
 @pytest.mark.parametrize(

@@ -357,6 +357,11 @@ def test_a_result_comes_beside_its_volume_and_stays_where_someone_puts_it(scene,
     put(second, other)
     write_segmentation(labels, output, second)
     assert folders() == [other, mine], "the result is another volume's now"
+    scripted = add_output(scene)
+    scripted.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    put(scripted, hierarchy.GetSceneItemID())
+    write_segmentation(labels, scripted, volume)
+    assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(scripted)) == study
 
 
 @pytest.mark.parametrize(("largest", "off"), [(surface_module.LARGEST, 0.01), (4000, surface_module.LOST)])

@@ -140,6 +140,15 @@ def test_a_mask_in_colours_is_refused_and_one_in_grey_is_compared(depth):
     assert compare(grey, plain, groups_of(grey, plain))["Label 255"].dice == 1
 
 
+def test_segments_in_layers_are_no_colours_whatever_they_are_called():
+    layers = np.zeros((2, 3, 8, 8), np.uint8)
+    layers[0, :, :5], layers[1, :, 3:] = 1, 2
+    segments = tuple(Segment(n + 1, f"Label {n + 1}", (0, 0, 0), layer=n) for n in range(2))
+    overlapping = Labels(layers, Geometry((3, 8, 8)), segments)
+    found = compare(overlapping, overlapping, groups_of(overlapping, overlapping))
+    assert {name: scores.dice for name, scores in found.items()} == {"Label 1": 1, "Label 2": 1}
+
+
 def test_different_grids_are_not_compared():
     array = np.ones((4, 4, 4))
     with pytest.raises(InvalidInput, match="different grids"):

@@ -94,8 +94,9 @@ def test_a_keras_archive_of_other_arguments_warns_of_those_that_no_tensor_tells(
     recording, arrays, path = file
     seeded.write(path, recording["groups"], arrays)
     archive = path.with_name("model.keras")
-    given = recording["arguments"]
-    stated = {**given, "decoder_dilation_rates": [5, 6], "decoder_normalization": "sync_batch"}
+    given = {**recording["arguments"], "decoder_activation": "silu"}
+    same = {"decoder_activation": "swish", "decoder_normalization": "sync_batch"}
+    stated = {**given, **same, "decoder_dilation_rates": [5, 6]}
     with zipfile.ZipFile(archive, "w") as zipped:
         zipped.writestr("config.json", json.dumps({"config": stated}))
         zipped.write(path, "model.weights.h5")
@@ -254,6 +255,16 @@ def test_of_two_networks_in_a_checkpoint_none_is_chosen(tmp_path: Path) -> None:
     torch.save({f"{prefix}.{name}": t for name, t in state.items() for prefix in ("model", "net")}, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=r"(model|net)\.encoder\.\S+ \(.*\) has no place"):
         load_weights(network("convnext_v2_atto"), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("average", ["ema_model.", "ema.module."])
+def test_of_a_network_and_its_average_the_network_is_taken(average: str, tmp_path: Path) -> None:
+    source, target = network("resnet18"), network("resnet18")
+    state = source.state_dict()
+    held = {f"model.{name}": t for name, t in state.items()} | {f"{average}{name}": -t for name, t in state.items()}
+    torch.save(held, tmp_path / "w.pt")
+    load_weights(target, tmp_path / "w.pt")
+    assert torch.equal(output(target), output(source))
 
 
 def test_what_does_not_fit_says_how_to_find_the_network_or_take_its_encoder(tmp_path: Path) -> None:
