@@ -122,7 +122,8 @@ def note(text: str) -> None:
     """A line on standard error, above a bar that is there."""
     from tqdm import tqdm
 
-    tqdm.write(f"deeplabseg: note: {text}", file=sys.stderr)
+    with suppress(OSError):  # a log that nobody keeps any longer stops nothing
+        tqdm.write(f"deeplabseg: note: {text}", file=sys.stderr)
 
 
 def make_folder(folder: Path, parents: bool = False) -> None:

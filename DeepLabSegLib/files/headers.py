@@ -76,24 +76,21 @@ def _check_spacing(source: Path, spacing: Sequence[float], size: Sequence[int]) 
 
 def _check_jpeg(source: Path) -> None:
     """Raise `InvalidInput` for a JPEG that ends early, of which ITK makes the rest grey; warn of one to be turned."""
-    content = source.read_bytes()
-    if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):  # the image's end, its last scan's start
-        raise InvalidInput(f"{source} is damaged (it ends early); copy or export it again")
-    if (orientation := _orientation(source)) > 1:
+    from PIL import ExifTags
+    from PIL import Image as Picture
+
+    orientation = None
+    with warnings.catch_warnings(), suppress(Picture.DecompressionBombError):  # ITK has room for such a size
+        warnings.simplefilter("ignore")  # of its size too, and of damaged EXIF
+        try:
+            with Picture.open(source) as picture:
+                orientation = picture.getexif().get(ExifTags.Base.Orientation)
+                picture.load()
+        except OSError as error:
+            raise InvalidInput(f"{source} is damaged ({error}); copy or export it again") from None
+    if orientation in range(2, 9):  # it may be anything
         warnings.warn(
             f"{source} is turned where it is shown (EXIF orientation {orientation}), but not here; save it turned, "
             "such as with ImageMagick's -auto-orient",
             stacklevel=6,
         )
-
-
-def _orientation(source: Path) -> int:
-    """How a JPEG is turned to be shown, from 1, not at all, to 8 (EXIF)."""
-    from PIL import ExifTags
-    from PIL import Image as Picture
-
-    with warnings.catch_warnings(), suppress(Picture.DecompressionBombError):  # ITK has room for such a size
-        warnings.simplefilter("ignore", Picture.DecompressionBombWarning)
-        with Picture.open(source) as picture:
-            return picture.getexif().get(ExifTags.Base.Orientation, 1)
-    return 1

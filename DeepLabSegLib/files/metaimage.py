@@ -60,7 +60,7 @@ def _header(source: Path) -> tuple[dict[str, str], int]:
         start = file.read(2**14)
     fields, end = {}, 0
     for found in re.finditer(rb"^\s*(\w+)\s*[=:]([^\r\n]*)\r?\n?", start, re.MULTILINE):
-        fields[found[1].decode()] = found[2].decode(errors="replace").strip()
+        fields[found[1].decode()] = found[2].decode(errors="surrogateescape").strip()
         end = found.end()
         if found[1] == b"ElementDataFile":  # voxels follow
             break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 import struct
 import zlib
 from io import BufferedIOBase
@@ -18,10 +17,7 @@ __all__ = ["NIFTI_SUFFIXES", "checked_spacing", "is_gzipped", "opened", "sform"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
-MAGIC = re.compile(rb".{344}n[i+]1\0|.{4}n[i+]2\0", re.DOTALL)
-
-FIELDS = {348: (("8h", 40), ("3f", 80), ("2h", 70), ("f", 108)), 540: (("8q", 16), ("3d", 112), ("2h", 12), ("q", 168))}
-"""By the size of a header, NIfTI-1's or NIfTI-2's: where dim, pixdim[1..3], datatype with bitpix, vox_offset are."""
+HEADER_SIZE = 348
 
 COLOURS = (128, 2304)
 """RGB and RGBA: these types' bits are those of all components."""
@@ -39,7 +35,7 @@ def checked_spacing(source: Path, voxels: int, components: int) -> tuple[float, 
     header, found, reason = b"", 0, "it ends early"
     try:
         with opened(source) as file:
-            header = file.read(540)
+            header = file.read(HEADER_SIZE)
             found = len(header)
             while chunk := file.read(2**22):
                 found += len(chunk)
@@ -49,19 +45,22 @@ def checked_spacing(source: Path, voxels: int, components: int) -> tuple[float, 
     in_one_file = source.name.lower().endswith(NIFTI_SUFFIXES)
     if in_one_file and found < 352:
         raise damaged
-    if not in_one_file or not MAGIC.match(header):
+    if not in_one_file or header[344:] not in (b"n+1\0", b"ni1\0"):
         raise InvalidInput(
             f"{source} is Analyze, which doesn't say which way its axes go, or NIfTI in two files; convert it to "
             ".nii.gz with a program that knows which, such as SPM or fslchfiletype"
         )
-    order, size = _order_and_size(header)
-    dims, spacing, (datatype, bits), (start,) = (
-        struct.unpack_from(order + kind, header, place) for kind, place in FIELDS[size]
-    )
+    order = _byte_order(header)
+    dims = struct.unpack_from(f"{order}8h", header, 40)
+    datatype, bits = struct.unpack_from(f"{order}2h", header, 70)
+    spacing = struct.unpack_from(f"{order}3f", header, 80)
+    (start,) = struct.unpack_from(f"{order}f", header, 108)  # vox_offset
     if (least := min(dims[1 : 1 + dims[0]])) < 0:  # ITK takes 1
         raise InvalidInput(f"{source} has {least} voxels along an axis; convert it again from what it was made of")
-    if not start > size:
-        raise InvalidInput(f"{source}: vox_offset is {start:g}, within the header; correct it, mostly to {size + 4}")
+    if not start > HEADER_SIZE:
+        raise InvalidInput(
+            f"{source}: vox_offset is {start:g}, within the header; correct it, mostly to {HEADER_SIZE + 4}"
+        )
     if found < start + voxels * (1 if datatype in COLOURS else components) * bits // 8:
         raise damaged
     return spacing
@@ -72,8 +71,8 @@ def sform(source: Path) -> NDArray[np.float64] | None:
     if not source.name.lower().endswith(NIFTI_SUFFIXES):
         return None
     with opened(source) as file:
-        header = file.read(348)
-    order, _ = _order_and_size(header)
+        header = file.read(HEADER_SIZE)
+    order = _byte_order(header)
     if min(struct.unpack_from(f"{order}2h", header, 252)) <= 0:  # qform_code, sform_code
         return None
     rows = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))  # srow_x, srow_y, srow_z
@@ -93,7 +92,6 @@ def is_gzipped(source: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _order_and_size(header: bytes) -> tuple[str, int]:
-    """A header's byte order, as `struct` calls it, and its size, by which that is known."""
-    sizes = {order: struct.unpack_from(f"{order}i", header)[0] for order in "<>"}
-    return next(((order, size) for order, size in sizes.items() if size in FIELDS), ("<", 348))
+def _byte_order(header: bytes) -> str:
+    """A header's byte order, as `struct` calls it; the header begins with its size."""
+    return ">" if struct.unpack_from(">i", header)[0] == HEADER_SIZE else "<"

@@ -45,7 +45,7 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
         check_name(source)
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(source))
-        with suppress(RuntimeError, OSError), quiet():  # what is wrong is said where all is read
+        with suppress(RuntimeError, OSError, InvalidInput), quiet():  # what is wrong is said where all is read
             headers.check_before(source)
             reader.ReadImageInformation()
             if reader.GetDimension() <= 3:

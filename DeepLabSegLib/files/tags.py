@@ -31,6 +31,7 @@ LENGTH = rb".{4}"  # behind a tag: the type and two bytes of length, or four of 
 SERIES = rb"\x20\x00\x0e\x00" + LENGTH + rb"([\d.]+)"
 FIRST_GROUP = rb"\x02\x00\x00\x00UL\x04\x00(.{4})"  # its length
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+DIRECTORY = b"1.2.840.10008.1.3.10"  # what a DICOMDIR is; it may hold small pictures
 DECIMAL = rb" *([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?) *"
 
 
@@ -57,5 +58,6 @@ def is_slice_of(series: str, source: Path) -> bool:
         if file.read(132)[128:] == b"DICM":
             header = header_of(source)
             # What is made of a series, such as a segmentation, names it too, beside its own.
-            return ROWS in header and set(re.findall(SERIES, header, re.DOTALL)) == {series.encode()}
+            its_own = set(re.findall(SERIES, header, re.DOTALL)) == {series.encode()}
+            return its_own and ROWS in header and DIRECTORY not in header
     return False

@@ -447,6 +447,16 @@ def test_what_is_no_slice_is_passed_by_in_a_series_and_called_so_alone(tmp_path,
         read_image(tmp_path / "report.dcm")
 
 
+def test_a_dicomdir_beside_its_slices_is_no_damaged_one(tmp_path, scan):
+    write_series(tmp_path, scan)
+    rows = element(0x00280010, b"US", struct.pack("<H", 4))
+    icon = sequence(0x00880200, rows + element(0x7FE00010, b"OW", bytes(32)))
+    meta = element(0x00020002, b"UI", "1.2.840.10008.1.3.10") + element(0x00020010, b"UI", "1.2.840.10008.1.2.1")
+    content = sequence(0x00041220, element(0x0020000E, b"UI", "1.2.3.4") + icon)
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + meta + content)
+    assert read_image(tmp_path).geometry.is_close(scan.geometry, tolerance=0.01)
+
+
 def test_what_is_no_image_is_refused_with_its_name(tmp_path):
     (tmp_path / "empty.nii.gz").write_bytes(b"")
     (tmp_path / "text.nrrd").write_text("this is no image")
@@ -534,6 +544,15 @@ def test_a_metaimage_that_cannot_be_unpacked_is_refused(tmp_path, scan, name, fa
         read_image(tmp_path / name)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names but in Unicode")
+def test_a_metaimage_finds_its_voxels_in_a_file_whose_name_is_not_utf8(tmp_path, scan):
+    sitk.WriteImage(itk(scan), tmp_path / "scan.mhd", useCompression=True)
+    content = (tmp_path / "scan.mhd").read_bytes()
+    (tmp_path / "scan.mhd").write_bytes(content.replace(b"scan.zraw", b"sch\xe4del.zraw"))
+    (tmp_path / "scan.zraw").rename(tmp_path / os.fsdecode(b"sch\xe4del.zraw"))
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.mhd").array, scan.array)
+
+
 @pytest.mark.parametrize("place", ["LIST\na.raw\nb.raw", "slice%d.raw 0 1 1"])
 def test_a_metaimage_in_a_file_per_slice_is_refused(tmp_path, place):
     """ITK takes what the memory held before for the voxels of a file that is missing."""
@@ -558,11 +577,28 @@ def test_a_jpeg_cut_short_is_not_grey_where_it_ends(tmp_path, rng, progressive):
     path = tmp_path / "picture.jpg"
     Picture.fromarray(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)).save(path, progressive=progressive)
     whole = path.read_bytes()
-    path.write_bytes(whole + bytes(16))
-    assert read_image(path).channels == 3
     path.write_bytes(whole[: 2 * len(whole) // 3])
-    with pytest.raises(InvalidInput, match=r"picture\.jpg is damaged \(it ends early\)"):
+    with pytest.raises(InvalidInput, match=r"picture\.jpg is damaged \(image file is truncated"):
         read_image(path)
+
+
+@pytest.mark.parametrize("behind", [bytes(16), b"a film \xff\xda of a phone"], ids=["zeros", "film"])
+def test_what_stands_behind_a_jpegs_end_does_no_harm(tmp_path, rng, behind):
+    path = tmp_path / "picture.jpg"
+    Picture.fromarray(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)).save(path)
+    path.write_bytes(path.read_bytes() + behind)
+    assert read_image(path).channels == 3
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [struct.pack("<HHHI4s", 1, 0x0112, 2, 1, b"a\0\0\0") + bytes(4), struct.pack("<HH", 5, 0x0112)],
+    ids=["a letter", "cut short"],
+)
+def test_exif_that_is_damaged_turns_no_jpeg_and_warns_of_nothing(tmp_path, rng, entries):
+    path, exif = tmp_path / "picture.jpg", b"Exif\0\0II*\0" + struct.pack("<I", 8) + entries
+    Picture.fromarray(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)).save(path, exif=exif)
+    assert read_image(path).array.shape == (3, 1, 48, 64)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -758,11 +794,15 @@ def test_overlapping_segments_come_back_whole_from_a_segmentation(tmp_path, rng)
         write_labels(labels, tmp_path / "r.nii.gz")
 
 
-@pytest.mark.parametrize("name", ["s.nii.gz", "s.nrrd", "s.mha", "s.png", "gone.nrrd", "bad.nrrd"])
+@pytest.mark.parametrize("name", ["s.nii.gz", "s.nrrd", "s.mha", "s.png", "gone.nrrd", "bad.nrrd", "sheared.nrrd"])
 def test_the_grid_of_a_file_is_that_of_its_image(tmp_path, rng, name):
     shape = (1, 6, 7) if name.endswith(".png") else (5, 6, 7)
     if name == "bad.nrrd":
         (tmp_path / name).write_text("no image")
+    elif name == "sheared.nrrd":
+        fields = ["type: uint8", "dimension: 3", "space: RAS", "sizes: 1 2 3", "encoding: raw"]
+        fields.append("space directions: (1,0,0) (0.5,1,0) (0,0,1)")
+        (tmp_path / name).write_text("\n".join(["NRRD0004", *fields, "", "voxels"]))
     elif name != "gone.nrrd":
         image = Image(rng.integers(0, 255, (1, *shape)).astype(np.uint8), Geometry(shape, (3.0, 1.5, 1.2)))
         sitk.WriteImage(itk(image)[:, :, 0] if name.endswith(".png") else itk(image), tmp_path / name)

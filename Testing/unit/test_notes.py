@@ -1,13 +1,19 @@
 """What files are warned of is told as a note, once and as soon as it is known, whatever the command."""
 
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from helpers import SAMPLE
 
 from DeepLabSegLib.cli import main
+
+FULL = Path("/dev/full")
 
 
 def write(path: Path, array: np.ndarray) -> None:
@@ -36,6 +42,20 @@ def test_evaluate_tells_of_each_file_once(tmp_path, capsys, drawn):
     more = ["-o", str(tmp_path / "out"), "--images", str(tmp_path / "scans")] if drawn else []
     assert main(["evaluate", str(tmp_path / "ours"), "--reference", str(tmp_path / "theirs"), *more]) == 0
     assert notes(capsys.readouterr().err) == ["case.nii"] * (3 if drawn else 2)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs the device that is always full")
+def test_a_note_that_nobody_can_read_makes_no_case_fail(tmp_path):
+    for folder in ("ours", "theirs"):
+        write(tmp_path / folder / "case.nii", np.ones((6, 20, 24), np.uint8))
+    command = [sys.executable, "-m", "DeepLabSegLib.cli", "evaluate", "ours", "--reference", "theirs"]
+    environment = os.environ | {"PYTHONPATH": str(SAMPLE.parents[2])}
+    with FULL.open("w") as full:
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=full, text=True, check=False
+        )
+    assert ended.returncode == 0
+    assert "1 compared, 0 failed" in ended.stdout
 
 
 def test_train_tells_of_each_file_once(tmp_path, rng, capsys):
