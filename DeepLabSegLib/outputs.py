@@ -114,5 +114,6 @@ def _move(temporary: Path, path: Path) -> None:
         temporary.replace(path)
     except PermissionError as error:
         raise OutputError(
-            f"{path} can't be replaced ({error.strerror}); close it in other programs, or give another name"
+            f"{path} can't be replaced ({error.strerror}); close it in other programs, allow writing to it, or give "
+            "another name"
         ) from None

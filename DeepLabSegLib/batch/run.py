@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from DeepLabSegLib.batch.report import Case, is_older, is_result, renew_report, 
 from DeepLabSegLib.batch.scans import stem
 from DeepLabSegLib.errors import Cancelled, DeepLabSegError, InvalidInput, OutputError
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Labels
-from DeepLabSegLib.outputs import check_apart, check_output
+from DeepLabSegLib.outputs import check_apart, check_output, replacing
 from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
 
 __all__ = ["collect", "run_case", "segment_files"]
@@ -75,6 +76,9 @@ def segment_files(
     if report is not None:
         table = check_output(report, ("",), overwrite=True)
         write, earlier = partial(renew_report, table, folder), rows_of(table, folder)
+        if table.exists():  # that it can't be replaced is known before the work
+            with replacing(table) as temporary:
+                shutil.copy2(table, temporary)
     made_with = _made_with(segmenter, options or SegmentOptions())
 
     def segment(source: Path, target: Path) -> Labels:
@@ -132,7 +136,10 @@ def collect(
     on_case: Callable[[Case], object] | None = None,
     write: Callable[[Sequence[Case]], object] | None = None,
 ) -> list[Case]:
-    """All of `cases`; `on_case` is called with each as soon as it is there. Whatever ends them, `write` gets them."""
+    """All of `cases`; `on_case` is called with each as soon as it is there. Whatever ends them, `write` gets them.
+
+    Raises `OutputError` where `write` does at the end, as on Windows while another program shows the table.
+    """
     collected, due = [], 0.0
     try:
         for case in cases:
@@ -145,9 +152,16 @@ def collect(
                 due = started + (PACE * spent if spent > QUICK_S else 0)
             if on_case is not None:
                 on_case(case)
-    finally:
+    except BaseException:
         if write is not None and collected:
+            with suppress(OutputError):  # what ended the cases is what to tell
+                write(collected)
+        raise
+    if write is not None and collected:
+        try:
             write(collected)
+        except OutputError as error:
+            raise OutputError(f"{error}; the results are there, and the same command writes the table") from None
     return collected
 
 

@@ -46,6 +46,7 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(source))
         with suppress(RuntimeError, OSError, InvalidInput), quiet():  # what is wrong is said where all is read
+            _check_readable(source)
             headers.check_before(source)
             reader.ReadImageInformation()
             if reader.GetDimension() <= 3:
@@ -82,8 +83,7 @@ def read_itk(path: str | os.PathLike[str]) -> sitk.Image:
     check_name(source)
     if not source.exists():
         raise InvalidInput(f"{source} does not exist; check the path")
-    if not os.access(source, os.R_OK):
-        raise InvalidInput(f"{source} can't be read without the right to; change its permissions, or copy it")
+    _check_readable(source)
     try:
         with quiet():
             return _read_folder(source) if source.is_dir() else _read_file(source)
@@ -91,6 +91,16 @@ def read_itk(path: str | os.PathLike[str]) -> sitk.Image:
         raise InvalidInput(
             f"{source} can't be read as an image ({why_unreadable(error, source)}); "
             f"readable are {', '.join(IMAGE_SUFFIXES)} and folders of one DICOM series"
+        ) from None
+
+
+def _check_readable(source: Path) -> None:
+    """Raise `InvalidInput` for a file or folder that is closed to us, or held by another program on Windows."""
+    try:
+        next(source.iterdir(), None) if source.is_dir() else source.open("rb").close()
+    except OSError as error:
+        raise InvalidInput(
+            f"{source} can't be opened ({error.strerror}); change its permissions, or close it in other programs"
         ) from None
 
 

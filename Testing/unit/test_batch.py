@@ -354,6 +354,39 @@ def test_a_table_that_takes_long_to_write_is_not_written_for_every_case(monkeypa
     assert written[-1] == 3
 
 
+def full(_) -> None:
+    raise OutputError("report.csv can't be written (No space left on device)")
+
+
+def test_a_table_that_can_not_be_written_at_last_says_that_the_results_are_there():
+    with pytest.raises(OutputError, match=r"No space left on device\); the results are there, and the same command"):
+        collect([Case("a", "done")], write=full)
+
+
+def test_a_table_that_can_not_be_written_hides_no_interruption():
+    def interrupt(_) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect([Case("a", "done")], interrupt, full)
+
+
+def test_a_table_that_another_program_shows_is_named_before_the_work(folder, tmp_path, monkeypatch):
+    report, before = tmp_path / "report.csv", Path.replace
+    segment_files(make_segmenter(2), find_scans(folder)[:1], tmp_path / "out", report=report)
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target.name == "report.csv":  # as Windows does
+            raise PermissionError(13, "Permission denied", str(target))
+        return before(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr("DeepLabSegLib.outputs.PAUSES_S", ())
+    with pytest.raises(OutputError, match=r"report\.csv can't be replaced .* close it in other programs"):
+        segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", report=report)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.seg.nrrd"]
+
+
 def test_a_name_that_is_too_long_for_a_result_stops_nothing(folder, tmp_path):
     (folder / "a.nii.gz").rename(folder / f"{'a' * 247}.nii.gz")
     cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")

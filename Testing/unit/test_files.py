@@ -625,9 +625,14 @@ def test_grey_with_transparency_is_called_so(tmp_path, rng):
 
 def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, scan, monkeypatch):
     sitk.WriteImage(itk(scan), tmp_path / "scan.nrrd")
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # who runs this may read every file
-    with pytest.raises(InvalidInput, match=r"scan\.nrrd can't be read without the right to"):
-        read_image(tmp_path / "scan.nrrd")
+
+    def refuse(path: Path, *_: object) -> None:  # who runs this may read every file
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for read in (read_image, read_labels, read_geometry):
+        with pytest.raises(InvalidInput, match=r"scan\.nrrd can't be opened \(Permission denied\); change its"):
+            read(tmp_path / "scan.nrrd")
 
 
 def test_a_name_that_is_not_utf8_is_refused_before_it_ends_the_process(tmp_path, labels):
