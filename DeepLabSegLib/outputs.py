@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from DeepLabSegLib.errors import OutputError
 
-__all__ = ["check_apart", "check_output", "replacing"]
+__all__ = ["check_apart", "check_output", "leftovers", "replacing"]
 
 PAUSES_S = (0.1, 0.3, 1.0)
 """How long to wait, again and again, for who holds a file: on Windows a virus scanner does for a moment."""
@@ -88,9 +89,7 @@ def replacing(path: Path) -> Iterator[Path]:
     has it open.
     """
     target = _leads_to(path)
-    # The ending alone, by which libraries choose the format, some only in small letters; others in a name mislead them.
-    ending = "".join(path.suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix
-    temporary = target.with_name(f".{uuid.uuid4().hex}{ending[-20:].lower()}")
+    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}{_tail(path)}")
     try:
         yield temporary
         _move(temporary, target)
@@ -102,6 +101,22 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """The temporary files that writing to `path` has left where the process was killed."""
+    folder, name = _leads_to(path).parent, re.compile(r"\.[0-9a-f]{8}" + re.escape(_tail(path)))
+    return [other for other in folder.iterdir() if name.fullmatch(other.name)]
+
+
+def _tail(path: Path) -> str:
+    """The end of a temporary name, without dots but for those of the ending.
+
+    By these libraries choose the format, some only in small letters; and all of a name may be too long.
+    """
+    ending = "".join(path.suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix
+    stem = path.name.removesuffix(ending).replace(".", "-")
+    return f"-{stem[-20:]}{ending[-20:].lower()}"
 
 
 def _move(temporary: Path, path: Path) -> None:

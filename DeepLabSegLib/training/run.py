@@ -11,6 +11,7 @@ from pathlib import Path
 from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.catalog import TENSORS_NAME
 from DeepLabSegLib.errors import OutputError
+from DeepLabSegLib.outputs import leftovers
 from DeepLabSegLib.training.jobs import OnTraining, TrainOptions, checked, make_job, plan_of, quiet
 from DeepLabSegLib.training.processes import joined_processes
 from DeepLabSegLib.training.trainer import CHECKPOINT, Trained, train
@@ -81,8 +82,8 @@ def _unfinished(target: Path, folder: Path) -> bool:
     """Whether `target` holds what the training in `folder` had written of its bundle when it was cut off."""
     if not target.is_dir() or not (folder / CHECKPOINT).exists():
         return False
-    # What tells of the tensors is written last; while they are, their name has a longer beginning.
-    return all(path.name.endswith(TENSORS_NAME) for path in target.iterdir())
+    tensors = target / TENSORS_NAME  # what tells of them is written last
+    return not {*target.iterdir()} - {tensors, *leftovers(tensors)}
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

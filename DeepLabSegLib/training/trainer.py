@@ -27,7 +27,7 @@ from DeepLabSegLib.devices import PRECISIONS
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.ladder import out_of_memory
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.outputs import leftovers, replacing
 from DeepLabSegLib.schema import to_json
 from DeepLabSegLib.training.curves import Curves
 from DeepLabSegLib.training.losses import dice_cross_entropy
@@ -348,7 +348,7 @@ class _Run:
     def resume(self) -> None:
         """Take up the checkpoint, where there is one; one that was being written when all was cut off is deleted."""
         if self.processes.first:
-            for path in self._file.parent.glob(f".*-{CHECKPOINT}"):
+            for path in leftovers(self._file):
                 path.unlink(missing_ok=True)
         if not self._file.exists():
             return

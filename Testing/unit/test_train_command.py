@@ -22,6 +22,7 @@ from DeepLabSegLib.catalog import find_model
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import InvalidInput, OutputError, WeightsError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.training import Overrides, TrainOptions, check_data, train_model
 from DeepLabSegLib.training.cases import find_cases
 from DeepLabSegLib.training.head_mri import STRUCTURES
@@ -221,15 +222,19 @@ def test_the_check_says_how_many_cases_are_held_out(folds, words, tmp_path, caps
     assert words in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("left", [(), ("model.safetensors",), (".0123abcd-model.safetensors",)])
+@pytest.mark.parametrize("left", ["nothing", "all but model.json", "a part of the tensors"])
 def test_a_bundle_that_was_being_written_when_all_was_cut_off_is_written_anew(left, tmp_path):
     data, output = write_data(tmp_path / "data", 2), tmp_path / "boxes"
     options = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, folds=3)
     first = train_model(data, output, options)
     (output / "model.json").unlink()
     (output / "model.safetensors").unlink()
-    for name in left:
-        (output / name).write_bytes(b"half")
+    if left == "all but model.json":
+        (output / "model.safetensors").write_bytes(b"half")
+    elif left == "a part of the tensors":
+        with replacing(output / "model.safetensors") as half:
+            half.write_bytes(b"whole")
+        (output / "model.safetensors").rename(half)
     assert train_model(data, output, options).step == first.step
     assert read_network(output, read_bundle(output))
     (output / "notes.txt").touch()

@@ -13,6 +13,7 @@ from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.errors import InvalidInput, WeightsError
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.training.initial import begin_with
 from DeepLabSegLib.training.losses import dice_cross_entropy
 from DeepLabSegLib.training.processes import Processes
@@ -249,8 +250,10 @@ def test_curves_that_another_program_saved_are_named(text, tmp_path):
 
 
 def test_what_a_kill_left_of_a_checkpoint_is_deleted(tmp_path):
-    half = tmp_path / ".0123abcd-checkpoint.pt"
+    with replacing(tmp_path / "checkpoint.pt") as half:
+        half.write_bytes(b"whole")
     half.write_bytes(b"half")
+    (tmp_path / "checkpoint.pt").unlink()
     train(network(2), BrightFromDark(2), SPEC, tmp_path)
     assert not half.exists()
 
