@@ -33,7 +33,7 @@ from DeepLabSegLib.training.split import split
 from DeepLabSegLib.training.trainer import TrainingSpec, Validate
 from DeepLabSegLib.training.validation import dice_on, lacking
 
-__all__ = ["Job", "OnTraining", "Outline", "TrainOptions", "checked", "make_job", "plan_of", "quiet"]
+__all__ = ["Job", "OnTraining", "Outline", "TrainOptions", "checked_options", "make_job", "plan_of", "quiet"]
 
 UNKNOWN = "unknown"
 
@@ -133,7 +133,7 @@ def make_job(
     return _from_pairs(data, name, folder, recipe, options, processes, on_progress)
 
 
-def checked(options: TrainOptions) -> TrainOptions:
+def checked_options(options: TrainOptions) -> TrainOptions:
     """`options` with each value of its declared type; numbers may be numpy's, and paths those of pathlib.
 
     Raises `InvalidInput` that names a value of another type.

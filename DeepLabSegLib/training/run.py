@@ -12,7 +12,7 @@ from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.catalog import TENSORS_NAME
 from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.outputs import leftovers
-from DeepLabSegLib.training.jobs import OnTraining, TrainOptions, checked, make_job, plan_of, quiet
+from DeepLabSegLib.training.jobs import OnTraining, TrainOptions, checked_options, make_job, plan_of, quiet
 from DeepLabSegLib.training.processes import joined_processes
 from DeepLabSegLib.training.trainer import CHECKPOINT, Trained, train
 
@@ -21,7 +21,7 @@ __all__ = ["check_data", "train_model"]
 
 def check_data(data: str | os.PathLike[str], options: TrainOptions, on_progress: OnTraining = quiet) -> str:
     """The report of faults, the fingerprint and the plan, without training. Raises as `train_model` does."""
-    options = checked(options)
+    options = checked_options(options)
     with joined_processes(options.device) as processes:
         return plan_of(Path(data), options, processes, on_progress).text
 
@@ -46,7 +46,7 @@ def train_model(
     KeyboardInterrupt : Ctrl-C, with what the same call does next.
     SystemExit : under `torchrun`, where another process has raised what ended all of them.
     """
-    options = checked(options or TrainOptions())
+    options = checked_options(options or TrainOptions())
     target = Path(output)
     stem = target.name.removesuffix(".safetensors")
     name, folder = options.name or stem, target.parent / f"{stem}.training"
