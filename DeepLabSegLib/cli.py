@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import DeepLabSegLib
 from DeepLabSegLib.commands import COMMANDS
+from DeepLabSegLib.commands.telling import warnings_as_notes
 from DeepLabSegLib.errors import DeepLabSegError, OutputError
 
 INTERRUPTED = 130
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.words = words
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have letters that the output can't
-    with _terminable() as signals:
+    with warnings_as_notes(), _terminable() as signals:
         try:
             data, text = options.run(options)
             if os.environ.get("RANK", "0") != "0":  # of several processes that train one network, the first reports

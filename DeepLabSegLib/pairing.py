@@ -82,7 +82,7 @@ def pair_files(
         tuple(pairs),
         tuple(path for path in ours if path not in used[0]),
         tuple(path for path in theirs if path not in used[1]),
-        _against_names(pairs),
+        () if by_name else _against_names(pairs),
     )
 
 

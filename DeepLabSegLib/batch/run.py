@@ -140,29 +140,44 @@ def collect(
 
     Raises `OutputError` where `write` does at the end, as on Windows while another program shows the table.
     """
-    collected, due = [], 0.0
+    write = write or (lambda _: None)
+    meanwhile = _paced(write)
+    collected: list[Case] = []
     try:
         for case in cases:
             collected.append(case)
-            if write is not None and case.status == "done" and time.monotonic() >= due:  # for a run that is killed
-                started = time.monotonic()
-                with suppress(OutputError):
-                    write(collected)
-                spent = time.monotonic() - started
-                due = started + (PACE * spent if spent > QUICK_S else 0)
+            if case.status == "done":
+                meanwhile(collected)
             if on_case is not None:
                 on_case(case)
     except BaseException:
-        if write is not None and collected:
+        if collected:
             with suppress(OutputError):  # what ended the cases is what to tell
                 write(collected)
         raise
-    if write is not None and collected:
+    if collected:
         try:
             write(collected)
         except OutputError as error:
             raise OutputError(f"{error}; the results are there, and the same command writes the table") from None
     return collected
+
+
+def _paced(write: Callable[[Sequence[Case]], object]) -> Callable[[Sequence[Case]], None]:
+    """`write` for the case that the run is killed: seldom where it takes long, and without its errors."""
+    due = 0.0
+
+    def renew(cases: Sequence[Case]) -> None:
+        nonlocal due
+        started = time.monotonic()
+        if started < due:
+            return
+        with suppress(OutputError):
+            write(cases)
+        spent = time.monotonic() - started
+        due = started + (PACE * spent if spent > QUICK_S else 0)
+
+    return renew
 
 
 def run_case(name: str, segment: Callable[[], Labels]) -> Case:

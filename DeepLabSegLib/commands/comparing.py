@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from DeepLabSegLib.commands.arguments import Commands
-from DeepLabSegLib.commands.telling import Report, make_folder, progress_bar, table, telling, warnings_as_notes
+from DeepLabSegLib.commands.telling import Report, make_folder, progress_bar, table, telling
 from DeepLabSegLib.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 
-@warnings_as_notes()
 def evaluate(options: argparse.Namespace) -> Report:
     """Compare segmentations with references: a table per label, and with -o tables of all cases and pictures.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import DeepLabSegLib
 from DeepLabSegLib.commands.arguments import Commands, engine_options, run_options
-from DeepLabSegLib.commands.telling import ProgressBar, Report, make_folder, note, table, telling, warnings_as_notes
+from DeepLabSegLib.commands.telling import ProgressBar, Report, make_folder, note, table, telling
 from DeepLabSegLib.image import SCORE_MAPS, Image, Labels
 from DeepLabSegLib.outputs import check_apart, check_output, replacing
 from DeepLabSegLib.schema import to_json
@@ -66,7 +66,7 @@ def batch(options: argparse.Namespace) -> Report:
     segmenter = _load(options)
     report = Path(options.output) / batches.REPORT
     try:
-        with warnings_as_notes(), ProgressBar(options) as bar, kept_pages():
+        with ProgressBar(options) as bar, kept_pages():
             bar.show("batch", 0, len(scans))
             cases = batches.segment_files(
                 segmenter,
@@ -109,8 +109,8 @@ def demo(options: argparse.Namespace) -> Report:
         with replacing(picture) as temporary:
             overlay.render(image, labels).save(temporary)
     report["picture"] = str(picture)
-    table = _volume_table(report["volumes_ml"])
-    return report, f"{table}\nsegmented in {report['seconds']:.1f} s\n{output}\n{picture}"
+    volumes = _volume_table(report["volumes_ml"])
+    return report, f"{volumes}\nsegmented in {report['seconds']:.1f} s\n{output}\n{picture}"
 
 
 def _segment_file(
@@ -121,8 +121,7 @@ def _segment_file(
     from DeepLabSegLib.devices import kept_pages
     from DeepLabSegLib.preprocess import stack_channels
 
-    with warnings_as_notes():
-        image = stack_channels([DeepLabSegLib.read_image(source) for source in sources])
+    image = stack_channels([DeepLabSegLib.read_image(source) for source in sources])
     files.check_slices(output, image.geometry)
     segmenter = _load(options)
     settings = _settings(options)
@@ -144,8 +143,7 @@ def _segment_file(
 
 
 def _load(options: argparse.Namespace) -> DeepLabSegLib.Segmenter:
-    with warnings_as_notes():
-        return DeepLabSegLib.load_model(options.model, options.device, options.precision, compiled=options.compile)
+    return DeepLabSegLib.load_model(options.model, options.device, options.precision, compiled=options.compile)
 
 
 def _settings(options: argparse.Namespace) -> DeepLabSegLib.SegmentOptions:

@@ -7,14 +7,13 @@ import shlex
 from pathlib import Path
 
 from DeepLabSegLib.commands.arguments import Commands, typed
-from DeepLabSegLib.commands.telling import ProgressBar, Report, table, warnings_as_notes
+from DeepLabSegLib.commands.telling import ProgressBar, Report, table
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 
 __all__ = ["COMMANDS"]
 
 
-@warnings_as_notes()
 def train(options: argparse.Namespace) -> Report:
     """Train a model on pairs of images and labels; the same command goes on with a training that was cut off."""
     from DeepLabSegLib import weights

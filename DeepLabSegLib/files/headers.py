@@ -24,7 +24,7 @@ DICOM_START = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|..\0\0)", re.DOTALL)
 
 def check_before(source: Path) -> None:
     """Raise `InvalidInput` for a file that ITK is not to see, as it would end the process."""
-    if source.name.lower().endswith((".mha", ".mhd")):
+    if source.name.lower().endswith(metaimage.METAIMAGE_SUFFIXES):
         metaimage.check_before(source)
 
 

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
-from DeepLabSegLib.files import headers
+from DeepLabSegLib.files import headers, metaimage
 from DeepLabSegLib.image import Geometry
 
 __all__ = ["check_name", "from_array", "geometry_of", "printable", "quiet", "reason", "why_unreadable"]
@@ -107,7 +107,7 @@ def why_unreadable(error: RuntimeError, path: Path) -> str:
         return known
     if meant := next((ours for theirs, ours in MEANINGS.items() if theirs in said), None):
         return meant
-    if path.name.lower().endswith((".mha", ".mhd")) and "Reason:" in said:  # whatever failed last
+    if path.name.lower().endswith(metaimage.METAIMAGE_SUFFIXES) and "Reason:" in said:  # whatever failed last
         return "it is cut short, or the file of its voxels is missing"
     return reason(error, path)
 

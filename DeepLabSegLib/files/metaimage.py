@@ -9,7 +9,9 @@ from pathlib import Path
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["check_before", "checked_spacing"]
+__all__ = ["METAIMAGE_SUFFIXES", "check_before", "checked_spacing"]
+
+METAIMAGE_SUFFIXES = (".mha", ".mhd")
 
 MAX_AXES = 10
 """What ITK has room for."""
