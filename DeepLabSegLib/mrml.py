@@ -319,7 +319,7 @@ class _Drawing:
 
 def _same_voxels(one: _Drawing, two: _Drawing) -> bool:
     """Whether two segments are as large as what they have in common. Plane by plane, in the processor's cache."""
-    if not slicer.vtkOrientedImageDataResample.DoGeometriesMatch(one.image, two.image):
+    if not np.allclose(_image_affine(one.image), _image_affine(two.image), rtol=0, atol=1e-6):
         return False
     extents = [np.reshape(drawing.image.GetExtent(), (3, 2))[::-1] for drawing in (one, two)]
     first, last = np.maximum(*extents)[:, 0], np.minimum(*extents)[:, 1]
@@ -340,6 +340,13 @@ def _image_voxels(image: Any) -> NDArray:
     scalars = image.GetPointData().GetScalars()
     shape = image.GetDimensions()[::-1]
     return np.zeros(shape) if scalars is None else vtk.util.numpy_support.vtk_to_numpy(scalars).reshape(shape)
+
+
+def _image_affine(image: Any) -> NDArray[np.float64]:
+    """4x4 from (i, j, k) of a vtkOrientedImageData to RAS."""
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
 
 
 def _check_size(labels: Labels, volume_node: Any) -> None:
