@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_bundle, make_network, make_scan
+from helpers import OBLIQUE, SEGMENTS, make_bundle, make_network, make_scan
 
 from DeepLabSegLib.bundle import save_bundle
-from DeepLabSegLib.image import Image
+from DeepLabSegLib.image import Geometry, Image, Labels
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,12 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def scan(rng: np.random.Generator) -> Image:
     return make_scan(rng)
+
+
+@pytest.fixture
+def labels(rng: np.random.Generator) -> Labels:
+    geometry = Geometry((5, 6, 7), (3.0, 1.5, 1.0), (10.0, -20.0, 30.0), OBLIQUE)
+    return Labels(rng.integers(0, 3, (5, 6, 7)).astype(np.uint8), geometry, SEGMENTS)
 
 
 @pytest.fixture

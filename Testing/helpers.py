@@ -18,6 +18,8 @@ from DeepLabSegLib.segmenter import Segmenter
 
 SAMPLE = sample_scan()
 TERMINOLOGY = Terminology(("SCT", "123037004", "Anatomical Structure"), ("SCT", "12738006", "Brain"))
+SEGMENTS = (Segment(1, "Grey matter", (200, 100, 50), TERMINOLOGY), Segment(2, "Ventrikel", (0, 0, 255)))
+OBLIQUE = ((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (-1.0, 0.0, 0.0))
 
 
 def make_spec(dims: int, classes: int = 3, activation: str = "softmax", channels: int = 1) -> DeepLabSpec:

@@ -1,4 +1,7 @@
-"""A Slicer to click in: the stand-in, which `slicer_window` puts in place for one test, or the real one around us."""
+"""A Slicer to click in: the stand-in, which `slicer_window` puts in place for one test, or the real one around us.
+
+The panel is open in it as `widget`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import make_segmenter, save_model
 
 FOLDER = Path(__file__).parent
 
@@ -82,6 +86,35 @@ def slicer_window(qt_app, tmp_path):
 def load_module(slicer_window):
     """Loads a scripted module, DeepLabSeg unless told otherwise, and gives its widget after `setup()`."""
     return lambda file=MODULE: slicer_window.load_module(file)
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """A folder of models that the panel lists: small ones with random weights."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.setenv("DEEPLABSEG_MODELS", str(folder))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    return folder
+
+
+@pytest.fixture
+def widget(load_module, models):
+    """The module, open, with a 2D and a 3D model."""
+    save_model(models / "tiny-2d", make_segmenter(2))
+    save_model(models / "tiny-3d", make_segmenter(3))
+    widget = load_module()
+    widget.enter()
+    widget.parent.resize(480, 1150)
+    widget.parent.show()
+    return widget
+
+
+@pytest.fixture
+def volume(slicer_window, scan):
+    from mrml_scenes import add_volume
+
+    return add_volume(slicer.mrmlScene, scan)
 
 
 @pytest.fixture

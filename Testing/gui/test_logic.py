@@ -31,11 +31,6 @@ def model(tmp_path):
     return save_model(tmp_path / "tiny", make_segmenter(2))
 
 
-@pytest.fixture
-def volume(slicer_window, scan):
-    return add_volume(slicer.mrmlScene, scan)
-
-
 def test_segment_gives_a_node_named_after_the_volume(logic, model, volume, scan):
     volume.SetAndObserveTransformNodeID(add_transform(slicer.mrmlScene, turn(30, (1, 2, 3))).GetID())
     node = logic.segment(volume, model=model, device="cpu", show3D=True)

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 import slicer
 import vtk
 import vtk.util.numpy_support
-from helpers import itk, make_scan, make_segmenter, physically_equal
+from helpers import OBLIQUE, itk, make_scan, make_segmenter, physically_equal
 from mrml_scenes import add_output, add_transform, add_volume, masks, turn
 
 import DeepLabSegLib.surface as surface_module
@@ -28,8 +28,6 @@ from DeepLabSegLib.mrml import (
 )
 from DeepLabSegLib.segmenter import SegmentOptions
 from DeepLabSegLib.surface import closed_surfaces, read_surface, write_surface
-
-OBLIQUE = ((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (-1.0, 0.0, 0.0))
 
 
 def oblique_scan(rng) -> Image:

@@ -1,0 +1,212 @@
+"""The panel's part on models: what is there, what the chosen one says, and what a person must still say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import slicer
+import torch
+from clicking import choose_file, segment, segmentations, select
+from event_loop import wait_until
+from helpers import make_segmenter, save_model
+from mrml_scenes import masks
+
+from DeepLabSegLib.catalog import DEFAULT_MODEL
+
+# --- models that are there -------------------------------------------------------------------------------------------
+
+
+def test_all_encoders_are_listed_by_family(widget):
+    from DeepLabSegLib.catalog import ENCODERS
+
+    combo = widget.ui.encoderComboBox
+    for family, names in ENCODERS.items():
+        heading = combo.findText(f"— {family} —")
+        assert [combo.itemText(heading + 1 + n) for n in range(len(names))] == list(names)
+    assert [widget.ui.depthComboBox.itemData(n) for n in range(3)] == [3, 4, 5]
+
+
+def test_choosing_a_model_fills_and_locks_what_it_tells(widget):
+    ui = widget.ui
+    select(ui.modelComboBox, "tiny-3d")
+    assert (ui.encoderComboBox.currentText, ui.depthComboBox.currentText) == ("resnet18", "3")
+    assert ui.dimensionsComboBox.currentText == "3D"
+    assert (ui.classesValueLabel.text, ui.channelsValueLabel.text) == ("3", "1 (c0)")
+    locked = ("encoderComboBox", "depthComboBox", "dimensionsComboBox", "sliceAxisComboBox")
+    assert [name for name in locked if getattr(ui, name).enabled] == []
+    assert ui.modelDescriptionLabel.text == "a small network with random weights"
+    text = ui.modelInfoLabel.text
+    for words in ("Part&nbsp;1", "Apache-2.0"):
+        assert words in text
+    assert not ui.weightsPathLineEdit.visible
+
+
+def test_a_figure_stands_beside_the_segment_that_it_is_of(widget):
+    select(widget.ui.modelComboBox, DEFAULT_MODEL)
+    text = widget.ui.modelInfoLabel.text
+    assert re.search(r"Thalamus&nbsp;\(0\.\d\d\)", text)
+    assert "Thalamus, Dice" not in text
+    assert "Intracranial volume, Dice 0." in text, "it is of no single segment"
+
+
+def test_only_models_that_do_not_tell_sides_apart_can_be_mirrored(widget, volume, models):
+    told = make_segmenter(2)
+    told.bundle = replace(told.bundle, input=replace(told.bundle.input, mirror_axes=()))
+    save_model(models / "tiny-2d", told, overwrite=True)
+    select(widget.ui.modelComboBox, "tiny-3d")
+    widget.ui.mirrorCheckBox.checked = True
+    assert widget.ui.mirrorCheckBox.enabled
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert not widget.ui.mirrorCheckBox.enabled
+    assert "is ready" in segment(widget)
+
+
+def test_a_direction_of_slices_is_asked_where_the_model_leaves_it_open(widget, models):
+    save_model(models / "as-acquired", make_segmenter(2, orientation=None))
+    widget.enter()
+    for model, is_open in (("tiny-2d", True), ("as-acquired", False), ("tiny-3d", False)):
+        select(widget.ui.modelComboBox, model)
+        assert widget.ui.sliceAxisComboBox.enabled == is_open
+
+
+def test_a_model_whose_folder_was_removed_is_said_to_be_missing(widget, models, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    (models / "tiny-2d").rename(models.parent / "elsewhere")
+    widget.enter()
+    assert widget.ui.modelComboBox.currentText == "tiny-2d (missing)"
+    assert "there is no model 'tiny-2d'" in widget.ui.modelMessageLabel.text
+    assert "there is no model 'tiny-2d'" in segment(widget)
+    assert segmentations() == []
+
+
+# --- files that a person chooses -------------------------------------------------------------------------------------
+
+
+def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget, tmp_path, screenshot):
+    ui = widget.ui
+    torch.save(make_segmenter(3).network.state_dict(), tmp_path / "mine.pth")
+    select(ui.modelComboBox, "")
+    assert "no file is chosen" in ui.modelMessageLabel.text
+    ui.weightsPathLineEdit.currentPath = str(tmp_path / "mine.pth")
+    wait_until(lambda: ui.classesValueLabel.text == "3", 60)
+    assert (ui.encoderComboBox.currentText, ui.dimensionsComboBox.currentText) == ("resnet18", "3D")
+    assert "without normalisation" in ui.modelMessageLabel.text
+    assert ui.weightsFrame.visible
+    assert not ui.networkCollapsibleButton.collapsed
+    names = ("labelsLineEditLabel", "activationComboBoxLabel", "normalizationComboBoxLabel", "dilationLineEditLabel")
+    unsaid = [getattr(ui, name) for name in names]
+    assert all(label.styleSheet for label in unsaid), "what is assumed stands out"
+    screenshot(widget.parent, "panel-weights")
+    ui.normalizationComboBox.setEditText("zscore")
+    ui.labelsLineEdit.text = "Liver, Spleen"
+    wait_until(lambda: "Liver" in ui.modelInfoLabel.text, 60)
+    assert "without normalisation" not in ui.modelMessageLabel.text
+    assert [bool(label.styleSheet) for label in unsaid] == [False, False, False, True], "the labels tell the activation"
+    ui.labelsLineEdit.text = "one, two, three, four, five"
+    wait_until(lambda: "5 labels are given" in ui.modelMessageLabel.text, 60)
+    select(ui.modelComboBox, DEFAULT_MODEL)
+    assert ui.networkCollapsibleButton.collapsed, "nothing is asked of a model that says all of itself"
+
+
+def test_weights_from_a_file_are_run_as_they_were_described(widget, tmp_path, volume, scan):
+    segmenter = make_segmenter(2, orientation=None)
+    torch.save(segmenter.network.state_dict(), tmp_path / "mine.pth")
+    parameters = widget.logic.getParameterNode()
+    parameters.weightsPath, parameters.model = str(tmp_path / "mine.pth"), ""
+    parameters.labels, parameters.normalization, parameters.dilationRates = "Liver, Spleen", "zscore", "2, 4"
+    wait_until(lambda: "Liver" in widget.ui.modelInfoLabel.text, 60)
+    assert "is ready" in segment(widget)
+    found = masks(segmentations()[0])
+    expected = segmenter.segment(scan)
+    np.testing.assert_array_equal(found["Segment_1"], expected.array == 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "can't be read"), (b"PK\x03\x04 something else", "can't be read"), (None, "does not exist")],
+)
+def test_a_file_that_is_no_model_is_said_beside_the_field(widget, volume, tmp_path, content, words):
+    path = tmp_path / "broken.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    widget.ui.weightsPathLineEdit.currentPath = str(path)
+    wait_until(lambda: words in widget.ui.modelMessageLabel.text, 60)
+    assert words in segment(widget)
+
+
+def test_what_was_said_of_one_file_is_not_taken_for_the_next(widget, tmp_path):
+    choose_file(widget, tmp_path / "one.pt")
+    parameters = widget.logic.getParameterNode()
+    parameters.labels, parameters.normalization, parameters.spacing = "Liver, Spleen", "zscore", "2x2x2"
+    choose_file(widget, tmp_path / "two.pt")
+    assert (parameters.labels, parameters.normalization, parameters.spacing) == ("", "", "")
+    assert parameters.weightsPath == str(tmp_path / "two.pt")
+
+
+def test_a_model_that_comes_changes_or_goes_while_it_is_chosen_is_seen_at_the_next_click(widget, tmp_path, volume):
+    path = tmp_path / "mine"
+    choose_file(widget, f' "{path}" ')
+    assert "mine does not exist" in segment(widget)
+    choose_file(widget, "~nobody_of_that_name/mine")
+    assert "mine does not exist" in segment(widget)
+    choose_file(widget, "x" * 5000)
+    assert "too long" in segment(widget)
+    choose_file(widget, f' "{path}" ')
+    save_model(path, make_segmenter(2))
+    assert "is ready" in segment(widget)
+    shutil.rmtree(path)
+    save_model(path, make_segmenter(2, channels=2))
+    assert "takes 2 images" in segment(widget)
+    assert slicer.util.findChild(widget.parent, "channelSelector2") is not None
+    shutil.rmtree(path)
+    assert "mine does not exist" in segment(widget)
+
+
+def test_a_file_that_was_being_looked_into_when_the_worker_ended_can_be_run(widget, tmp_path, volume):
+    path = tmp_path / "weights.pt"
+    torch.save(make_segmenter(2).network.state_dict(), path)
+    choose_file(widget, path)
+    widget.logic.getParameterNode().normalization = "zscore"
+    wait_until(lambda: "Looking into" in widget.ui.modelMessageLabel.text, 10)
+    widget.panel.worker.stop()
+    assert "ended" in widget.ui.modelMessageLabel.text
+    assert "is ready" in segment(widget)
+
+
+def test_a_file_that_is_typed_takes_the_place_of_the_one_before(widget, models, volume, tmp_path):
+    select(widget.ui.modelComboBox, "")
+    widget.ui.weightsPathLineEdit.currentPath = str(models / "tiny-2d" / "model.safetensors")
+    assert "is ready" in segment(widget)
+    for path in (tmp_path / "notes.txt", models):
+        widget.ui.weightsPathLineEdit.currentPath = str(path)
+        assert "is ready" not in segment(widget)
+    widget.ui.weightsPathLineEdit.currentPath = ""
+    assert "no file is chosen" in segment(widget)
+    widget.ui.weightsPathLineEdit.currentPath = str(models / "tiny-3d")
+    assert "is ready" in segment(widget)
+
+
+def test_a_model_folder_can_be_chosen_by_a_file_in_it(widget, models, volume):
+    """The dialog behind the button with the dots shows files, not folders."""
+    choose_file(widget, "")
+    assert "the model.json of a model's folder" in widget.ui.modelMessageLabel.text
+    told = models / "tiny-2d" / "model.json"
+    for number, file in enumerate((told, models / "tiny-2d" / "model.safetensors")):
+        choose_file(widget, file)
+        assert "is ready" in segment(widget)
+        told.write_text(told.read_text().replace("Part 1", f"Lesion {number}").replace("Lesion 0", f"Lesion {number}"))
+        assert "is ready" in segment(widget)
+        assert f"Lesion {number}" in widget.ui.logTextEdit.plainText, "the model was changed meanwhile"
+
+
+def test_keras_weights_ask_for_what_reads_them(widget, tmp_path):
+    path = tmp_path / "mine.weights.h5"
+    path.write_bytes(b"\x89HDF\r\n")
+    widget.ui.weightsPathLineEdit.currentPath = str(path)
+    assert [requirement.name for requirement in widget.panel._needed()] == ["torch", "safetensors", "h5py"]
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert [requirement.name for requirement in widget.panel._needed()] == ["torch", "safetensors"]

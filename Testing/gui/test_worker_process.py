@@ -1,0 +1,90 @@
+"""The worker process behind the panel: how it is started, kept warm and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from clicking import SLOW, UI, exists, is_idle, leftovers, segment, segmentations, select, start, worker_pid
+from event_loop import wait_until
+
+from DeepLabSegLib.worker import ENVIRONMENT
+
+
+def test_the_second_click_finds_the_model_warm(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    widget.ui.show3DCheckBox.checked = False
+    segment(widget)
+    pid, started = worker_pid(widget), time.monotonic()
+    segment(widget)
+    assert worker_pid(widget) == pid
+    assert time.monotonic() - started < 5, "a fresh process would import torch and load the model again"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process tells its environment in /proc")
+@pytest.mark.parametrize("own", [None, "glibc.malloc.arena_max=2"])
+def test_the_worker_has_the_environment_that_it_wants_where_the_user_set_none(widget, volume, monkeypatch, own):
+    if own:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    widget.panel.worker.stop()  # it was asked for the devices when the module opened
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    environment = Path(f"/proc/{worker_pid(widget)}/environ").read_text().split("\0")
+    assert f"GLIBC_TUNABLES={own or ENVIRONMENT['GLIBC_TUNABLES']}" in environment
+    assert f"PATH={os.environ['PATH']}" in environment, "the rest is Slicer's own"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a script")
+def test_the_worker_starts_behind_a_launcher_that_passes_ascii_alone_on(
+    widget, volume, tmp_path, monkeypatch, python_slicer
+):
+    """As Slicer 5.10's does on Windows."""
+    python_slicer(
+        "import os, sys\nif not all(argument.isascii() for argument in sys.argv):\n    sys.exit(1)\n"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    folder = tmp_path / "Zoë's 'Slicer'"
+    folder.mkdir()
+    (folder / "DeepLabSegLib").symlink_to(UI.parents[3] / "DeepLabSegLib")
+    monkeypatch.setattr("DeepLabSegPanel.worker_process.LIBRARY", str(folder))
+    widget.panel.worker.stop()
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert "is ready" in segment(widget)
+
+
+def test_unloading_ends_the_process(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    pid = worker_pid(widget)
+    assert widget.ui.unloadButton.enabled
+    widget.ui.unloadButton.click()
+    assert not exists(pid)
+    assert not widget.ui.unloadButton.enabled
+    assert "is ready" in segment(widget)
+
+
+def test_a_worker_that_is_killed_leaves_scene_and_panel_usable(widget, volume, screenshot):
+    select(widget.ui.modelComboBox, "tiny-3d")
+    start(widget, **SLOW)
+    os.kill(worker_pid(widget), getattr(signal, "SIGKILL", signal.SIGTERM))
+    wait_until(lambda: is_idle(widget), 10)
+    assert "the background process ended unexpectedly" in widget.ui.statusLabel.text
+    assert segmentations() == []
+    assert leftovers() == []
+    screenshot(widget.parent, "panel-error")
+    widget.logic.getParameterNode().tile = ""
+    assert "is ready" in segment(widget)
+
+
+def test_without_a_program_to_run_the_panel_says_so_and_stays_usable(widget, volume, monkeypatch):
+    widget.panel.worker.stop()
+    select(widget.ui.modelComboBox, "tiny-2d")
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.which", lambda _: "/nowhere/PythonSlicer")
+        assert "/nowhere/PythonSlicer can't be started" in segment(widget)
+    assert leftovers() == []
+    assert "is ready" in segment(widget)

@@ -1,0 +1,53 @@
+"""The classes of a data set, summed up from the segments and values of its labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from helpers import make_scan
+from training_data import CORE, SHELL, ball, checked, write_segments
+
+from DeepLabSegLib.files import write_image, write_labels
+from DeepLabSegLib.image import Segment, Terminology
+from DeepLabSegLib.training.planning import Overrides, plan
+from DeepLabSegLib.training.prepared import prepare
+
+
+def test_names_and_colours_of_segments_carry_over_whatever_their_values(tmp_path, rng):
+    """Slicer numbers segments in the order in which they were drawn."""
+    liver, spleen = Segment(1, "Liver", (221, 130, 101)), Segment(2, "Spleen", (157, 108, 162))
+    for name, swapped in (("a", False), ("b", False), ("c", True)):
+        scan = make_scan(rng)
+        write_image(scan, tmp_path / f"{name}.nrrd")
+        labels = ball(scan.geometry)
+        if swapped:
+            array = np.choose(labels.array, [0, 2, 1]).astype(np.uint8)
+            labels = replace(labels, array=array, segments=(replace(spleen, value=1), replace(liver, value=2)))
+        else:
+            labels = replace(labels, segments=(liver, spleen))
+        write_labels(labels, tmp_path / f"{name}.seg.nrrd")
+    data = checked(tmp_path)
+    assert not data.faults
+    made = plan(data.fingerprint)
+    assert [(label.value, label.name, label.color) for label in made.labels] == [
+        (1, "Liver", (221, 130, 101)),
+        (2, "Spleen", (157, 108, 162)),
+    ]
+    first, _, third = (case.label() for case in prepare(data.cases, made, tmp_path / "prepared"))
+    np.testing.assert_array_equal(first, third)
+
+
+def test_the_codes_of_segments_go_into_the_model(tmp_path, rng):
+    codes = Terminology(("SCT", "123037004", "Anatomical Structure"), ("SCT", "64033007", "Kidney"))
+    folder = write_segments(tmp_path, rng, dict.fromkeys("ab", (replace(SHELL, terminology=codes), CORE)))
+    fingerprint = checked(folder).fingerprint
+    assert [label.terminology for label in plan(fingerprint).labels] == [codes, None]
+    renamed = plan(fingerprint, Overrides(names=("Rinde", "Mark"))).labels
+    assert [label.terminology for label in renamed] == [codes, None]
+
+
+def test_segments_of_one_name_are_one_class_of_one_case(tmp_path, rng):
+    folder = write_segments(tmp_path, rng, dict.fromkeys("ab", (SHELL, replace(CORE, name="shell"))))
+    (found,) = checked(folder).fingerprint.classes
+    assert (found.name, found.cases) == ("Shell", 2)
