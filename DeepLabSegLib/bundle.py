@@ -265,7 +265,8 @@ def save_bundle(
             with replacing(target / JSON_NAME) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"{target} can't be written ({error})") from None
+        said = getattr(error, "strerror", None) or error
+        raise OutputError(f"{target} can't be written ({said}); choose another place or name") from None
     return bundle
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "find_model",
     "installed_models",
     "is_bundle",
+    "is_described",
     "list_models",
     "model_folders",
     "read_card",
@@ -198,6 +199,14 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
         return JSON_NAME in _metadata(source)
     except BundleError:
         return True  # reading it as one says what is wrong
+
+
+def is_described(path: str | os.PathLike[str]) -> bool:
+    """Whether the weights at `path` have a `model.json`, beside them or in their metadata."""
+    with suppress(BundleError):
+        source = tensors_file(path)
+        return (source.name == TENSORS_NAME and (source.parent / JSON_NAME).is_file()) or JSON_NAME in _metadata(source)
+    return False
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard:

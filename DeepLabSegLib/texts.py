@@ -16,13 +16,13 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def parse_spacing(text: str) -> tuple[float | None, ...]:
-    """`"1.5x1x-"` to mm along (k, j, i), None where the scan's own is kept. Raises `InvalidInput`."""
+    """`"0x0.8x0.8"` to mm along (k, j, i), None for 0, which keeps the scan's own. Raises `InvalidInput`."""
     try:
-        parts = tuple(None if part.strip() == "-" else float(part) for part in text.lower().split("x"))
+        parts = tuple(float(part) or None for part in text.lower().split("x"))
     except ValueError:
         parts = ()
     if len(parts) != 3:
-        raise InvalidInput(f"{text!r} is no spacing; write mm along k, j, i such as 1.5x1x1, - for the scan's")
+        raise InvalidInput(f"{text!r} is no spacing; write mm along k, j, i such as 1.5x1x1, 0 for the scan's")
     return parts
 
 

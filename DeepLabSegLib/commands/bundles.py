@@ -75,8 +75,8 @@ def info(options: argparse.Namespace) -> Report:
 
 
 def convert(options: argparse.Namespace) -> Report:
-    """Make a model bundle from a weights file: medicai's, ours, or a torch state_dict of ours."""
-    from DeepLabSegLib import bundle, weights
+    """Make a model bundle from a weights file (medicai's, ours, or a torch state_dict of ours) or another bundle."""
+    from DeepLabSegLib import bundle, catalog, weights
 
     target = Path(options.output)
     if target.exists() and not options.overwrite:
@@ -91,11 +91,13 @@ def convert(options: argparse.Namespace) -> Report:
         "head_upsample": options.head_upsample,
     }
     network = {name: value for name, value in given.items() if value is not None}
+    source = catalog.find_model(options.weights)
+    source = catalog.tensors_file(source) if catalog.is_described(source) else source
     model_input = weights.parse_input(
-        options.weights, options.normalization, options.channels, options.orientation, options.spacing, options.tile
+        source, options.normalization, options.channels, options.orientation, options.spacing, options.tile
     )
     content, model, assumed = weights.convert(
-        options.weights,
+        source,
         labels=_labels(options.labels),
         network=network,
         model_input=model_input,
@@ -163,17 +165,18 @@ def _info_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _convert_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("weights", help=".weights.h5, .keras, .safetensors or a torch state_dict")
+    sub.add_argument(
+        "weights",
+        help=".weights.h5, .keras, .safetensors or a torch state_dict; or a bundle, to be changed or rewritten",
+    )
     sub.add_argument(
         "-o", "--output", required=True, help="bundle to write: a folder, or a file ending in .safetensors"
     )
     sub.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     sub.add_argument("--labels", help="names between commas, or a JSON file with labels as in model.json")
     sub.add_argument("--name", help="the model's name (default: the bundle's)")
-    sub.add_argument("--license", default="unknown", help="licence of the weights (default: %(default)s)")
-    sub.add_argument(
-        "--training-data", default="unknown", help="what the weights were trained on (default: %(default)s)"
-    )
+    sub.add_argument("--license", help="licence of the weights (default: unknown, or the bundle's)")
+    sub.add_argument("--training-data", help="what the weights were trained on (default: unknown, or the bundle's)")
     sub.add_argument("--half", action="store_true", help="store half precision, half the size")
     network = sub.add_argument_group("the network, where the file can't tell")
     network.add_argument("--encoder", help="a name from `deeplabseg encoders`")
@@ -190,7 +193,7 @@ def _convert_arguments(sub: argparse.ArgumentParser) -> None:
         "--orientation", help="three letters, where k, j, i grow to, for example SAR (default: the scan's)"
     )
     intake.add_argument(
-        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; - keeps the scan's"
+        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; 0 keeps the scan's"
     )
     intake.add_argument(
         "--tile", type=typed(parse_sizes), help="window, for example 96x96x96 (default: the whole image)"

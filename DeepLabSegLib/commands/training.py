@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def train(options: argparse.Namespace) -> Report:
 def _reproduce(options: argparse.Namespace) -> str:
     """The command with the data's and the model's own names in place of where they lie."""
     names = {options.data: "DATA"} | {path: Path(path).name for path in (options.output, options.weights) if path}
-    words = [word for whole in options.words for word in (whole.split("=", 1) if whole.startswith("--") else [whole])]
-    return shlex.join(["deeplabseg", *(names.get(word, word) for word in words)])
+    words = [re.split(r"^(--[^=]*=|-o=?)", word) for word in options.words]
+    return shlex.join(["deeplabseg", *("".join(option) + names.get(value, value) for *option, value in words)])
 
 
 def _train_arguments(sub: argparse.ArgumentParser) -> None:
@@ -125,7 +126,7 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     chosen.add_argument("--depth", type=int, choices=(3, 4, 5), help="stages of the encoder, each of half the size")
     chosen.add_argument("--dims", type=int, choices=(2, 3), help="slice by slice, or in 3D")
     chosen.add_argument(
-        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; - keeps the scan's"
+        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; 0 keeps the scan's"
     )
     chosen.add_argument("--tile", type=typed(parse_sizes), help="window, for example 96x96x96")
     chosen.add_argument("--normalization", help="none, zscore, percentile:0.5:99.5 or window:-160:240")

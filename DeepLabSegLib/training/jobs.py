@@ -162,6 +162,7 @@ def plan_of(data: Path, options: TrainOptions, processes: Processes, on_progress
     batch = -(-chosen.batch_size // processes.count) * processes.count
     start = TrainingSpec(batch_size=batch, every=1 + (chosen.network.dims == 3))
     training = _training(recipe.training if recipe else start, options, processes)
+    chosen = replace(chosen, batch_size=training.batch_size)
     learned, held_out, unmeasured = _parted(checked, chosen, options, training.seed)
     network, begun = _beginning(chosen.network, chosen.labels, training, recipe, options)
     text = "\n".join([report(checked), *chosen.lines(), *_held_out_lines(held_out, unmeasured)])
@@ -208,7 +209,7 @@ def _recipe(options: TrainOptions) -> Recipe | None:
     if options.recipe is None:
         return None
     others = {
-        "overrides": options.overrides != Overrides(),
+        "overrides of network, input and labels": options.overrides != Overrides(),
         "license": options.license != UNKNOWN,
         "training_data": options.training_data is not None,
     }

@@ -33,6 +33,7 @@ BATCH_VOXELS = {2: 16 * 256**2, 3: 4 * 96**3}
 """Voxels of a batch."""
 
 MAX_BATCH = 16
+MAX_VOXELS = 2**30
 
 CELL = 16
 """Tiles are multiples of this stride of the network, so that its maps fit into each other."""
@@ -165,6 +166,11 @@ def plan(fingerprint: Fingerprint, overrides: Overrides | None = None) -> Traini
     orientation = _orientation(fingerprint, chosen)
     spacing = _spacing(fingerprint, orientation, dims, chosen.spacing)
     size, sizes = _seen(fingerprint, orientation, spacing)
+    if prod(sizes.tolist()) > MAX_VOXELS:
+        raise InvalidInput(
+            f"at the spacing {' x '.join(f'{mm:g}' for mm in size)} mm the median image has "
+            f"{' x '.join(map(str, sizes))} voxels, more than {MAX_VOXELS}; choose a coarser one"
+        )
     depth = chosen.depth
     check_choice("depth", depth, (None, 3, 4, 5))
     tile = chosen.tile or _tile(sizes[-dims:], size[-dims:], dims, 2 ** (depth or 4))

@@ -27,7 +27,7 @@ from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.schema import dumps, from_json, to_json
 from DeepLabSegLib.training.cases import Case
 from DeepLabSegLib.training.pairs import class_of, on_grid, read_pair
-from DeepLabSegLib.training.planning import TrainingPlan
+from DeepLabSegLib.training.planning import MAX_VOXELS, TrainingPlan
 
 __all__ = ["PreparedCase", "case_key", "class_indices", "on_model_grid", "prepare"]
 
@@ -36,8 +36,6 @@ FORMAT = 2
 
 POSITIONS = 10_000
 """Voxels of a class that patches are centred at, at most, evenly spread over the class."""
-
-MAX_VOXELS = 2**30
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from DeepLabSegLib.bundle import save_bundle
-from DeepLabSegLib.catalog import TENSORS_NAME
+from DeepLabSegLib.catalog import JSON_NAME, TENSORS_NAME
 from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.outputs import leftovers
 from DeepLabSegLib.training.jobs import OnTraining, TrainOptions, checked_options, make_job, plan_of, quiet
+from DeepLabSegLib.training.lock import held
 from DeepLabSegLib.training.processes import joined_processes
 from DeepLabSegLib.training.trainer import CHECKPOINT, Trained, train
 
@@ -42,7 +43,7 @@ def train_model(
     Raises
     ------
     InvalidInput : data that can't be trained on, with every fault; options out of range; a training of other settings.
-    OutputError : `output` exists, or can't be written.
+    OutputError : `output` exists, can't be written, or is another training's that is at work.
     KeyboardInterrupt : Ctrl-C, with what the same call does next.
     SystemExit : under `torchrun`, where another process has raised what ended all of them.
     """
@@ -51,10 +52,13 @@ def train_model(
     stem = target.name.removesuffix(".safetensors")
     name, folder = options.name or stem, target.parent / f"{stem}.training"
     overwrite = overwrite or _unfinished(target, folder)
-    with _told_what_is_left(folder), joined_processes(options.device) as processes:
+    with _told_what_is_left(folder), joined_processes(options.device) as processes, ExitStack() as stack:
         _check_target(target, overwrite)
         if processes.first:
             _make(folder)
+            stack.enter_context(held(folder))
+            for path in _left_in(target):
+                path.unlink(missing_ok=True)
         processes.wait()
         # The first prepares what the others then find.
         for turn in (True, False):
@@ -82,8 +86,15 @@ def _unfinished(target: Path, folder: Path) -> bool:
     """Whether `target` holds what the training in `folder` had written of its bundle when it was cut off."""
     if not target.is_dir() or not (folder / CHECKPOINT).exists():
         return False
-    tensors = target / TENSORS_NAME  # what tells of them is written last
-    return not {*target.iterdir()} - {tensors, *leftovers(tensors)}
+    # What tells of the tensors is written last.
+    return not {*target.iterdir()} - {target / TENSORS_NAME, *_left_in(target)}
+
+
+def _left_in(target: Path) -> list[Path]:
+    """The temporary files that a kill has left in the bundle's folder `target`."""
+    if not target.is_dir():
+        return []
+    return [path for name in (TENSORS_NAME, JSON_NAME) for path in leftovers(target / name)]
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

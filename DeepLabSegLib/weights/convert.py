@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from DeepLabSegLib.bundle import Bundle, ModelInput
+from DeepLabSegLib.bundle import Bundle, ModelInput, read_bundle, read_network
+from DeepLabSegLib.catalog import is_described, tensors_file
 from DeepLabSegLib.errors import InvalidInput, WeightsError
 from DeepLabSegLib.image import Segment, default_color
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
@@ -30,22 +31,27 @@ def convert(
     model_input: ModelInput | None = None,
     name: str | None = None,
     description: str | None = None,
-    license: str = UNKNOWN,
-    training_data: str = UNKNOWN,
+    license: str | None = None,
+    training_data: str | None = None,
 ) -> tuple[Bundle, DeepLabV3Plus, tuple[str, ...]]:
     """A bundle and its network from a weights file; and, in words, what had to be assumed.
 
+    Of weights that have a `model.json`, all that isn't given is as it says; figures and command are left out where
+    labels, network or input are given.
+
     Parameters
     ----------
-    path : a weights file that `load_weights` reads.
+    path : a weights file that `load_weights` reads, or a bundle.
     labels : a segment or a name per class, in the classes' order. A label less than classes means that class 0 is
         background (softmax); a label each means that classes may overlap (sigmoid). None names them "Class 1", ...
     network : fields of `DeepLabSpec` that the file can't tell, for example `decoder_dilation_rates`.
     model_input : channels, orientation, spacing, normalisation and tile; None takes images as they are.
-    name, description, license, training_data : what the bundle says of itself; the name is the file's if None.
+    name, description, license, training_data : what the bundle says of itself; if None the name is the file's, and
+        what nobody says is "unknown".
 
     Raises
     ------
+    BundleError : a bundle that is damaged or inconsistent.
     WeightsError : a file that can't be read, is of no known network, or doesn't fit `network`.
     InvalidInput : labels or fields that don't fit the network.
     """
@@ -54,6 +60,9 @@ def convert(
     unknown = sorted(set(network) - {f.name for f in fields(DeepLabSpec)})
     if unknown:
         raise InvalidInput(f"network has unknown fields {', '.join(unknown)}; see DeepLabSpec")
+    if is_described(source):
+        card = {"name": name, "description": description, "license": license, "training_data": training_data}
+        return *_changed(source, labels, network, model_input, card), ()
     found = detect(source)
     if found.num_classes is None:
         raise WeightsError(f"{source} holds an encoder alone ({found}); train a decoder, or give a whole network")
@@ -72,15 +81,42 @@ def convert(
     bundle = Bundle(
         name=name or source.name.partition(".")[0],
         description=description or f"Converted from {source.name}",
-        license=license,
-        training_data=training_data,
+        license=license or UNKNOWN,
+        training_data=training_data or UNKNOWN,
         network=spec,
         input=model_input,
-        labels=tuple(_segment(n, label) for n, label in enumerate(labels, start=1)),
+        labels=_segments(labels),
     )
     model = DeepLabV3Plus.from_spec(spec)
     load_weights(model, source)
     return bundle, model.eval(), tuple(open_questions)
+
+
+def _changed(
+    source: Path,
+    labels: Sequence[Segment | str] | None,
+    network: dict[str, Any],
+    model_input: ModelInput | None,
+    card: Mapping[str, str | None],
+) -> tuple[Bundle, DeepLabV3Plus]:
+    """The bundle at `source` with what is given in place of its own."""
+    bundle = read_bundle(source)
+    model = read_network(source, bundle)
+    if labels is not None and len(labels) != bundle.network.foreground_classes:
+        network.setdefault("classifier_activation", _activation(len(labels), bundle.network.num_classes))
+    if network:
+        model = DeepLabV3Plus.from_spec(replace(bundle.network, **network)).eval()
+        load_weights(model, tensors_file(source))
+    if labels or network or model_input:
+        bundle = replace(bundle, description=f"Converted from {bundle.name}", figures={}, reproduce=None)
+    bundle = replace(
+        bundle,
+        network=model.spec,
+        input=model_input or bundle.input,
+        labels=bundle.labels if labels is None else _segments(labels),
+        **{key: text for key, text in card.items() if text is not None},  # type: ignore[arg-type]
+    )
+    return bundle, model
 
 
 def parse_input(
@@ -114,6 +150,8 @@ def parse_input(
 def parse_normalization(text: str) -> Normalization:
     """`"zscore"` or `"percentile:0.5:99.5"` as a `Normalization`. Raises `InvalidInput`."""
     method, *bounds = text.split(":")
+    if bounds and method in ("zscore", "none"):
+        raise InvalidInput(f"normalization is {text!r}, but {method} takes no bounds; leave them out")
     try:
         lower, upper = map(float, bounds) if bounds else (None, None)
     except ValueError:
@@ -134,5 +172,8 @@ def _activation(labels: int, classes: int) -> str:
     return "sigmoid" if labels == classes else "softmax"
 
 
-def _segment(value: int, label: Segment | str) -> Segment:
-    return Segment(value, label, default_color(value)) if isinstance(label, str) else label
+def _segments(labels: Sequence[Segment | str]) -> tuple[Segment, ...]:
+    return tuple(
+        Segment(value, label, default_color(value)) if isinstance(label, str) else label
+        for value, label in enumerate(labels, start=1)
+    )

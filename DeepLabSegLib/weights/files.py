@@ -13,7 +13,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -32,8 +32,8 @@ __all__ = ["Stored", "WeightsFile", "open_weights"]
 MAX_JSON = 16 << 20
 """Bytes of a `.keras` file's configuration that are read; medicai's are about a thousandth of it."""
 
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network_weights")
-"""Where training scripts put the weights in a checkpoint."""
+STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network_weights")
+"""Where training scripts put the weights in a checkpoint: a moving average before what it is of, as timm takes it."""
 
 WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod|net|network)\.)*")
 """What wrappers put before every name."""
@@ -63,7 +63,7 @@ class WeightsFile:
     """What a file holds. `origin` is `"keras"` or `"torch"`; `config` is a `.keras` file's configuration.
 
     For Keras `tensors` has a key per variable (`group/vars/0`) and `layers` a layer name per group. `beside` names the
-    tensors of a torch checkpoint that are outside of the network, such as a loss's.
+    tensors of a torch checkpoint that are outside of the network, such as a loss's, or weights beside their average.
     """
 
     origin: str
@@ -227,9 +227,10 @@ def _read_torch(archive: zipfile.ZipFile, path: Path) -> WeightsFile:
             raise WeightsError(f"{path} is a zip archive, but neither a .keras file nor torch's")
         _check_pickle(_read_member(archive, pickles[0]), path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state = _state_dict(content, path)
+    state, beside = _state_dict(content, path)
     found = {name: Stored(name, tuple(t.shape), partial(state.__getitem__, name)) for name, t in state.items()}
-    return _of_torch(found)
+    file = _of_torch(found)
+    return replace(file, beside=(*file.beside, *beside))
 
 
 def _check_pickle(content: bytes, path: Path) -> None:
@@ -247,17 +248,21 @@ def _check_pickle(content: bytes, path: Path) -> None:
             )
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The mapping from names to tensors in a checkpoint."""
+def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The mapping from names to tensors in a checkpoint, and the names of those in others beside it."""
+    beside: list[str] = []
     for _ in range(3):  # checkpoints nest their state_dict once or twice
         if not isinstance(content, Mapping):
             break
         # These first: a checkpoint may keep its epoch or its best measure as a tensor, too.
-        nested = next((content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), None)
+        held = {key: content.get(key) for key in STATE_DICT_KEYS}
+        nested = {key: value for key, value in held.items() if isinstance(value, Mapping) and value}
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if nested is None and tensors:
-            return tensors
-        content = nested
+        if not nested and tensors:
+            return tensors, beside
+        chosen, *others = nested or [""]
+        beside += [f"{key}.{name}" for key in others for name, t in nested[key].items() if isinstance(t, Tensor)]
+        content = nested.get(chosen)
     raise WeightsError(
         f"{path} holds no tensors by name; save model.state_dict(), alone or under one of the keys "
         f"{', '.join(STATE_DICT_KEYS)}"

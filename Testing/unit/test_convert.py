@@ -1,11 +1,13 @@
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from helpers import itk, make_bundle, make_network, make_spec
+from safetensors.torch import save_file
 
 from DeepLabSegLib import SegmentOptions, read_image
 from DeepLabSegLib.bundle import read_bundle, save_bundle
@@ -98,6 +100,7 @@ def test_labels_may_come_from_a_file_with_colours_and_terminology(tmp_path, weig
         (("--encoder", "resnet34"), "doesn't fit the model"),
         (("--normalization", "best"), "choose one of 'percentile'"),
         (("--normalization", "window:1"), "write for example"),
+        (("--normalization", "zscore:1:2"), "zscore takes no bounds"),
         (("--tile", "32x32"), "say with --normalization"),
         (("--activation", "relu7"), "'relu'"),
     ],
@@ -107,6 +110,34 @@ def test_what_does_not_fit_the_weights_is_refused_and_nothing_is_written(tmp_pat
     assert run("convert", path, "-o", tmp_path / "model", *arguments) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("named", ["folder", "tensors", "model.json", "file"])
+def test_a_bundle_is_converted_with_all_that_it_says_but_for_what_is_given(tmp_path, named):
+    before = replace(
+        make_bundle(2 + (named == "folder")), license="CC0", figures={"Dice": 0.9}, reproduce="deeplabseg train DATA"
+    )
+    network = make_network(before.network)
+    source = tmp_path / ("first.safetensors" if named == "file" else "first")
+    before = save_bundle(source, before, network, half=False)
+    source /= {"tensors": "model.safetensors", "model.json": "model.json"}.get(named, "")
+    assert run("convert", source, "-o", tmp_path / "copy.safetensors") == 0
+    assert read_bundle(tmp_path / "copy.safetensors") == replace(before, name="copy")
+    given = ("--labels", "Liver,Spleen", "--normalization", "zscore", "--training-data", "scans", "--half")
+    assert run("convert", source, "-o", tmp_path / "other", *given) == 0
+    other = read_bundle(tmp_path / "other")
+    assert [label.name for label in other.labels] == ["Liver", "Spleen"]
+    assert (other.license, other.training_data, other.figures, other.reproduce) == ("CC0", "scans", {}, None)
+    assert other.network == before.network
+    assert other.input.normalization.method == "zscore"
+    halves = {name: t.half().float() for name, t in network.state_dict().items() if t.is_floating_point()}
+    found = load_model(tmp_path / "other", "cpu").network.state_dict()
+    torch.testing.assert_close({name: found[name] for name in halves}, halves, atol=0, rtol=0)
+
+
+def test_bare_weights_may_have_the_name_that_a_bundles_have(tmp_path):
+    save_file(make_network(make_spec(2)).state_dict(), tmp_path / "model.safetensors")
+    assert run("convert", tmp_path / "model.safetensors", "-o", tmp_path / "model", "--labels", "a,b", *RATES) == 0
 
 
 def test_an_existing_bundle_is_kept(tmp_path, weights, capsys):

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -89,7 +90,7 @@ def test_a_trained_model_is_a_bundle_that_segments(data, tmp_path):
     labels = load_model(tmp_path / "boxes").segment(image)
     assert labels.volumes_ml()["Box"] > 0
     beside = {path.name for path in (tmp_path / "boxes.training").iterdir()}
-    assert beside == {"checkpoint.pt", "curves.csv", "curves.png", "data.txt", "prepared"}
+    assert beside == {"checkpoint.pt", "curves.csv", "curves.png", "data.txt", "lock", "prepared"}
 
 
 def test_a_broken_pair_is_named_and_the_rest_is_trained_on(data, tmp_path, capsys):
@@ -117,11 +118,48 @@ def test_the_command_says_how_to_make_the_model_again_without_naming_this_machin
     assert main([*arguments, "--weights", str(weights), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] in (1, 2)
     command = read_bundle(output).reproduce
-    assert command.startswith("deeplabseg train DATA --output boxes --steps 2 --tile 32x32")
+    assert command.startswith("deeplabseg train DATA --output=boxes --steps 2 --tile 32x32")
     assert "--weights begin" in command
     assert str(tmp_path) not in command
     assert main(arguments) == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_the_command_that_is_kept_can_be_run_as_it_stands(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "DATA", 2)
+    arguments = ["train", str(data), f"-o{tmp_path / 'boxes'}", "--tile=32x32", "--spacing=0x0.8x0.8", "--steps", "2",
+                 "--patient=-?(.+)", "--mirror-axes=", *FAST]  # fmt: skip
+    assert main(arguments) == 0
+    first = read_bundle(tmp_path / "boxes")
+    assert first.reproduce is not None
+    (tmp_path / "again").mkdir()
+    data.rename(tmp_path / "again" / "DATA")
+    monkeypatch.chdir(tmp_path / "again")
+    assert main(shlex.split(first.reproduce)[1:]) == 0
+    assert read_bundle("boxes") == first
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_trainings_do_not_write_into_one_folder_and_a_killed_one_leaves_it_free(killed, tmp_path, capsys):
+    data, output = write_data(tmp_path / "data", 2), tmp_path / "boxes"
+    arguments = ["train", str(data), "-o", str(output), "--tile", "32x32", "--folds", "0", "--steps", "2"]
+    program = (
+        "import pathlib, sys\nfrom DeepLabSegLib.training.lock import held\n"
+        "with held(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    (tmp_path / "boxes.training").mkdir()
+    command = [sys.executable, "-c", program, tmp_path / "boxes.training"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().split() == [b"held"]
+        assert main(arguments) == 1
+        said = f"another training is at work in {tmp_path / 'boxes.training'}; wait until it ends or stop it"
+        assert said in capsys.readouterr().err
+        assert not output.exists()
+        assert [path.name for path in (tmp_path / "boxes.training").iterdir()] == ["lock"]
+        if killed:
+            other.kill()
+    assert main(arguments) == 0
 
 
 def test_training_begins_with_a_models_weights(tmp_path):
@@ -206,6 +244,7 @@ def test_what_does_not_fit_the_data_is_said_by_the_check(tmp_path, capsys):
         (("--fold", "9"), "fold is 9; with 5 folds choose 0 to 4"),
         (("--encoder", "densenet121", "--weights", "head-mri-2d"), "shares no kernel"),
         (("--patient", "case"), "all 6 cases are of one patient, 'case'"),
+        (("--spacing", "0x1e-9x1"), "at the spacing 1 x 1e-09 x 1 mm the median image has 1 x 400"),
         (("--labels", "Box,Ball"), "the labels have 1 class (1); give as many names, not 2"),
     ):
         assert main(["train", str(data), "--check", *wrong]) == 1
@@ -222,23 +261,30 @@ def test_the_check_says_how_many_cases_are_held_out(folds, words, tmp_path, caps
     assert words in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("left", ["nothing", "all but model.json", "a part of the tensors"])
-def test_a_bundle_that_was_being_written_when_all_was_cut_off_is_written_anew(left, tmp_path):
+TENSORS, JSON = "model.safetensors", "model.json"
+
+
+@pytest.mark.parametrize(
+    ("there", "cut"),
+    [((), ()), ((TENSORS,), ()), ((), (TENSORS,)), ((TENSORS,), (TENSORS,)), ((TENSORS,), (TENSORS, JSON))],
+)
+def test_a_bundle_that_was_being_written_when_all_was_cut_off_is_written_anew(there, cut, tmp_path):
     data, output = write_data(tmp_path / "data", 2), tmp_path / "boxes"
     options = TrainOptions(overrides=small(2), training={"steps": 2, "workers": 0}, folds=3)
     first = train_model(data, output, options)
-    (output / "model.json").unlink()
-    (output / "model.safetensors").unlink()
-    if left == "all but model.json":
-        (output / "model.safetensors").write_bytes(b"half")
-    elif left == "a part of the tensors":
-        with replacing(output / "model.safetensors") as half:
+    (output / JSON).unlink()
+    (output / TENSORS).unlink()
+    for name in cut:
+        with replacing(output / name) as half:
             half.write_bytes(b"whole")
-        (output / "model.safetensors").rename(half)
+        (output / name).rename(half)
+    for name in there:
+        (output / name).write_bytes(b"half")
     assert train_model(data, output, options).step == first.step
+    assert sorted(path.name for path in output.iterdir()) == [JSON, TENSORS]
     assert read_network(output, read_bundle(output))
     (output / "notes.txt").touch()
-    (output / "model.json").unlink()
+    (output / JSON).unlink()
     with pytest.raises(OutputError, match="exists"):
         train_model(data, output, options)
 
@@ -513,6 +559,8 @@ def test_every_recipe_makes_its_model_from_a_few_steps(name, tmp_path):
     )
     trained = train_model(data, tmp_path / name, options)
     bundle = read_bundle(tmp_path / name)
+    if recipe.heads is None:
+        assert ", batch 2" in (tmp_path / f"{name}.training" / "data.txt").read_text()  # what is trained, not planned
     assert bundle.name == name
     assert bundle.labels == recipe.bundle.labels
     assert bundle.limits == recipe.bundle.limits

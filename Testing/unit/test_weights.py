@@ -250,6 +250,22 @@ def test_a_checkpoint_may_hold_more_than_the_network(name: str, wrap: Any, tmp_p
     assert found.names == (name,)
 
 
+@pytest.mark.parametrize(("average", "plain"), [("state_dict_ema", "state_dict"), ("model_ema", "model")])
+def test_of_weights_and_their_average_under_keys_the_average_is_taken_as_in_timm(
+    average: str, plain: str, tmp_path: Path
+) -> None:
+    averaged, last, target = (network("convnext_v2_atto") for _ in range(3))
+    ema = {f"module.{name}": t for name, t in averaged.state_dict().items()} | {"n_averaged": torch.tensor(3)}
+    torch.save({plain: last.state_dict(), average: ema, "epoch": 3}, tmp_path / "w.pt")
+    report = load_weights(target, tmp_path / "w.pt")
+    assert torch.equal(output(target), output(averaged))
+    beside = report.ignored["tensors beside the network, outside of its wrapper"]
+    assert beside == ["n_averaged", *(f"{plain}.{name}" for name in last.state_dict())]
+    torch.save({plain: last.state_dict(), average: {}}, tmp_path / "w.pt")
+    load_weights(target, tmp_path / "w.pt")
+    assert torch.equal(output(target), output(last))
+
+
 def test_of_two_networks_in_a_checkpoint_none_is_chosen(tmp_path: Path) -> None:
     state = network("convnext_v2_atto").state_dict()
     torch.save({f"{prefix}.{name}": t for name, t in state.items() for prefix in ("model", "net")}, tmp_path / "w.pt")
