@@ -233,7 +233,9 @@ def _chunks(channel: NDArray) -> Iterator[NDArray]:
 def _mean_and_deviation(channel: NDArray) -> tuple[float, float]:
     """Mean and standard deviation (of a sample, so divided by n - 1)."""
     mean = sum(float(piece.sum(dtype=np.float64)) for piece in _chunks(channel)) / channel.size
-    squares = sum(float(np.square(piece - mean, dtype=np.float64).sum()) for piece in _chunks(channel))
+    # In float64: numbers of half precision, less their mean, overflow in their own.
+    away = (np.subtract(piece, mean, dtype=np.float64) for piece in _chunks(channel))
+    squares = sum(float(np.vdot(piece, piece)) for piece in away)
     return mean, float(np.sqrt(squares / max(1, channel.size - 1)))
 
 

@@ -272,9 +272,11 @@ class Segmenter:
             )
         seen = model_grid(source, orientation, (None, None, None)).shape[-self.bundle.network.dims :]
         if min(seen) < 2:
+            remedy = "choose a 2D model" if self.bundle.network.dims == 3 else "choose another slice direction"
+            if self.bundle.network.dims == 2 and orientation is None:
+                remedy = "the model takes slices as they are stored, with their plane along the first two axes"
             raise InvalidInput(
-                f"the network would see {' x '.join(map(str, seen))} voxels of the scan at once; choose another "
-                "slice_axis, or a model for single slices"
+                f"the network would see {' x '.join(map(str, seen))} voxels of the scan at once; {remedy}"
             )
         return grid
 
@@ -341,10 +343,10 @@ class Segmenter:
             keep_as=PRECISIONS[self.precision],
         )
 
-    def _at_once(self, tile: Sequence[int], windows: int = 0) -> int:
+    def _at_once(self, tile: Sequence[int], windows: int = max(CPU_AT_ONCE.values())) -> int:
         """How many windows of size `tile`, of so many, go through the network together; a power of two on a GPU."""
         if not is_gpu(self.device):
-            return CPU_AT_ONCE[len(tile)]
+            return min(CPU_AT_ONCE[len(tile)], windows)
         # Of all memory: what is free would be less in the next run, and the network be made ready anew.
         room = memory_of(self.device)
         numbers = NUMBERS_PER_VOXEL * PRECISIONS[self.precision].itemsize

@@ -288,10 +288,11 @@ class Blender:
         """Add the weighed scores of a part of each window to its place, or write them where `weight` is None."""
         kept = [window.logits for window in windows if window.logits is not None]
         if not kept:
+            exclusive = self.activation.name != "sigmoid"
             for place in places:
                 if weight is None:
-                    place.zero_()
-                if self.activation.name != "sigmoid":
+                    place.fill_(-math.inf if raw and not exclusive else 0)  # a logit of 0 would be an even score
+                if exclusive:
                     place[0].add_(1 if weight is None else weight)
             return
         count = len(kept[0])

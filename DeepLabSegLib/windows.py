@@ -22,6 +22,9 @@ __all__ = ["Windows"]
 
 T = TypeVar("T")
 
+ROUNDING = 1e-5
+"""By which voxels of one value, interpolated and normalised, may exceed it."""
+
 
 class Windows:
     """The windows of `tiling`, whose axes are those of the passage's grid in another `order`.
@@ -68,7 +71,7 @@ class Windows:
             x = self._band.narrow(1 + self.order[2], inside[2].start, inside[2].stop - inside[2].start)
         if passage.background is not None:
             limits = numbers(passage.background, passage.device).view(-1, 1, 1, 1)
-            if bool((x <= limits).all()):
+            if bool((x <= limits + ROUNDING).all()):
                 return None
         missing = [
             (side.start - first, first + size - side.stop)

@@ -217,6 +217,12 @@ def test_how_small_values_are_makes_no_difference(method, rng):
         torch.testing.assert_close(scaled, Normalization(*method)(torch.from_numpy(scan)).float(), atol=1e-4, rtol=1e-4)
 
 
+def test_the_scale_of_voxels_in_half_precision_is_that_of_the_same_in_full(rng):
+    values = rng.choice([-6e4, 6e4], p=[0.1, 0.9], size=(1, 5, 6, 7)).astype(np.float16)
+    half, full = (Normalization("zscore").measure(array) for array in (values, values.astype(np.float64)))
+    np.testing.assert_allclose((half.low, half.span), (full.low, full.span))
+
+
 def test_a_constant_image_is_refused():
     with pytest.raises(InvalidInput, match="channel 0 is constant"):
         check_voxels(Image(np.full((2, 3, 4), 5), Geometry((2, 3, 4))))

@@ -155,8 +155,12 @@ def test_what_does_not_fit_the_model_is_refused_before_work_begins(scan, rng):
         solid.segment(scan, SegmentOptions(slice_axis="axial"))
     with pytest.raises(InvalidInput, match="as they were acquired"):
         acquired.segment(scan, SegmentOptions(slice_axis="axial"))
-    with pytest.raises(InvalidInput, match="choose another slice_axis"):
+    with pytest.raises(InvalidInput, match="choose another slice direction"):
         flat.segment(Image(scan.array[:, :1], Geometry((1, 40, 36))), SegmentOptions(slice_axis="coronal"))
+    with pytest.raises(InvalidInput, match="choose a 2D model"):
+        solid.segment(Image(scan.array[:, :1], Geometry((1, 40, 36))))
+    with pytest.raises(InvalidInput, match="takes slices as they are stored, with their plane along the first"):
+        acquired.segment(Image(scan.array[..., :1], Geometry((12, 40, 1))))
     single = Image(scan.array[:, :1], Geometry((1, 40, 36), (5.0, 1.0, 1.0)))
     with pytest.raises(InvalidInput, match="1 x 36 voxels of the scan at once"):
         make_segmenter(2, orientation="ASR", spacing=(None, 0.8, 0.8)).segment(single)
@@ -328,6 +332,15 @@ def test_a_gpu_takes_more_windows_at_once_the_more_there_are_and_fit(monkeypatch
     segmenter.device, segmenter.precision = torch.device("cuda"), "bf16"
     monkeypatch.setattr(segmenting, "memory_of", lambda device: gigabytes and gigabytes * 2**30)
     assert segmenter._at_once(tile, count) == wanted
+
+
+@pytest.mark.parametrize(("slices", "wanted"), [(1, 1), (3, 3), (12, 8)])
+def test_a_cpu_computes_no_more_slices_at_once_than_there_are(slices, wanted, rng, monkeypatch):
+    segmenter, made = make_segmenter(2), []
+    of = segmenter._forms.of
+    monkeypatch.setattr(segmenter._forms, "of", lambda shape, *how: made.append(shape[0]) or of(shape, *how))
+    segmenter.segment(make_scan(rng, (slices, 40, 36)))
+    assert made == [wanted]
 
 
 def test_what_a_model_says_of_itself_is_not_said_again(tmp_path):

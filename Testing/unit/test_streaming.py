@@ -183,6 +183,36 @@ def test_windows_of_nothing_but_background_are_not_looked_at(dims, tile, classes
     assert not labels.array[..., 16:].any()
 
 
+@pytest.mark.parametrize(("dims", "tile"), [(2, (16, 16)), (3, (16, 16, 16))])
+def test_windows_of_the_very_value_up_to_which_all_is_background_are_not_looked_at(dims, tile, rng, monkeypatch):
+    scan, seen = make_scan(rng, (16, 48, 48)), []
+    scan.array[:, :, :, 16:] = -1000
+    for background in (-1000, -999):
+        segmenter = make(dims, spacing=(2.0, 1.4, 1.4), background=background)
+        whole = segmenter._logits_of
+        seen.append(0)
+
+        def counted(passage, whole=whole):
+            return lambda x: seen.append(seen.pop() + len(x)) or whole(passage)(x)
+
+        monkeypatch.setattr(segmenter, "_logits_of", counted)
+        segmenter.segment(scan, SegmentOptions(tile=tile, overlap=0.0))
+    assert seen[0] == seen[1] > 0
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_background_that_is_not_looked_at_has_no_label_however_low_the_threshold(dims, classes, gpu, scan, monkeypatch):
+    for module in (streaming, windows):
+        monkeypatch.setattr(module, "is_gpu", lambda device: gpu)
+    dark = slice(4, 7) if dims == 2 else slice(None)  # a volume is one window here
+    scan.array[:, dark] -= 2000
+    labels = make(dims, classes, "sigmoid", background=-900).segment(scan, SegmentOptions(threshold=0.3))
+    assert not labels.layers[:, dark].any()
+    assert labels.array.any() == (dims == 2)
+
+
 def bright_or_dark(dims, activation, source):
     """A run over `source` of a network whose logits are how bright it is, in windows of 16."""
     grid = replace(source.geometry, spacing=(source.geometry.spacing[0], 1.1, 1.1), shape=(12, 54, 39))
