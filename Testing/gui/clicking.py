@@ -11,7 +11,7 @@ import slicer
 import vtk
 from event_loop import wait_until
 
-UI = Path(__file__).parents[2] / "DeepLabSeg" / "Resources" / "UI" / "DeepLabSeg.ui"
+UI = Path(__file__).resolve().parents[2] / "DeepLabSeg" / "Resources" / "UI" / "DeepLabSeg.ui"
 SLOW = {"tile": "8x16x16", "overlap": 0.9}
 """Settings under which a run of a 3D model takes long enough to be disturbed."""
 
