@@ -30,9 +30,11 @@ from DeepLabSegLib.postprocess import End
 from DeepLabSegLib.preprocess import Normalization, check_orientation
 from DeepLabSegLib.schema import dumps, from_json, to_json
 
-__all__ = ["Bundle", "ModelInput", "read_bundle", "read_network", "save_bundle"]
+__all__ = ["Bundle", "ModelInput", "check_ending", "read_bundle", "read_network", "save_bundle"]
 
 MAX_RATES = 64
+FILE_SUFFIXES = (".onnx", ".pt", ".ts", ".pth", ".h5", ".keras", ".json", ".zip")
+"""Endings of other files that hold models, by which a bundle's folder isn't called."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +247,9 @@ def save_bundle(
     Raises
     ------
     InvalidInput : `network` isn't the one that `bundle` tells of, or holds numbers that aren't finite.
-    OutputError : something is there already or can't be written.
+    OutputError : a name of another kind of file; something is there already or can't be written.
     """
+    check_ending(path)
     _check_network(bundle.network, network.spec)
     _check_numbers(network)
     target = Path(path)
@@ -268,6 +271,15 @@ def save_bundle(
         said = getattr(error, "strerror", None) or error
         raise OutputError(f"{target} can't be written ({said}); choose another place or name") from None
     return bundle
+
+
+def check_ending(path: str | os.PathLike[str]) -> None:
+    """Raise `OutputError` where a bundle at `path` would be a folder with the name of a file."""
+    if Path(path).suffix.lower() in FILE_SUFFIXES:
+        raise OutputError(
+            f"{path} is called like a file of another kind, and a bundle is a folder, or a file that ends in "
+            ".safetensors; give such a name (`deeplabseg export` writes ONNX and TorchScript)"
+        )
 
 
 def _check_network(told: DeepLabSpec, given: DeepLabSpec) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from scipy import ndimage, stats
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import MAX_LABEL, Labels, Segment
-from DeepLabSegLib.schema import from_json
+from DeepLabSegLib.schema import from_json, load_json
 
 __all__ = [
     "INTERVAL_METHOD",
@@ -245,11 +244,11 @@ def _key(segment: Segment | str) -> str:
 def read_groups(path: str | Path) -> dict[str, Group]:
     """Groups from JSON: `{"White matter": {"prediction": [4], "reference": [40, 41]}, ...}`; a list may be null."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = load_json(path)
         if not isinstance(content, dict) or not content:
             raise InvalidInput("an object with a group per name is needed")
         return {name: from_json(Group, value, name) for name, value in content.items()}
-    except (OSError, ValueError) as error:
+    except InvalidInput as error:
         raise InvalidInput(f"{path} can't be read as groups: {error}") from None
 
 
@@ -267,7 +266,7 @@ def hausdorff95(a: NDArray[np.bool_], b: NDArray[np.bool_], spacing: Sequence[fl
     """
     if not a.any() or not b.any():
         return float("nan")
-    box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in ndimage.find_objects((a | b).astype(np.uint8))[0])
+    box = ndimage.find_objects((a | b).astype(np.uint8))[0]  # what lies around it counts as outside
     faces = ndimage.generate_binary_structure(a.ndim, 1)
     if max(a.shape) > 1:  # what is one voxel thick has no neighbours across, and would be all surface
         faces = faces[tuple(slice(1, 2) if size == 1 else slice(None) for size in a.shape)]

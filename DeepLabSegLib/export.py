@@ -62,7 +62,9 @@ def _onnx(network: DeepLabV3Plus, example: Tensor, path: Path) -> Tensor:
         import onnxruntime
         import onnxscript  # noqa: F401 torch.onnx needs it
     except ImportError as error:
-        raise OutputError(f"ONNX needs the package {error.name}; install DeepLabSegLib[onnx]") from None
+        raise OutputError(
+            f"ONNX needs the package {error.name}, which is missing; pip install onnxscript onnxruntime"
+        ) from None
     torch.onnx.export(network, (example,), path, dynamo=True, verbose=False, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: example.numpy()})[0])

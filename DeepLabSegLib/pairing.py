@@ -216,7 +216,8 @@ def _names(predictions: list[Path]) -> list[str]:
 def _scans(found: list[tuple[Path, Path]], images: Sequence[SourcePath]) -> list[Path | None]:
     if not images:
         return [None] * len(found)
-    scans = list_files(images, files.IMAGE_SUFFIXES)
+    # What was segmented in them lies beside scans where Slicer or a batch has put it.
+    scans = [path for path in list_files(images, files.IMAGE_SUFFIXES) if not path.name.lower().endswith(".seg.nrrd")]
     if len(scans) == len(found) and not any(Path(image).is_dir() for image in images):
         return list(scans)
     by_prediction = match([ours for ours, _ in found], scans)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["dumps", "from_json", "to_json"]
+__all__ = ["dumps", "from_json", "load_json", "to_json"]
 
 T = TypeVar("T")
 
@@ -33,6 +35,18 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     return value
+
+
+def load_json(path: str | os.PathLike[str]) -> Any:
+    """What a JSON file holds. Raises `InvalidInput` that says what is wrong with it, but not its name."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InvalidInput("it does not exist; check the path") from None
+    except OSError as error:
+        raise InvalidInput(f"it can't be opened ({error.strerror}); give a file that can be read") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"it is no JSON in UTF-8 ({error}); correct it") from None
 
 
 def dumps(value: Any, indent: int = 0) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,10 +25,10 @@ def find_scans(folder: str | os.PathLike[str]) -> list[Path]:
     if not root.is_dir():
         raise InvalidInput(f"{root} is no folder; give a folder of scans")
     paths = _paths_in(root)
-    pictures = [path for path in paths if path.name.lower().endswith(files.PICTURE_SUFFIXES)]
-    found = [path for path in paths if _is_volume(path)] or pictures
+    found = [path for path in paths if _is_volume(path)] or [path for path in paths if _is_picture(path)]
     if not found:
-        nested = "".join(f"; {inner} does" for inner in find_nested(root)[:1])
+        inside = find_nested(root) or _folders_with(_is_picture, root)
+        nested = "".join(f"; {inner} does" for inner in inside[:1])
         raise InvalidInput(
             f"{root} holds no scan{nested}; known are {', '.join(files.IMAGE_SUFFIXES)} and folders of DICOM"
         )
@@ -39,18 +40,22 @@ def find_nested(folder: str | os.PathLike[str]) -> list[Path]:
 
     As there, results aren't counted.
     """
-    found = []
-    for path in _paths_in(Path(folder)):
-        with suppress(OSError):
-            if path.is_dir() and not _is_volume(path) and any(map(_is_volume, _paths_in(path))):
-                found.append(path)
-    return found
+    return _folders_with(_is_volume, Path(folder))
 
 
 def stem(path: Path) -> str:
     """A scan's name without what tells its format."""
     name = path.name
     return next((name[: -len(end)] for end in files.IMAGE_SUFFIXES if name.lower().endswith(end)), name)
+
+
+def _folders_with(wanted: Callable[[Path], bool], root: Path) -> list[Path]:
+    found = []
+    for path in _paths_in(root):
+        with suppress(OSError):
+            if path.is_dir() and not _is_volume(path) and any(map(wanted, _paths_in(path))):
+                found.append(path)
+    return found
 
 
 def _paths_in(folder: Path) -> list[Path]:
@@ -67,6 +72,10 @@ def _is_volume(path: Path) -> bool:
             return any(map(_looks_like_dicom, path.iterdir()))
     name = path.name.lower()
     return name.endswith(files.VOLUME_SUFFIXES) and not name.endswith(".seg.nrrd")
+
+
+def _is_picture(path: Path) -> bool:
+    return path.name.lower().endswith(files.PICTURE_SUFFIXES)
 
 
 def _looks_like_dicom(path: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from DeepLabSegLib.commands.telling import Report, table
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.outputs import check_output, replacing
-from DeepLabSegLib.schema import from_json, to_json
+from DeepLabSegLib.schema import from_json, load_json, to_json
 from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 
 __all__ = ["COMMANDS"]
@@ -149,13 +148,13 @@ def _labels(text: str | None) -> list[Any] | None:
     if not text.endswith(".json"):
         return parse_names(text)
     try:
-        content = json.loads(Path(text).read_text(encoding="utf-8"))
+        content = load_json(text)
         if not isinstance(content, list):
             raise InvalidInput("a list of labels is needed")
         return [
             label if isinstance(label, str) else from_json(Segment, label, f"[{n}]") for n, label in enumerate(content)
         ]
-    except (OSError, ValueError) as error:
+    except InvalidInput as error:
         raise InvalidInput(f"{text} can't be read as labels: {error}") from None
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from DeepLabSegLib.bundle import save_bundle
+from DeepLabSegLib.bundle import check_ending, save_bundle
 from DeepLabSegLib.catalog import JSON_NAME, TENSORS_NAME
 from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.outputs import leftovers
@@ -101,6 +101,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     """Raise `OutputError` where no bundle could be written in the end."""
     if target.name in ("", ".."):
         raise OutputError(f"{target} has no name for a model; add one, for example {target / 'model'}")
+    check_ending(target)
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists; give another name, or --overwrite (overwrite=True)")
     single = target.suffix == ".safetensors"

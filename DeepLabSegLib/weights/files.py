@@ -83,7 +83,7 @@ def open_weights(path: str | Path) -> Iterator[WeightsFile]:
     if path.is_dir():
         raise WeightsError(f"{path} is a folder; give the weights file in it, such as {TENSORS_NAME}")
     if not path.is_file():
-        raise WeightsError(f"{path} is not a file")
+        raise WeightsError(f"{path} is not a file; check the path")
     with path.open("rb") as stream:
         start = stream.read(16)
     if start.startswith(b"\x89HDF\r\n\x1a\n"):

@@ -93,6 +93,13 @@ def test_pictures_are_scans_where_there_is_no_volume(tmp_path, suffix):
         ]
 
 
+def test_where_only_a_subfolder_holds_pictures_it_is_named(tmp_path):
+    (tmp_path / "inner").mkdir()
+    Picture.new("L", (40, 32)).save(tmp_path / "inner" / "a.png")
+    with pytest.raises(InvalidInput, match=r"holds no scan; .*inner does"):
+        find_scans(tmp_path)
+
+
 def test_pictures_beside_volumes_are_none(folder):
     (folder / "previews").mkdir()
     for path in (folder / "a.png", folder / "previews" / "a.png"):

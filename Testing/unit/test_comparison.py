@@ -174,3 +174,16 @@ def test_a_distance_that_not_all_cases_have_is_said(folders, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "HD95 is of the cases that have the label on both sides" in printed
     assert " in 1 of 2" in printed
+
+
+def test_of_an_atlas_labels_the_notes_name_the_first(tmp_path, capsys):
+    for side, first in (("ours", 1), ("theirs", 101)):
+        for n in range(2):
+            array = np.zeros((4, 30, 40), np.uint8)
+            array[0, 0] = np.arange(first, first + 40) * (n == 0)
+            (tmp_path / side).mkdir(exist_ok=True)
+            write_labels(Labels(array, Geometry(array.shape)), tmp_path / side / f"case{n}.nrrd")
+    assert run("evaluate", tmp_path / "ours", "--reference", tmp_path / "theirs") == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "HD95 is" in line or "neither side" in line]
+    assert [note.count("Label") for note in notes] == [5, 5]
+    assert all(note.endswith(" and 75 more") for note in notes)

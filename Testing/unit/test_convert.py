@@ -1,4 +1,5 @@
 import json
+import sys
 import warnings
 from dataclasses import replace
 
@@ -97,6 +98,7 @@ def test_labels_may_come_from_a_file_with_colours_and_terminology(tmp_path, weig
         (("--labels", "a,b,"), "a name in 'a,b,' is empty"),
         (("--labels", "a,b,a"), "a stands twice"),
         (("--labels", "gone.json"), "can't be read as labels"),
+        (("--labels", "gone.json"), "it does not exist; check the path"),
         (("--encoder", "resnet34"), "doesn't fit the model"),
         (("--normalization", "best"), "choose one of 'percentile'"),
         (("--normalization", "window:1"), "write for example"),
@@ -140,6 +142,14 @@ def test_bare_weights_may_have_the_name_that_a_bundles_have(tmp_path):
     assert run("convert", tmp_path / "model.safetensors", "-o", tmp_path / "model", "--labels", "a,b", *RATES) == 0
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.weights.h5", "model.PT"])
+def test_a_folder_is_not_called_like_a_file_of_another_kind(tmp_path, weights, capsys, name):
+    assert run("convert", weights[0], "-o", tmp_path / name, *RATES) == 1
+    assert "a bundle is a folder, or a file that ends in .safetensors" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+    assert run("convert", weights[0], "-o", tmp_path / "model-1.5", *RATES) == 0
+
+
 def test_an_existing_bundle_is_kept(tmp_path, weights, capsys):
     (tmp_path / "model").mkdir()
     assert run("convert", weights[0], "-o", tmp_path / "model") == 1
@@ -173,6 +183,12 @@ def test_an_exported_network_gives_the_same_numbers(tmp_path, capsys, dims, name
     assert report["difference"] < 1e-4
     assert report["size"] == [24] * dims
     assert (tmp_path / name).stat().st_size > 100_000
+
+
+def test_without_what_onnx_needs_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(OutputError, match=r"package onnxruntime, .*pip install onnxscript onnxruntime"):
+        export(make_network(make_bundle(2).network), tmp_path / "m.onnx", (24, 24))
 
 
 def test_an_export_leaves_the_network_as_it_was(tmp_path):

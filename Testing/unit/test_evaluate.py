@@ -21,7 +21,7 @@ from DeepLabSegLib.evaluate import (
 from DeepLabSegLib.image import Geometry, Labels, Segment
 
 
-def box(*slices: slice, shape=(20, 20, 20)) -> np.ndarray:
+def box(*slices: slice | int, shape=(20, 20, 20)) -> np.ndarray:
     mask = np.zeros(shape, bool)
     mask[slices] = True
     return mask
@@ -65,6 +65,18 @@ def test_one_far_voxel_in_a_hundred_does_not_count():
     b = a.copy()
     b[0, 0, 0] = True
     assert hausdorff95(a, b, (1.0, 1.0, 1.0)) == 0
+
+
+def test_what_sticks_out_of_either_mask_counts():
+    a = box(slice(0, 4), slice(0, 4), slice(0, 4))
+    b = a | box(slice(10, 14), slice(0, 4), slice(0, 4))
+    assert hausdorff95(a, b, (2.0, 1.0, 1.0)) == hausdorff95(b, a, (2.0, 1.0, 1.0)) == 20
+
+
+def test_a_voxel_with_all_its_face_neighbours_is_no_surface():
+    cross = box(slice(4, 7), 5, 5) | box(5, slice(4, 7), 5) | box(5, 5, slice(4, 7))
+    hollow = cross & ~box(5, 5, 5)
+    assert hausdorff95(cross, hollow, (1.0, 1.0, 1.0)) == 0
 
 
 def labels(array: np.ndarray, geometry: Geometry | None = None) -> Labels:
@@ -130,11 +142,12 @@ def test_a_mask_in_colours_is_refused_and_one_in_grey_is_compared(depth):
     mask = np.zeros((depth, 20, 20), np.uint8)
     mask[:, 5:15, 5:15] = 255
     segments = (Segment(255, "Label 255", (0, 0, 0)),)
-    red, grey = (
-        Labels(np.stack(rgb), Geometry(mask.shape), segments) for rgb in ([mask, 0 * mask, 0 * mask], [mask] * 3)
+    red, yellow, grey = (
+        Labels(np.stack(rgb), Geometry(mask.shape), segments)
+        for rgb in ([mask, 0 * mask, 0 * mask], [mask, mask, 0 * mask], [mask] * 3)
     )
     plain = labels(mask)
-    for ours, theirs in ((red, plain), (plain, red), (red, red)):
+    for ours, theirs in ((red, plain), (plain, red), (red, red), (yellow, plain)):
         with pytest.raises(InvalidInput, match="3 numbers per voxel, as a picture in colours"):
             compare(ours, theirs, groups_of(ours, theirs))
     assert compare(grey, plain, groups_of(grey, plain))["Label 255"].dice == 1
@@ -172,6 +185,9 @@ def test_groups_are_read_strictly(tmp_path):
         path.write_text(text)
         with pytest.raises(InvalidInput, match=r"groups\.json"):
             read_groups(path)
+    path.unlink()
+    with pytest.raises(InvalidInput, match=r"groups\.json can't be read as groups: it does not exist; check the path"):
+        read_groups(path)
 
 
 NAN = float("nan")

@@ -74,6 +74,14 @@ def test_scans_are_found_by_the_name_of_either_side(tmp_path):
     assert [pair.image.name for pair in found.pairs] == ["p1.nii", "r2.png"]
 
 
+def test_segmentations_beside_the_scans_are_not_taken_for_scans(tmp_path):
+    for name in ("ours/a.seg.nrrd", "theirs/a.nii", "scans/a.nii", "scans/a.seg.nrrd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (pair,) = pair_files([tmp_path / "ours"], [tmp_path / "theirs"], [tmp_path / "scans"]).pairs
+    assert pair.image == tmp_path / "scans" / "a.nii"
+
+
 def test_files_of_one_name_in_several_folders_are_told_apart():
     found = pair_files(["x/a.nii", "y/a.nii", "y/z/a.nii", "z/a.nii"], ["1.nii", "2.nii", "3.nii", "4.nii"])
     assert [pair.name for pair in found.pairs] == ["x-a", "y-a", "z-a", "z-a-2"]

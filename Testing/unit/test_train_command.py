@@ -211,6 +211,7 @@ def test_nothing_is_trained_where_something_is_in_the_way(tmp_path):
         ("..", "has no name for a model"),
         ("file", "is a file, and such a model is a folder"),
         ("folder.safetensors", "is a folder, and such a model is a file"),
+        ("model.pt", "is called like a file of another kind"),
     ],
 )
 def test_a_place_that_can_hold_no_model_is_said_before_the_data_are_read(output, words, tmp_path, monkeypatch):

@@ -487,7 +487,7 @@ def test_what_is_no_weights_file_is_refused(content: bytes, tmp_path: Path) -> N
 
 
 def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="not a file"):
+    with pytest.raises(WeightsError, match="not a file; check the path"):
         load_weights(network(), tmp_path / "none.pt")
 
 
