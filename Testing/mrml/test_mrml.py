@@ -125,8 +125,11 @@ def test_a_second_run_replaces_the_segments(scene, scan):
 def test_a_colour_volume_is_segmented(scene, rng):
     image = Image(rng.integers(0, 255, (3, 2, 30, 40)).astype(np.uint8), Geometry((2, 30, 40)))
     volume = add_volume(scene, image, "Photo", "vtkMRMLVectorVolumeNode")
-    np.testing.assert_array_equal(read_volumes([volume]).array, image.array)
+    read = read_volumes([volume])
+    np.testing.assert_array_equal(read.array, image.array)
     labels = segment_volumes([volume], add_output(scene), make_segmenter(2, channels=3, orientation=None))
+    slicer.util.arrayFromVolume(volume)[:] = 0
+    np.testing.assert_array_equal(read.array, image.array, "what was read is a copy")
     assert labels.array.shape == (2, 30, 40)
 
 
@@ -213,9 +216,10 @@ def test_a_region_without_size_is_refused_by_name(scene):
 def test_a_volume_that_changed_meanwhile_takes_no_labels(scene, scan):
     volume, output = add_volume(scene, scan), add_output(scene)
     labels = make_segmenter(2).segment(scan)
-    slicer.util.updateVolumeFromArray(volume, scan.array[0, :5])
-    with pytest.raises(InvalidInput, match="Head was changed meanwhile"):
-        write_segmentation(labels, output, volume)
+    for array in (scan.array[0, :5], scan.array[0].swapaxes(0, 1)):
+        slicer.util.updateVolumeFromArray(volume, array)
+        with pytest.raises(InvalidInput, match="Head was changed meanwhile"):
+            write_segmentation(labels, output, volume)
     assert output.GetSegmentation().GetNumberOfSegments() == 0
 
 
@@ -299,6 +303,21 @@ def test_a_segmentation_has_the_state_that_it_had_when_slicer_has_put_its_segmen
         assert segmentation_state(output) == before
     segmentation.GetSegment("Segment_2").GetRepresentation("Binary labelmap").SetSpacing(3, 3, 3)
     assert segmentation_state(output) != before
+
+
+def test_what_was_drawn_before_slicer_put_segments_into_other_layers_changes_the_state(scene, tmp_path):
+    labels, output = overlapping((6, 30, 20)), add_output(scene)
+    write_segmentation(labels, output, add_volume(scene, Image(np.zeros((1, 6, 30, 20)), labels.geometry)))
+    before = segmentation_state(output)
+    image = output.GetSegmentation().GetSegment("Segment_2").GetRepresentation("Binary labelmap")
+    vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())[0] = 2
+    image.Modified()
+    storage = scene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(tmp_path / "r.seg.nrrd"))
+    assert storage.WriteData(output)
+    assert has_other_layers(output, before)
+    assert segmentation_state(output) != before
+    assert before != segmentation_state(output)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def write_frames(
     slopes: list[str] | None = None,
     told: bool = True,
     deflated: bool = False,
+    intercepts: list[str] | None = None,
 ) -> None:
     """The planes k of `scan` as frames of one DICOM file; not `told`, it is a secondary capture without geometry."""
     volume = itk(scan)
@@ -92,7 +93,8 @@ def write_frames(
 
     def groups(n: int, k: int) -> bytes:
         place = numbers(0x00200032, volume.TransformIndexToPhysicalPoint((0, 0, k)))
-        values = element(0x00281052, b"DS", "0") + element(0x00281053, b"DS", slopes[n] if slopes else "1")
+        values = element(0x00281052, b"DS", intercepts[n] if intercepts else "0")
+        values += element(0x00281053, b"DS", slopes[n] if slopes else "1")
         return sequence(0x00209113, place) + sequence(0x00289145, values + element(0x00281054, b"LO", "US"))
 
     facing = sequence(0x00209116, numbers(0x00200037, (*across, *down)))
@@ -121,15 +123,19 @@ def write_nuclear(
     kind: str = "RECON TOMO",
     detectors: int = 1,
     slices: tuple[int, ...] = (1, 2, 3, 4),
+    told: bool = True,
 ) -> None:
+    """Not `told`, only the number of slices is said, and not which each frame is."""
     place = numbers(0x00200032, (10, 20, 30)) + numbers(0x00200037, AXIAL)
     fields = {
         0x00080008: element(0x00080008, b"CS", rf"ORIGINAL\PRIMARY\{kind}\EMISSION"),
         0x00280030: numbers(0x00280030, (2, 1.5)),
         0x00540022: sequence(0x00540022, *[place] * detectors),
-        0x00540080: element(0x00540080, b"US", struct.pack("<4H", *slices)),
+        0x00540080: element(0x00540080, b"US", struct.pack(f"<{len(slices)}H", *slices)),
         0x00540081: element(0x00540081, b"US", struct.pack("<H", max(slices))),
     }
+    if not told:
+        del fields[0x00540080]
     if step is not None:
         fields[0x00180088] = numbers(0x00180088, [step])
     write_dicom(path, "20", voxels, fields)

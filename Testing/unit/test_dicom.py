@@ -52,9 +52,10 @@ POSITION, ORIENTATION = "0020|0032", "0020|0037"
         ({POSITION: lambda k: "0\\0\\5"}, "several DICOM slices lie at one place"),
         ({POSITION: lambda k: f"0\\0\\{k // 2}"}, "several DICOM slices lie at one place"),
         ({POSITION: lambda k: f"{50 * (k // 4)}\\0\\{3 * k}"}, "off a right angle"),
+        ({POSITION: lambda k: f"0\\0\\{3 * k + (k > 5)}"}, "3.00 to 4.00 mm apart"),
         ({ORIENTATION: lambda k: "1\\0\\0\\0\\1\\0" if k < 6 else "1\\0\\0\\0\\0\\-1"}, "lie in several directions"),
     ],
-    ids=["gantry", "slight tilt", "cine", "time points", "offset", "localizer"],
+    ids=["gantry", "slight tilt", "cine", "time points", "offset", "uneven", "localizer"],
 )
 def test_a_series_that_is_no_upright_stack_is_refused(tmp_path, scan, fields, words):
     write_series(tmp_path / "series", scan, **fields)
@@ -64,7 +65,7 @@ def test_a_series_that_is_no_upright_stack_is_refused(tmp_path, scan, fields, wo
 
 def test_an_oblique_series_whose_positions_are_rounded_is_a_volume(tmp_path, scan):
     direction = ((0.0, -0.6, -0.8), *OBLIQUE[1:])  # ITK stacks slices towards their normal
-    tilted = replace(scan, geometry=replace(scan.geometry, direction=direction))
+    tilted = replace(scan, geometry=replace(scan.geometry, spacing=(3.3, 1.5, 1.2), direction=direction))
     affine = tilted.geometry.affine
 
     def rounded(k: int) -> str:
@@ -74,15 +75,24 @@ def test_an_oblique_series_whose_positions_are_rounded_is_a_volume(tmp_path, sca
     assert read_image(tmp_path / "series").geometry.is_close(tilted.geometry, tolerance=0.1)
 
 
-def test_slices_that_are_scaled_differently_keep_their_fractions(tmp_path, scan):
+def test_a_series_that_leans_by_a_quarter_of_a_degree_is_a_volume(tmp_path, scan):
+    write_series(tmp_path / "series", scan, **{POSITION: lambda k: f"0\\{0.012 * k:g}\\{3 * k}"})
+    assert read_image(tmp_path / "series").geometry.spacing[0] == pytest.approx(3, abs=1e-3)
+
+
+@pytest.mark.parametrize("what", ["slope", "intercept"])
+def test_slices_that_are_scaled_differently_keep_their_fractions(tmp_path, scan, what):
     write_series(tmp_path, scan)
-    whole = read_image(tmp_path).array
-    slopes = [1.0, *(0.37 * k for k in range(1, 12))]
-    for k, slope in enumerate(slopes):
+    whole = read_image(tmp_path).array[0]
+    tag, old = {"slope": (b"\x28\x00\x53\x10", 1), "intercept": (b"\x28\x00\x52\x10", 0)}[what]
+    numbers = [float(old), *(0.37 * k for k in range(1, 12))]
+    for k, number in enumerate(numbers):
         path = tmp_path / f"1.2.3.4-{k}.dcm"
-        tag, value = b"\x28\x00\x53\x10", f"{slope:<8g}".encode()
-        path.write_bytes(path.read_bytes().replace(tag + b"\2\0\0\x001 ", tag + b"\x08\0\0\0" + value))
-    np.testing.assert_allclose(read_image(tmp_path).array[0], whole[0] * np.reshape(slopes, (-1, 1, 1)), rtol=1e-6)
+        said, value = f"{old} ".encode(), f"{number:<8g}".encode()
+        path.write_bytes(path.read_bytes().replace(tag + b"\2\0\0\0" + said, tag + b"\x08\0\0\0" + value))
+    column = np.reshape(numbers, (-1, 1, 1))
+    expected = whole * column if what == "slope" else whole + column
+    np.testing.assert_allclose(read_image(tmp_path).array[0], expected, rtol=1e-6)
 
 
 def test_of_several_series_and_of_subfolders_is_told(tmp_path, scan):
@@ -106,16 +116,20 @@ def test_dicom_without_its_beginning_is_called_so(tmp_path, scan):
             read_image(source)
 
 
-@pytest.mark.parametrize("direction", [AXIS_ALIGNED, ((0, 0, -1), (0, 1, 0), (1, 0, 0))], ids=["up", "down"])
+@pytest.mark.parametrize(
+    "direction",
+    [AXIS_ALIGNED, ((0, 0, -1), (0, 1, 0), (1, 0, 0)), ((1, 0, 0), (0, 0, -1), (0, 1, 0))],
+    ids=["up", "down", "sideways"],
+)
 def test_slices_are_stacked_by_their_positions_whatever_order_they_are_found_in(tmp_path, scan, direction):
     scan = replace(scan, array=np.rint(scan.array), geometry=replace(scan.geometry, direction=direction))
     write_series(tmp_path, scan)
     names = sorted(map(str, tmp_path.iterdir()))
-    names = [*names[::2], *names[1::2]]
+    names, along = [*names[::2], *names[1::2]], int(np.abs(direction[0]).argmax())
     for order in (names, names[::-1]):
         image = read_series(tmp_path, order)
-        heights = [image.TransformIndexToPhysicalPoint((0, 0, k))[2] for k in range(12)]
-        places = [itk(scan).TransformIndexToPhysicalPoint((0, 0, k))[2] for k in range(12)]
+        heights = [image.TransformIndexToPhysicalPoint((0, 0, k))[along] for k in range(12)]
+        places = [itk(scan).TransformIndexToPhysicalPoint((0, 0, k))[along] for k in range(12)]
         np.testing.assert_allclose(sorted(heights), sorted(places))
         for k, height in enumerate(heights):
             plane = scan.array[0, int(np.argmin(np.abs(np.subtract(places, height))))]
@@ -203,14 +217,23 @@ def test_frames_of_one_dicom_file_are_a_volume_whichever_way_they_go(tmp_path, s
         ([0, 1, 2, 5, 6, 7], {}, "3.00 to 9.00 mm apart; a slice is missing"),
         ([0, 1, 2, 3], {"told": False}, "has 4 frames and doesn't say of each where it lies"),
         ([0, 1, 2, 3], {"slopes": ["1", "0.5", "1", "1"]}, "values are scaled differently"),
+        ([0, 1, 2, 3], {"intercepts": ["0", "0", "9", "0"]}, "values are scaled differently"),
     ],
-    ids=["time points", "interleaved", "gap", "secondary capture", "slopes"],
+    ids=["time points", "interleaved", "gap", "secondary capture", "slopes", "intercepts"],
 )
 def test_frames_that_are_no_upright_stack_are_refused(tmp_path, scan, planes, options, words):
     write_frames(tmp_path / "frames.dcm", scan, planes, **options)
     for source in (tmp_path / "frames.dcm", tmp_path):
         with pytest.raises(InvalidInput, match=rf"frames\.dcm.*{words}"):
             read_image(source)
+
+
+def test_frames_whose_pixels_have_no_size_are_refused(tmp_path, scan):
+    path = tmp_path / "frames.dcm"
+    write_frames(path, scan, [0, 1, 2, 3])
+    path.write_bytes(path.read_bytes().replace(b"\x28\x00\x30\x00DS", b"\x28\x00\x31\x00DS"))
+    with pytest.raises(InvalidInput, match="doesn't say of each where it lies and what size its pixels are"):
+        read_image(path)
 
 
 def test_frames_of_a_deflated_file_are_a_volume(tmp_path, scan):
@@ -286,9 +309,10 @@ def test_a_nuclear_volume_begins_at_its_detectors_position_and_goes_the_way_of_i
         {"step": 4, "kind": "RECON GATED TOMO"},
         {"step": 4, "detectors": 2},
         {"step": 4, "slices": (1, 2, 1, 2)},
+        {"step": 4, "slices": (1, 2), "told": False},
         {"step": 4, "slices": (4, 3, 2, 1)},
     ],
-    ids=["no step", "projections", "gated", "two detectors", "two energies", "another order"],
+    ids=["no step", "projections", "gated", "two detectors", "two energies", "twice the slices", "another order"],
 )
 def test_nuclear_frames_that_may_be_no_volume_are_refused(tmp_path, rng, options):
     write_nuclear(tmp_path / "spect.dcm", rng.integers(0, 9, (4, 5, 6)), **options)

@@ -150,7 +150,9 @@ def test_a_mask_in_colours_is_refused_and_one_in_grey_is_compared(depth):
     for ours, theirs in ((red, plain), (plain, red), (red, red), (yellow, plain)):
         with pytest.raises(InvalidInput, match="3 numbers per voxel, as a picture in colours"):
             compare(ours, theirs, groups_of(ours, theirs))
-    assert compare(grey, plain, groups_of(grey, plain))["Label 255"].dice == 1
+    veiled = Labels(np.stack([mask, mask, mask, mask // 2]), Geometry(mask.shape), segments)  # a grey one with alpha
+    for ours in (grey, veiled):
+        assert compare(ours, plain, groups_of(ours, plain))["Label 255"].dice == 1
 
 
 def test_segments_in_layers_are_no_colours_whatever_they_are_called():

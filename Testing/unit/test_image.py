@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
 
 
 def test_an_affine_survives_the_way_there_and_back():
@@ -13,8 +13,20 @@ def test_an_affine_survives_the_way_there_and_back():
     assert again.is_close(geometry)
 
 
+def test_directions_may_have_any_length():
+    assert Geometry((4, 4, 4), direction=((0, 0, 9), (0, 0.1, 0), (2, 0, 0))) == Geometry((4, 4, 4))
+
+
 def test_grids_that_differ_by_half_a_voxel_are_not_close():
-    assert not Geometry((4, 4, 4)).is_close(Geometry((4, 4, 4), origin=(0.5, 0, 0)))
+    for depth in (1, 4):
+        assert not Geometry((depth, 4, 4)).is_close(Geometry((depth, 4, 4), origin=(0.5, 0, 0)))
+
+
+def test_grids_are_close_within_a_thousandth_of_the_smallest_side_at_their_last_voxels():
+    grid = Geometry((11, 4, 4), (3.0, 1.0, 1.0))
+    assert grid.is_close(Geometry((11, 4, 4), (3.000095, 1.0, 1.0)))
+    assert not grid.is_close(Geometry((11, 4, 4), (3.000105, 1.0, 1.0)))
+    assert not grid.is_close(Geometry((11, 4, 5), (3.0, 1.0, 1.0)))
 
 
 @pytest.mark.parametrize(
@@ -30,6 +42,7 @@ def test_grids_that_differ_by_half_a_voxel_are_not_close():
         ("direction", ((1, 0, 0), (1, 0, 0), (0, 0, 1)), "singular"),
         ("direction", ((0, 0, 0), (0, 1, 0), (0, 0, 1)), "singular"),
         ("direction", ((1, 0.2, 0), (0, 1, 0), (0, 0, 1)), "sheared"),
+        ("direction", ((1, 0.01, 0), (0, 1, 0), (0, 0, 1)), "sheared"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused_with_its_value(field, value, words):
@@ -51,7 +64,7 @@ def test_volumes_are_in_millilitres_and_overlapping_segments_count_in_full():
     layers = np.zeros((2, 10, 10, 10), np.uint8)
     layers[0, :5], layers[1, :, :5] = 1, 2
     segments = (Segment(1, "A", (255, 0, 0), layer=0), Segment(2, "B", (0, 255, 0), layer=1))
-    labels = Labels(layers, Geometry((10, 10, 10), (2.0, 1.0, 1.0)), segments)
+    labels = Labels(layers, Geometry((10, 10, 10), (4.0, 1.0, 0.5)), segments)
     assert labels.volumes_ml() == {"A": 1.0, "B": 1.0}
 
 
@@ -64,7 +77,8 @@ def test_segments_of_one_name_have_a_volume_each():
 
 
 @pytest.mark.parametrize(
-    ("kind", "most", "kept"), [(bool, 1, np.uint8), (np.int64, 255, np.uint8), (float, 256, np.uint16)]
+    ("kind", "most", "kept"),
+    [(bool, 1, np.uint8), (np.int16, 255, np.uint8), (np.int64, 65535, np.uint16), (float, 256, np.uint16)],
 )
 def test_labels_are_kept_in_few_bytes(kind, most, kept):
     array = np.array([0, 1, most, 0], kind).reshape(1, 2, 2)
@@ -78,6 +92,7 @@ def test_labels_are_kept_in_few_bytes(kind, most, kept):
     [
         (np.full((2, 3, 4), 0.5), "fractions"),
         (np.full((2, 3, 4), -3), "from -3"),
+        (np.full((2, 3, 4), 65536), "to 65536"),
         (np.full((2, 3, 4), 70000), "to 70000"),
         (np.full((2, 3, 4), np.nan), "whole numbers"),
         (np.full((2, 3, 4), "a"), "of type"),
@@ -88,9 +103,15 @@ def test_what_are_no_labels_are_refused(array, words):
         Labels(array, Geometry((2, 3, 4)))
 
 
-def test_a_segment_in_a_layer_that_is_not_there_is_refused():
-    with pytest.raises(InvalidInput, match="A lies in layer 1"):
-        Labels(np.zeros((2, 3, 4), np.uint8), Geometry((2, 3, 4)), (Segment(1, "A", (255, 0, 0), layer=1),))
+@pytest.mark.parametrize("layer", [1, -1])
+def test_a_segment_in_a_layer_that_is_not_there_is_refused(layer):
+    with pytest.raises(InvalidInput, match=f"A lies in layer {layer}"):
+        Labels(np.zeros((2, 3, 4), np.uint8), Geometry((2, 3, 4)), (Segment(1, "A", (255, 0, 0), layer=layer),))
+
+
+@pytest.mark.parametrize("codes", ["SCT^1^Structure~^^~^^", "^^~SCT^2^Brain~^^", "SCT^1~SCT^2^Brain~^^", ""])
+def test_a_terminology_without_category_or_type_is_none(codes):
+    assert Terminology.from_entry(f"List~{codes}~List~^^~^^") is None
 
 
 def test_images_and_labels_are_told_in_a_line():

@@ -19,7 +19,9 @@ from training_data import CORE, SHELL, ball, checked, write_data, write_pictures
 
 from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
 from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment
-from DeepLabSegLib.training.pairs import on_grid
+from DeepLabSegLib.training import pairs
+from DeepLabSegLib.training.cases import Case
+from DeepLabSegLib.training.pairs import BadPair, class_of, on_grid, read_pair
 from DeepLabSegLib.training.planning import Overrides, plan
 from DeepLabSegLib.training.prepared import prepare
 
@@ -90,6 +92,12 @@ def layers(shape: tuple[int, int, int]) -> np.ndarray:
     return np.broadcast_to(np.clip(np.arange(shape[1])[:, None] // 2 - 4, 0, 9), shape).astype(np.uint8)
 
 
+def thin_layers(shape: tuple[int, int, int]) -> np.ndarray:
+    """Three layers of a voxel among nine, each between a smaller value and a larger one."""
+    values = np.repeat(np.arange(10), [15, 3, 3, 1, 3, 1, 3, 1, 3, shape[1] - 33])
+    return np.broadcast_to(values[:, None], shape).astype(np.uint8)
+
+
 def contours(shape: tuple[int, int, int]) -> np.ndarray:
     """Two bodies in skins that are a voxel thick and have values in between."""
     inner = ball(Geometry(shape)).array > 0
@@ -105,9 +113,10 @@ def contours(shape: tuple[int, int, int]) -> np.ndarray:
         lambda shape: regions(shape, 400, 150),
         landmarks,
         layers,
+        thin_layers,
         contours,
     ],
-    ids=["34 classes", "150 classes", "landmarks", "layers", "contours"],
+    ids=["34 classes", "150 classes", "landmarks", "layers", "thin layers", "contours"],
 )
 def test_labels_of_many_classes_small_or_thin_ones_are_none_with_smoothed_edges(honest, shape, tmp_path, rng):
     for name in "ab":
@@ -127,6 +136,16 @@ def test_segments_with_names_may_be_as_thin_as_smoothed_edges(tmp_path, rng):
         write_image(scan, tmp_path / f"{name}.nrrd")
         write_labels(Labels(array, scan.geometry, segments), tmp_path / f"{name}.seg.nrrd")
     assert not checked(tmp_path).faults
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 36), (12, 40, 36)])
+def test_a_label_of_more_values_than_a_byte_holds_is_refused(shape, tmp_path, rng):
+    folder = write_volumes(tmp_path, "abc", rng, shape)
+    path, array = folder / "labels/b.nii.gz", np.arange(np.prod(shape)).reshape(shape) % 257
+    write_labels(replace(read_labels(path), array=array, segments=()), path, overwrite=True)
+    faults = checked(folder).faults
+    assert {fault.name for fault in faults} == {"b"}
+    assert any("holds 256 different values; a label has at most 255" in fault.problem for fault in faults)
 
 
 def test_layers_that_do_not_overlap_become_one_and_others_are_refused(tmp_path, rng):
@@ -234,13 +253,21 @@ def test_a_label_of_its_images_shape_lies_where_its_own_header_says(own, tmp_pat
     assert (label != labels.array).any()
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_a_label_that_is_counted_from_the_corner_lies_on_its_image(sign, tmp_path, rng):
-    folder = write_volumes(tmp_path, "ab", rng, spacing=(3.3, 0.7, 0.7))
-    half = tuple(sign * mm / 2 for mm in (0.7, 0.7, 3.3))
-    change_header(folder / "images/b.nii.gz", origin=half)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_on_a_finer_and_larger_grid_a_label_has_its_own_values_and_none_beyond(depth):
+    array = np.random.default_rng(0).choice([2, 5], (depth, 6, 7)).astype(np.uint8)
+    labels = Labels(array, Geometry(array.shape, (1.0, 2.0, 2.0), (9.0, 8.0, -6.0)))
+    finer = Geometry((depth, 16, 18), (1.0, 1.0, 1.0), (6.5, 5.5, -6.0))  # two voxels more on each side
+    expected = np.pad(array.repeat(2, axis=1).repeat(2, axis=2), ((0, 0), (2, 2), (2, 2)))
+    np.testing.assert_array_equal(on_grid(labels, finer), expected)
+
+
+@pytest.mark.parametrize(("voxels", "faults"), [(0.5, 0), (-0.5, 0), (1.0, 1), (-1.0, 1)])
+def test_a_label_that_is_counted_from_the_corner_lies_on_its_image(voxels, faults, tmp_path, rng):
+    folder = write_volumes(tmp_path, "abc", rng, spacing=(3.3, 0.7, 0.7))
+    change_header(folder / "images/b.nii.gz", origin=tuple(voxels * mm for mm in (0.7, 0.7, 3.3)))
     change_header(folder / "labels/b.nii.gz", origin=(0.0, 0.0, 0.0))  # as a lost one, but hardly elsewhere
-    assert not checked(folder).faults
+    assert [fault.name for fault in checked(folder).faults] == ["b"] * faults
 
 
 def test_a_label_whose_axes_are_turned_round_lies_at_its_place(tmp_path, rng):
@@ -302,3 +329,60 @@ def test_a_segmentation_of_a_picture_may_be_cropped_to_its_segments(moved, tmp_p
     if not moved:
         made = plan(data.fingerprint, Overrides(spacing=(None, None, None)))
         np.testing.assert_array_equal(prepare(data.cases, made, tmp_path / "prepared")[1].label(), whole.array)
+
+
+@pytest.mark.parametrize(
+    ("first", "pixel", "rim", "name"),
+    [
+        ((0, -4, 8), 1.0, 0, "b.seg.nrrd"),
+        ((0, 8, 36), 1.0, 0, "b.seg.nrrd"),
+        ((0, 8, 8), 0.5, 0, "b.seg.nrrd"),
+        ((0, 8, 8), 1.0, 1, "b.seg.nrrd"),
+        ((0, 8, 8), 1.0, 0, "b.nrrd"),
+    ],
+    ids=["before it", "beyond it", "other pixels", "an empty rim", "no segmentation"],
+)
+def test_a_part_of_a_picture_that_is_no_segmentation_cropped_to_its_segments_is_refused(
+    first, pixel, rim, name, tmp_path, rng
+):
+    folder = write_pictures(tmp_path, "abc", rng)
+    (folder / "labels/b.png").unlink()
+    geometry = read_image(folder / "images/b.png").geometry
+    array = np.pad(np.ones((1, 20, 16), np.uint8), ((0, 0), (rim, rim), (rim, rim)))
+    origin = tuple((geometry.affine @ [*first, 1])[:3])
+    part = replace(geometry, shape=array.shape, spacing=(1.0, pixel, pixel), origin=origin)
+    write_labels(Labels(array, part, (SHELL,)), folder / "labels" / name)
+    (fault,) = checked(folder).faults
+    assert fault.name == "b"
+    assert "pictures have no positions, so save the label at the image's size" in fault.problem
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("beyond", [False, True])
+def test_most_of_a_label_must_lie_on_its_image(beyond, axis, tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(pairs, "SAMPLE", 100)  # of 1000 voxels: every tenth would lie in one plane
+    folder = write_volumes(tmp_path, "abc", rng)
+    geometry = read_image(folder / "images/b.nii.gz").geometry
+    for name, planes in (("b", 3), ("c", 7)):
+        first = np.ones(4)
+        first[axis] = geometry.shape[axis] - planes if beyond else planes - 10
+        part = replace(geometry, shape=(10, 10, 10), origin=tuple((geometry.affine @ first)[:3]))
+        write_labels(Labels(np.ones(part.shape, np.uint8), part), folder / f"labels/{name}.nii.gz", overwrite=True)
+    (fault,) = checked(folder).faults
+    assert fault.name == "b"
+    assert re.search(r"lies to [23]\d% on its image", fault.problem)
+
+
+@pytest.mark.parametrize("beside", [-100.0, 100.0])
+def test_a_channel_that_lies_elsewhere_than_the_first_is_named(beside, tmp_path, rng):
+    folder = write_volumes(tmp_path, "ab", rng)
+    change_header(folder / "images/b.nii.gz", origin=(beside, 0.0, 0.0))
+    case = Case("a", (folder / "images/a.nii.gz", folder / "images/b.nii.gz"), folder / "labels/b.nii.gz", "a")
+    with pytest.raises(BadPair, match=r"b\.nii\.gz lies elsewhere than .*a\.nii\.gz; register the channels"):
+        read_pair(case)
+
+
+def test_the_name_of_a_segment_decides_its_class_and_its_value_where_it_has_none():
+    names, values = ("Shell", "Core"), (1, 2)
+    found = {name: class_of(Segment(1, name, (9, 9, 9)), names, values) for name in ("core ", "Label 1", "Lesion")}
+    assert found == {"core ": 1, "Label 1": 0, "Lesion": None}

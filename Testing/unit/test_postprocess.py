@@ -10,7 +10,7 @@ from helpers import make_scan, make_segmenter
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry
-from DeepLabSegLib.postprocess import End, end_label
+from DeepLabSegLib.postprocess import End, end_label, keep_largest_piece
 from DeepLabSegLib.preprocess import LETTERS
 from DeepLabSegLib.segmenter import Segmenter
 
@@ -55,12 +55,41 @@ def test_in_a_tilted_scan_height_counts_and_not_the_slice():
     assert labels[0, 4, :, 0].tolist() == [0] * 4 + [CEREBELLUM] + [STEM] * 4
 
 
-def test_where_none_of_the_labels_is_seen_nothing_is_cleared():
+def test_voxels_of_the_very_height_of_an_end_are_kept_however_it_rounds():
+    turn = ((0.0, -1.0, 1.0), (0.0, 1.0, 1.0), (1.0, 0.0, 0.0))  # k and j rise alike
+    geometry, (k, j) = Geometry((9, 9, 1), (0.3, 0.3, 1.0), (0.0, 0.0, 0.1), turn), np.indices((9, 9))
+    for n in range(9):
+        labels = np.full((1, 9, 9, 1), STEM, np.uint8)
+        labels[0, n, 8 - n, 0] = CEREBELLUM
+        expected = np.where((k + j < 8)[..., None], 0, labels)
+        end_label(labels, geometry, END)
+        np.testing.assert_array_equal(labels, expected)
+
+
+def test_of_several_labels_to_end_at_the_farthest_counts():
+    for at in ((CEREBELLUM, OTHER), (OTHER, CEREBELLUM)):
+        labels, geometry = turned(body(), "SAR")
+        end_label(labels, geometry, replace(END, at=at))
+        np.testing.assert_array_equal(labels, body())
+
+
+@pytest.mark.parametrize("side", LETTERS)
+def test_where_none_of_the_labels_is_seen_nothing_is_cleared(side):
     labels, geometry = turned(body(), "SAR")
     labels[labels == CEREBELLUM] = 0
     before = labels.copy()
-    end_label(labels, geometry, END)
+    end_label(labels, geometry, replace(END, toward=side))
     np.testing.assert_array_equal(labels, before)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_the_largest_piece_goes_through_all_layers_and_by_faces_alone(depth):
+    labels = np.zeros((2, depth, 4, 12), np.uint8)
+    labels[0, :, 0, :3], labels[1, :, 1, 2:6] = 1, 2
+    expected = labels.copy()
+    labels[1, :, 2, 6:11] = 2  # the larger part of its layer, which touches the other's edge
+    keep_largest_piece(labels)
+    np.testing.assert_array_equal(labels, expected)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

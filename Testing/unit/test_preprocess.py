@@ -3,10 +3,11 @@ import pytest
 import torch
 from helpers import make_scan, physically_equal
 
+from DeepLabSegLib import resampling
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry, Image
-from DeepLabSegLib.preprocess import Normalization, axis_letters, check_voxels, model_grid
-from DeepLabSegLib.resampling import Way, resample
+from DeepLabSegLib.preprocess import Normalization, axis_letters, check_orientation, check_voxels, model_grid
+from DeepLabSegLib.resampling import Way, part, permuted, resample
 
 
 def tensor(image: Image) -> torch.Tensor:
@@ -77,6 +78,31 @@ def test_voxels_that_keep_their_size_keep_their_places(scan):
     assert grid.is_close(scan.geometry)
 
 
+def test_on_axes_of_its_own_a_grid_of_the_scans_voxels_is_the_scans_however_it_rounds(rng):
+    for _ in range(100):
+        direction, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        source = Geometry((26, 224, 384), (3.3, 0.7, 0.43), (-40, -120, -110), direction)
+        assert model_grid(source, None, (None, None, None), 16).is_close(source)
+
+
+def test_across_a_turned_scan_only_voxels_of_a_given_size_fill_whole_cells():
+    source = Geometry((10, 20, 30), (5.0, 1.0, 1.0), (1.0, 2.0, 3.0), TURN)
+    kept, given = (model_grid(source, "SAR", spacing, 16) for spacing in ((None, None, None), (1.0, 1.0, 5.0)))
+    assert kept.spacing == given.spacing == (1.0, 1.0, 5.0)
+    assert kept.shape == (30, 46, 11), "0.6 x 50 + 0.8 x 20 mm, and 0.8 x 50 + 0.6 x 20 mm in voxels of 5 mm"
+    assert given.shape[0] == 30, "up its voxels keep their size"
+    assert [size % 16 for size in given.shape[1:]] == [0, 0]
+
+
+def test_a_scan_that_fills_whole_cells_is_covered_by_these_alone_however_it_rounds():
+    for n in range(1, 30):  # cells of 16 voxels of 0.7 mm, on either side of 0
+        source = Geometry((32 * n,) * 3, (0.7,) * 3, (-11.2 * n + 0.35,) * 3)
+        fine = Geometry((64 * n,) * 3, (0.35,) * 3, (-11.2 * n + 0.175,) * 3)
+        assert model_grid(fine, "SAR", (0.7, 0.7, 0.7), 16).is_close(source)
+    thin = Geometry((1, 64, 64), (0.01, 0.35, 0.35))
+    assert model_grid(thin, "SAR", (0.7, 0.7, 0.7), 16).shape[0] == 16
+
+
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
 @pytest.mark.parametrize("shift", [-10.4, -10.0])
 def test_what_lies_outside_the_scan_is_as_dark_as_its_darkest_voxel(scan, shift, mode):
@@ -84,6 +110,53 @@ def test_what_lies_outside_the_scan_is_as_dark_as_its_darkest_voxel(scan, shift,
     result = resample(tensor(scan), scan.geometry, larger, mode)
     assert (result[:, :, :10] == tensor(scan).min()).all()
     assert (result[:, :, 10:40] > tensor(scan).min()).any()
+
+
+SOURCE = Geometry((9, 20, 18), (3.0, 1.5, 1.2), (-20.0, 35.5, 7.25))
+TURN = ((0.8, 0.6, 0.0), (-0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Geometry((24, 60, 50), (1.3, 0.7, 0.61), (-25.17, 30.31, 2.03)),
+        Geometry((9, 16, 16), (3.9, 1.95, 1.56), (-19.88, 35.65, 7.55)),
+        Geometry((24, 60, 50), (1.3, 0.7, 0.61), (7.31, 70.13, 2.03), ((0, -1, 0), (-1, 0, 0), (0, 0, 1))),
+        Geometry((30, 40, 60), (1.1, 1.3, 0.7), (-11.17, 20.31, -2.03), TURN),
+        Geometry((8, 10, 16), (5.1, 4.3, 4.7), (-11.17, 20.31, -2.03), TURN),
+    ],
+    ids=["finer", "coarser", "other axes", "turned", "turned and coarser"],
+)
+def test_voxels_outside_the_scan_are_filled_and_no_others(target, rng):
+    index = np.stack([*np.indices(target.shape), np.ones(target.shape)], -1)
+    places = index @ (np.linalg.inv(SOURCE.affine) @ target.affine)[:3].T
+    inside = ((places >= -0.5) & (places <= np.array(SOURCE.shape) - 0.5)).all(-1)
+    nearest = np.clip(np.rint(places), 0, np.array(SOURCE.shape) - 1).astype(int)
+    values, fill = rng.integers(0, 99, (2, *SOURCE.shape)).astype(np.int32), torch.tensor([-5.0, -7.0])
+    expected = np.where(inside, values[(slice(None), *np.moveaxis(nearest, -1, 0))], fill.view(2, 1, 1, 1))
+    np.testing.assert_array_equal(resample(torch.from_numpy(values), SOURCE, target, "nearest", fill), expected)
+    even = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, *SOURCE.shape)
+    found = resample(even, SOURCE, target, fill=fill).numpy()
+    np.testing.assert_allclose(found, np.where(inside, even[:, :1, :1, :1], fill.view(2, 1, 1, 1)), rtol=1e-5)
+    torch.testing.assert_close(resample(even, SOURCE, target), even[:, :1, :1, :1].expand(2, *target.shape))
+
+
+def test_a_slice_beside_a_single_one_is_filled_and_leaves_it_as_it_was():
+    slice_ = torch.arange(1.0, 13).view(1, 1, 3, 4)
+    grid = Geometry((1, 3, 4))
+    assert not resample(slice_, grid, Geometry((1, 3, 4), origin=(0.0, 0.0, 2.0)), fill=torch.zeros(1)).any()
+    assert (slice_ > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("degrees", "origin"), [(0.01, (4.0, -3.0, 8.0)), (0.0, (4.05, -3.0, 8.0))], ids=["tilted", "aside"]
+)
+def test_a_grid_that_is_nearly_the_same_is_interpolated(degrees, origin):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    source = Geometry((4, 4, 900), origin=(4.0, -3.0, 8.0))
+    target = Geometry((4, 4, 900), origin=origin, direction=((0.0, 0.0, 1.0), (-s, c, 0.0), (c, s, 0.0)))
+    found, expected = (x[0, 1:3, 1:3, 2:-2] for x in (resample(plane(source), source, target), plane(target)))
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("degrees", [0, 3, 20, 45])
@@ -135,19 +208,43 @@ def test_on_the_face_of_an_oblique_scan_a_part_of_a_grid_says_the_same_as_the_wh
     assert way.resample(values, fill=fill) == way.resample(values[(slice(None), *held)], box, held, fill=fill) == 1
 
 
+def test_a_part_of_a_grid_and_the_same_in_another_order_have_their_voxels_where_they_were():
+    grid = Geometry((9, 20, 18), (3.0, 1.5, 1.2), (-20.0, 35.5, 7.25), TURN)
+    place = grid.affine @ [2, 5, 11, 1]
+    piece, ordered = part(grid, (slice(1, 4), slice(3, 9), slice(7, 17))), permuted(grid, (2, 0, 1))
+    assert (piece.shape, ordered.shape) == ((3, 6, 10), (18, 9, 20))
+    np.testing.assert_allclose(piece.affine @ [1, 2, 4, 1], place)
+    np.testing.assert_allclose(ordered.affine @ [11, 2, 5, 1], place)
+
+
 @pytest.mark.parametrize("degrees", [0, 20])
 @pytest.mark.parametrize("spacing", [(None, None, None), (2.0, 2.0, 0.7), (4.1, 1.1, 1.2)])
-def test_any_part_of_a_grid_can_be_had_alone_from_the_part_of_the_scan_that_it_reaches(rng, spacing, degrees):
+def test_any_part_of_a_grid_can_be_had_alone_from_the_part_of_the_scan_that_it_reaches(
+    rng, spacing, degrees, monkeypatch
+):
     image = make_scan(rng, (11, 40, 36))
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turned = Geometry(image.geometry.shape, (3.0, 1.5, 1.2), (1, 2, 3), ((c, s, 0.0), (-s, c, 0.0), (0, 0, 1)))
     grid, fill = model_grid(turned, "ASL", spacing), tensor(image).amin().view(1)
     whole = resample(tensor(image), turned, grid)
     way = Way.between(turned, grid)
+    planes = [(slice(n, n + 1), *(slice(0, size) for size in grid.shape[1:])) for n in range(grid.shape[0])]
+    assert way.reach_of_planes() == [way.reach(plane)[0] for plane in planes]
     for box in [(slice(3, 9), slice(0, 5), slice(2, 9)), (slice(0, 1), slice(0, grid.shape[1]), slice(7, 8))]:
         needed = way.reach(box)
         found = way.resample(tensor(image)[(slice(None), *needed)], box, needed, fill=fill)
         torch.testing.assert_close(found, whole[(slice(None), *box)], atol=1e-3, rtol=1e-5)
+        with monkeypatch.context() as few:
+            few.setattr(resampling, "SLAB", 60)
+            few.setattr(resampling, "POINTS", 60)
+            by_planes = way.resample(tensor(image)[(slice(None), *needed)], box, needed, fill=fill)
+        torch.testing.assert_close(by_planes, found, atol=1e-3, rtol=1e-5)
+
+
+def test_every_grid_has_a_letter_of_each_axis_however_it_is_turned(rng):
+    for _ in range(100):
+        direction, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        check_orientation(axis_letters(Geometry((2, 2, 2), direction=direction)))
 
 
 @pytest.mark.parametrize("letters", ["SA", "SAA", "SAL ", "XYZ", "sar", "SIR"])
@@ -166,6 +263,29 @@ def test_each_normalisation_does_what_it_says():
     assert Normalization("none")(x) is x
     shifted = Normalization("none", mean=(1.0,), std=(2.0,))(x)
     torch.testing.assert_close(shifted, (x - 1) / 2)
+
+
+def test_a_scale_is_applied_where_only_one_part_of_it_is_not_trivial():
+    x = torch.tensor([[-2.0, 0.0, 2.0]])
+    torch.testing.assert_close(Normalization("zscore")(x), x / 2)
+    torch.testing.assert_close(Normalization("none", mean=(1.0,), std=(1.0,))(x), x - 1)
+    torch.testing.assert_close(Normalization("none", mean=(0.0,), std=(2.0,))(x), x / 2)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.float32])
+def test_the_scale_of_each_channel_is_that_of_its_values_of_any_type(kind, rng):
+    array = rng.integers(-99, 99, (2, 5, 6, 7)).astype(kind)
+    array[1] //= 3
+    values = array.reshape(2, -1)
+    counted, moments = (Normalization(*method).measure(array) for method in (("percentile", 3, 71), ("zscore",)))
+    low, high = np.percentile(values, [3, 71], axis=1)
+    np.testing.assert_allclose((counted.low, counted.span), (low, high - low))
+    np.testing.assert_allclose((moments.low, moments.span), (values.mean(axis=1), values.std(axis=1, ddof=1)))
+
+
+@pytest.mark.parametrize("method", [("zscore",), ("percentile", 1, 99)])
+def test_values_without_spread_become_zeros(method):
+    assert not Normalization(*method)(torch.full((2, 3, 4), 7.0)).any()
 
 
 @pytest.mark.parametrize(
@@ -226,3 +346,7 @@ def test_the_scale_of_voxels_in_half_precision_is_that_of_the_same_in_full(rng):
 def test_a_constant_image_is_refused():
     with pytest.raises(InvalidInput, match="channel 0 is constant"):
         check_voxels(Image(np.full((2, 3, 4), 5), Geometry((2, 3, 4))))
+    array = np.zeros((2, 2, 3, 4))
+    array[0, 1] = 1  # and the first slice of nothing but air
+    with pytest.raises(InvalidInput, match="channel 1 is constant"):
+        check_voxels(Image(array, Geometry((2, 3, 4))))

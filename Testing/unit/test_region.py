@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import make_scan, make_segmenter, physically_equal
@@ -33,6 +35,34 @@ def test_the_box_is_tight_around_the_voxels_inside(axes):
     labels = np.ones((2, *GRID.shape), np.uint8)
     region.clear_outside(labels, GRID)
     np.testing.assert_array_equal(labels[1], mask)
+
+
+def test_the_margin_is_in_mm_along_each_axis_of_the_grid():
+    region = Region((0.0, 0.0, 20.0), (8.0, 10.0, 12.0))
+    for axis, size in enumerate(GRID.spacing):
+        margin = np.eye(3)[axis] * 6.0
+        box, wider = region.box(GRID), region.box(GRID, margin)
+        grown = [(near.start - far.start, far.stop - near.stop) for near, far in zip(box, wider, strict=True)]
+        assert grown == [(6 / size, 6 / size) if n == axis else (0, 0) for n in range(3)]
+
+
+def test_a_region_that_ends_at_the_very_centres_of_voxels_holds_these_however_it_rounds():
+    grid = Geometry((5, 40, 40), (3.0, 0.7, 0.3), (-15.1, -20.3, 5.7), TURN)
+    for n in range(1, 16):
+        center, size = (grid.affine @ [2, 20, 20, 1])[:3], 2 * n * np.array([0.1, 0.7, 0.3])
+        box = Region(tuple(center), tuple(size), TURN).box(grid)
+        assert box[1:] == (slice(20 - n, 21 + n),) * 2
+
+
+def test_the_axes_of_a_region_are_directions_however_long():
+    region = Region((0.0, 0.0, 20.0), (8.0, 10.0, 12.0), TURN)
+    longer = replace(region, axes=tuple(map(tuple, np.array(TURN) * [[2.0], [3.0], [0.5]])))
+    assert longer.box(GRID) == region.box(GRID)
+    labels = np.ones(GRID.shape, np.uint8)
+    longer.clear_outside(labels, GRID)
+    np.testing.assert_array_equal(labels, inside(region, GRID))
+    with pytest.raises(InvalidInput, match="two of them coincide"):
+        replace(region, axes=(TURN[0], TURN[0], TURN[2]))
 
 
 def test_a_crop_keeps_its_place_in_space():
@@ -87,15 +117,19 @@ def test_a_region_means_the_same_however_the_scan_is_stored(dims, scan):
     assert (stored.array == expected.array[0]).mean() > 0.999
 
 
-def test_channels_on_another_grid_are_resampled_in_space(rng):
+@pytest.mark.parametrize(
+    "grid",
+    [Geometry((30, 30, 30), (1.7, 2.1, 1.9), (-1.4, -39.0, -7.5), TURN), replace(GRID, origin=(-14.6, -20.7, 6.1))],
+    ids=["turned", "moved"],
+)
+def test_channels_on_another_grid_are_resampled_in_space(grid):
     def ramp(geometry: Geometry) -> Image:
         k, j, i = np.indices(geometry.shape)
         x, y, z = np.moveaxis(np.stack([k, j, i, np.ones_like(k)], -1) @ geometry.affine[:3].T, -1, 0)
         return Image((x + 2 * y - z).astype(np.float32), geometry)
 
     first = ramp(GRID)
-    other = ramp(Geometry((30, 30, 30), (1.7, 2.1, 1.9), (-1.4, -39.0, -7.5), TURN))
-    stacked = stack_channels([first, other])
+    stacked = stack_channels([first, ramp(grid)])
     assert stacked.geometry == GRID
     reached = (slice(3, 7), slice(6, 14), slice(8, 22))
     np.testing.assert_allclose(stacked.array[1][reached], first.array[0][reached], atol=2e-3)
@@ -108,3 +142,17 @@ def test_a_channel_that_lies_wholly_elsewhere_is_refused(turn, rng):
     assert stack_channels([first, Image(rng.normal(size=(1, *here.shape)), here)]).channels == 2
     with pytest.raises(InvalidInput, match=r"image 2 lies wholly beside the first: its centre is at 30\d, "):
         stack_channels([first, Image(rng.normal(size=(1, *there.shape)), there)])
+
+
+def test_a_channel_may_reach_the_first_by_any_of_its_faces_but_must_reach_it(rng):
+    first = Image(rng.normal(size=(1, *GRID.shape)), GRID)
+    for axis, size in enumerate(GRID.shape):
+        for start, meets in ((-5.2, False), (-4.8, True), (size - 0.2, True), (size + 0.2, False)):
+            corner = np.where(np.eye(3, dtype=bool)[axis], start, 2)
+            origin = tuple((GRID.affine @ [*corner, 1])[:3])
+            other = Image(rng.normal(size=(1, 5, 5, 5)), replace(GRID, shape=(5, 5, 5), origin=origin))
+            if meets:
+                assert stack_channels([first, other]).channels == 2
+            else:
+                with pytest.raises(InvalidInput, match="wholly beside"):
+                    stack_channels([first, other])

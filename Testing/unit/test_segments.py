@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.files import read_labels, write_labels
-from DeepLabSegLib.image import Geometry, Labels, Segment
+from DeepLabSegLib.image import Geometry, Labels, Segment, Terminology
 
 
 def test_overlapping_segments_come_back_whole_from_a_segmentation(tmp_path, rng):
@@ -35,6 +37,26 @@ def test_segments_with_a_component_each_as_slicer_wrote_them_up_to_4_10_are_told
         np.testing.assert_array_equal(labels.mask(segment), masks[..., n] > 0)
 
 
+def test_segments_that_say_only_what_they_must_lie_in_one_layer_and_are_grey(tmp_path):
+    written = sitk.GetImageFromArray(np.arange(60, dtype=np.uint8).reshape(3, 4, 5) % 3)
+    for n in range(2):
+        written.SetMetaData(f"Segment{n}_ID", f"Segment_{n + 1}")
+        written.SetMetaData(f"Segment{n}_LabelValue", str(n + 1))
+    sitk.WriteImage(written, tmp_path / "r.seg.nrrd")
+    grey = tuple(Segment(value, f"Label {value}", (128, 128, 128)) for value in (1, 2))
+    assert read_labels(tmp_path / "r.seg.nrrd").segments == grey
+
+
+def test_names_colours_and_terms_of_segments_survive_with_any_sign_in_them(tmp_path, labels):
+    term = Terminology(("SCT", "1", "Part: any"), ("SCT", "2", "Lobe: upper"), ("SCT", "7771000", "Left"))
+    segments = tuple(
+        Segment(value, f"Part: {value}", (value, 254 - value, 85 * value), terminology)
+        for value, terminology in ((2, term), (1, replace(term, modifier=None)), (3, None))
+    )
+    write_labels(replace(labels, segments=segments), tmp_path / "r.seg.nrrd")
+    assert read_labels(tmp_path / "r.seg.nrrd").segments == segments
+
+
 def test_segments_of_one_value_in_two_layers_keep_ids_of_their_own(tmp_path):
     """As Slicer writes segments that overlap."""
     segments = (Segment(1, "A", (255, 0, 0), layer=0), Segment(1, "B", (0, 255, 0), layer=1))
@@ -49,6 +71,7 @@ def test_segments_of_one_value_in_two_layers_keep_ids_of_their_own(tmp_path):
         ("Color", "0.5,0.5,0.5", "Segment1_Color is '0.5,0.5,0.5'; it must be three numbers from 0 to 1"),
         ("Color", "inf 0 0", "Segment1_Color is 'inf 0 0'"),
         ("Color", "255 0 0", "Segment1_Color is '255 0 0'"),
+        ("Color", "0 -1 0", "Segment1_Color is '0 -1 0'"),
         ("Color", "0.5 0.5", "Segment1_Color is '0.5 0.5'"),
         ("LabelValue", "1.5", "Segment1_LabelValue is '1.5'; it must be a whole number"),
         ("Layer", "first", "Segment1_Layer is 'first'; it must be a whole number"),
