@@ -91,7 +91,6 @@ def convert(options: argparse.Namespace) -> Report:
     }
     network = {name: value for name, value in given.items() if value is not None}
     source = catalog.find_model(options.weights)
-    source = catalog.tensors_file(source) if catalog.is_described(source) else source
     model_input = weights.parse_input(
         source, options.normalization, options.channels, options.orientation, options.spacing, options.tile
     )

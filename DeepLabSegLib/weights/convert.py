@@ -129,22 +129,29 @@ def parse_input(
 ) -> ModelInput | None:
     """What the weights at `path` want to be fed, as a person says it; None where nothing is said.
 
-    `normalization` is "none", "zscore", "percentile:L:U" or "window:L:U"; the rest is as in `ModelInput`. Raises
-    `InvalidInput` where it can't be understood, or is missing while something else is said.
+    `normalization` is "none", "zscore", "percentile:L:U" or "window:L:U"; the rest is as in `ModelInput`. What isn't
+    said is as the weights' `model.json` has it, if there is one. Raises `InvalidInput` where it can't be understood, or
+    is missing while something else is said, and `BundleError` for a damaged `model.json`.
     """
-    if normalization is None:
-        if orientation or spacing or tile or channels:
-            raise InvalidInput(
-                "say with --normalization how voxel values go in: none, zscore, percentile:L:U or window:L:U"
-            )
+    said = {
+        "channels": tuple(channels or ()),
+        "orientation": orientation,
+        "spacing": spacing,
+        "normalization": normalization and parse_normalization(normalization),
+        "tile": tile,
+    }
+    said = {name: value for name, value in said.items() if value}
+    if not said:
         return None
-    return ModelInput(
-        tuple(channels or _channel_names(detect(Path(path)).in_channels)),
-        orientation,
-        spacing or (None, None, None),  # type: ignore[arg-type]
-        parse_normalization(normalization),
-        tile,
-    )
+    if is_described(path):
+        return replace(read_bundle(path).input, **said)  # type: ignore[arg-type]
+    if "normalization" not in said:
+        raise InvalidInput(
+            "say with --normalization how voxel values go in: none, zscore, percentile:L:U or window:L:U"
+        )
+    if "channels" not in said:
+        said["channels"] = _channel_names(detect(Path(path)).in_channels)
+    return ModelInput(**({"orientation": None, "spacing": (None, None, None)} | said))  # type: ignore[arg-type]
 
 
 def parse_normalization(text: str) -> Normalization:

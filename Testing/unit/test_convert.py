@@ -132,6 +132,9 @@ def test_a_bundle_is_converted_with_all_that_it_says_but_for_what_is_given(tmp_p
     assert (other.license, other.training_data, other.figures, other.reproduce) == ("CC0", "scans", {}, None)
     assert other.network == before.network
     assert other.input.normalization.method == "zscore"
+    assert other.input == replace(before.input, normalization=other.input.normalization)
+    assert run("convert", source, "-o", tmp_path / "finer", "--spacing", "0x0.5x0.5") == 0
+    assert read_bundle(tmp_path / "finer").input == replace(before.input, spacing=(None, 0.5, 0.5))
     halves = {name: t.half().float() for name, t in network.state_dict().items() if t.is_floating_point()}
     found = load_model(tmp_path / "other", "cpu").network.state_dict()
     torch.testing.assert_close({name: found[name] for name in halves}, halves, atol=0, rtol=0)
