@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from DeepLabSegLib.checks import counts
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.models.encoder import counts
 
 __all__ = ["EXPORT_SUFFIXES", "export"]
 

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from DeepLabSegLib.bundle import Bundle, ModelInput, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
+from DeepLabSegLib.checks import check_choice, is_count
 from DeepLabSegLib.devices import PRECISIONS, choose_device, choose_precision, is_gpu, list_devices, memory_of
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels, Segment
 from DeepLabSegLib.ladder import next_step, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.models.encoder import is_count
-from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.optimize import FastForm, FastForms
 from DeepLabSegLib.passage import Decision, Passage
 from DeepLabSegLib.postprocess import end_label, keep_largest_piece

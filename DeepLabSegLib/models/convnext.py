@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from DeepLabSegLib.checks import check_rate, counts
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_depth, counts, make_spec
-from DeepLabSegLib.models.layers import LAYERS, ChannelNorm, DropPath, InputNorm, check_rate
+from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
+from DeepLabSegLib.models.layers import LAYERS, ChannelNorm, DropPath, InputNorm
 
 __all__ = ["CONVNEXTS", "ConvNeXtBackbone", "ConvNeXtBackboneV2", "ConvNeXtSpec"]
 

@@ -14,22 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from DeepLabSegLib.checks import check_choice, check_count, check_rate, counts, is_count
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import check_count, check_input_shape, check_tensor, counts, is_count
+from DeepLabSegLib.models.activations import ACTIVATIONS, DECODER_ACTIVATIONS, Activation, activation_name
+from DeepLabSegLib.models.encoder import check_input_shape, check_tensor
 from DeepLabSegLib.models.encoders import encoder_key, make_encoder
-from DeepLabSegLib.models.layers import (
-    ACTIVATIONS,
-    DECODER_ACTIVATIONS,
-    DECODER_NORMS,
-    LAYERS,
-    Activation,
-    ConvNormAct,
-    activation_name,
-    check_choice,
-    check_rate,
-    decoder_norm,
-    resize,
-)
+from DeepLabSegLib.models.layers import DECODER_NORMS, LAYERS, ConvNormAct, decoder_norm, resize
 
 __all__ = ["ASPP", "DeepLabSpec", "DeepLabV3Plus"]
 

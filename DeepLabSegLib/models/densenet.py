@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from DeepLabSegLib.checks import check_count, check_rate, counts
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_count, check_depth, counts, make_spec
-from DeepLabSegLib.models.layers import KERAS_NORM, LAYERS, SamePad, check_rate
+from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
+from DeepLabSegLib.models.layers import KERAS_NORM, LAYERS, SamePad
 
 __all__ = ["DENSENETS", "DenseNetBackbone", "DenseNetSpec"]
 

@@ -15,21 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from DeepLabSegLib.checks import check_choice, check_rate
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.models.activations import Activation, activation_name
 from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
-from DeepLabSegLib.models.layers import (
-    LAYERS,
-    Activation,
-    DropPath,
-    InputNorm,
-    NormFactory,
-    SamePad,
-    SqueezeExcite,
-    activation_name,
-    batch_norm,
-    check_choice,
-    check_rate,
-)
+from DeepLabSegLib.models.layers import LAYERS, DropPath, InputNorm, NormFactory, SamePad, SqueezeExcite, batch_norm
 
 __all__ = [
     "BLOCKS_ARGS",

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from numbers import Integral
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from DeepLabSegLib.checks import is_count
 from DeepLabSegLib.errors import InvalidInput
 
 __all__ = [
     "Encoder",
     "PyramidLevel",
-    "check_count",
     "check_depth",
     "check_input_shape",
     "check_tensor",
-    "counts",
-    "is_count",
     "make_spec",
     "pyramid_outputs",
 ]
@@ -155,26 +152,8 @@ def check_depth(encoder_depth: object) -> None:
         raise InvalidInput(f"encoder_depth is {encoder_depth!r}; it must be a positive integer, 5 for a whole encoder")
 
 
-def check_count(argument: str, value: object) -> None:
-    """Raise `InvalidInput` unless `value` is a positive integer."""
-    if not is_count(value):
-        raise InvalidInput(f"{argument} is {value!r}; it must be a positive integer")
-
-
 def check_tensor(x: Tensor, dims: int, channels: int) -> None:
     """Raise `InvalidInput` unless `x` is `(N, channels, *S)` with `dims` spatial axes and no empty axis."""
     if x.ndim != dims + 2 or x.shape[1] != channels or 0 in x.shape:
         axes = "height, width" if dims == 2 else "depth, height, width"
         raise InvalidInput(f"input has shape {tuple(x.shape)}; this network takes (batch, {channels}, {axes})")
-
-
-def counts(argument: str, values: object) -> tuple[int, ...]:
-    """`values` as Python's integers; raise `InvalidInput` unless they are one or more positive ones, in a list."""
-    if not isinstance(values, Iterable) or not (listed := tuple(values)) or not all(map(is_count, listed)):
-        raise InvalidInput(f"{argument} is {values!r}; give one or more positive integers in a list")
-    return tuple(map(int, listed))
-
-
-def is_count(value: object) -> bool:
-    """Whether `value` is a positive integer, Python's or numpy's."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0

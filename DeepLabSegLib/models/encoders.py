@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from DeepLabSegLib.checks import check_choice
 from DeepLabSegLib.models.convnext import CONVNEXTS, ConvNeXtBackbone
 from DeepLabSegLib.models.densenet import DENSENETS, DenseNetBackbone
 from DeepLabSegLib.models.efficientnet import EFFICIENTNETS, EfficientNetBackbone
 from DeepLabSegLib.models.encoder import Encoder
-from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.models.resnet import RESNETS, SENETS, ResNetBackbone
 
 __all__ = ["ENCODERS", "FAMILIES", "encoder_key", "list_encoders", "make_encoder"]

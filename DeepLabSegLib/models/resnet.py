@@ -14,16 +14,11 @@ from operator import mul
 
 from torch import Tensor, nn
 
+from DeepLabSegLib.checks import check_choice, check_count, counts
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.encoder import Encoder, check_count, check_depth, counts, make_spec
-from DeepLabSegLib.models.layers import (
-    DECODER_ACTIVATIONS,
-    ENCODER_NORM,
-    LAYERS,
-    SqueezeExcite,
-    activation_name,
-    check_choice,
-)
+from DeepLabSegLib.models.activations import DECODER_ACTIVATIONS, activation_name
+from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
+from DeepLabSegLib.models.layers import ENCODER_NORM, LAYERS, SqueezeExcite
 
 __all__ = ["RESNETS", "SENETS", "ResNetBackbone", "ResNetSpec"]
 

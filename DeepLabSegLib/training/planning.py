@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from DeepLabSegLib.bundle import ModelInput
+from DeepLabSegLib.checks import check_choice
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec
-from DeepLabSegLib.models.layers import check_choice
 from DeepLabSegLib.preprocess import Normalization, check_orientation
 from DeepLabSegLib.training.fingerprint import ClassFound, Fingerprint
 from DeepLabSegLib.training.pairs import MAX_VALUES, name_key

@@ -11,7 +11,7 @@ from DeepLabSegLib.models.deeplab import DeepLabSpec
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.training.head_mri import ANATOMY, SEGMENTS, STEM_END, STRUCTURES, SUBSTANCE
 from DeepLabSegLib.training.planning import Overrides
-from DeepLabSegLib.training.trainer import TrainingSpec
+from DeepLabSegLib.training.spec import TrainingSpec
 
 __all__ = ["RECIPES", "Recipe", "find_recipe"]
 

@@ -12,10 +12,13 @@ from DeepLabSegLib.bundle import check_ending, save_bundle
 from DeepLabSegLib.catalog import JSON_NAME, TENSORS_NAME
 from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.outputs import leftovers
-from DeepLabSegLib.training.jobs import OnTraining, TrainOptions, checked_options, make_job, plan_of, quiet
+from DeepLabSegLib.training.checkpoint import CHECKPOINT
+from DeepLabSegLib.training.jobs import make_job
 from DeepLabSegLib.training.lock import held
+from DeepLabSegLib.training.options import OnTraining, TrainOptions, checked_options, quiet
+from DeepLabSegLib.training.outline import plan_of
 from DeepLabSegLib.training.processes import joined_processes
-from DeepLabSegLib.training.trainer import CHECKPOINT, Trained, train
+from DeepLabSegLib.training.trainer import Trained, train
 
 __all__ = ["check_data", "train_model"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 import signal
@@ -13,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,82 +23,26 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
 from DeepLabSegLib.devices import PRECISIONS
-from DeepLabSegLib.errors import InvalidInput, OutputError
+from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.ladder import out_of_memory
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.outputs import leftovers, replacing
-from DeepLabSegLib.schema import to_json
+from DeepLabSegLib.training.checkpoint import (
+    CHECKPOINT,
+    clear_leftovers,
+    identity_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from DeepLabSegLib.training.curves import Curves
 from DeepLabSegLib.training.losses import dice_cross_entropy
 from DeepLabSegLib.training.processes import Processes
+from DeepLabSegLib.training.spec import OPTIMIZERS, TrainingSpec
 
-__all__ = ["CHECKPOINT", "OnStep", "Trained", "TrainingSpec", "Validate", "train"]
+__all__ = ["OnStep", "Trained", "Validate", "train"]
 
-CHECKPOINT = "checkpoint.pt"
 MAX_GRADIENT = 5.0
-MAX_SEED = 2**23
 MAX_WORKERS = 16
 KILLED = re.compile(r"DataLoader worker .* (exited unexpectedly|is killed by signal)")
-NAMED = 5  # of the cases that differ from a checkpoint's
-
-
-@dataclass(frozen=True)
-class TrainingSpec:
-    """How a network is trained.
-
-    Attributes
-    ----------
-    steps, batch_size : updates of the weights, and pairs per update over all processes together.
-    optimizer : "adamw" with one cycle of the learning rate (Smith and Topin, 2019), or "sgd" with Nesterov's momentum
-        and a polynomial decay (Isensee et al., Nature Methods 2021).
-    learning_rate, weight_decay : the former's highest value; None takes the optimizer's usual ones.
-    average : share of the moving average of weights that stays at each step, less at first; the average is what is
-        kept.
-    keep : share of the weights begun with that stays in the result, 0 to 1: what is kept lies between these and the
-        average (Wortsman et al., CVPR 2022), for going on with a model without losing what it knew. None keeps nothing.
-    every : the loss counts each `every`-th voxel along each axis.
-    precision : "fp32", "bf16" or "fp16" for the network; weights and loss are always float32.
-    validate_every, checkpoint_every : steps between validations (None: a twelfth of all) and between checkpoints.
-    patience : validations without a gain after which training stops; None goes on to the end.
-    workers : processes that load and change images; None takes one beside a CPU, and what the machine has beside a GPU.
-    seed : of weights, split and images.
-    """
-
-    steps: int = 3000
-    batch_size: int = 4
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    average: float = 0.998
-    keep: float | None = None
-    every: int = 1
-    precision: str = "fp32"
-    validate_every: int | None = None
-    checkpoint_every: int = 100
-    patience: int | None = None
-    workers: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "every", "validate_every", "checkpoint_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.seed < MAX_SEED:
-            raise InvalidInput(f"seed is {self.seed}; it must be at least 0 and below {MAX_SEED}")
-        if self.workers is not None and self.workers < 0:
-            raise InvalidInput(f"workers is {self.workers}; give the number of loading processes, 0 for none")
-        if self.patience is not None and self.patience < 1:
-            raise InvalidInput(f"patience is {self.patience}; give at least 1 validation, or None to go on to the end")
-        if self.learning_rate is not None and not 0 < self.learning_rate < 1e3:
-            raise InvalidInput(f"learning_rate is {self.learning_rate}; it must be above 0, usually 1e-4 to 1e-2")
-        if self.weight_decay is not None and not self.weight_decay >= 0:
-            raise InvalidInput(f"weight_decay is {self.weight_decay}; it must be at least 0, usually below 0.1")
-        if not 0 <= self.average < 1:
-            raise InvalidInput(f"average is {self.average}; it must lie between 0 and 1, for example 0.998")
-        if self.keep is not None and not 0 <= self.keep < 1:
-            raise InvalidInput(f"keep is {self.keep}; it must lie between 0 and 1, for example 0.5")
-        if self.optimizer not in OPTIMIZERS:
-            raise InvalidInput(f"optimizer is {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
 
 
 Validate = Callable[[DeepLabV3Plus], Mapping[str, float]]
@@ -251,7 +194,7 @@ class _Run:
         self.stale = 0
         self._file = folder / CHECKPOINT
         self._curves = Curves(folder)
-        self._identity = _identity(network, spec, about)
+        self._identity = identity_of(network, spec, about)
         self._start = copy.deepcopy(network.state_dict()) if spec.keep else {}
         device = processes.device
         layout = torch.channels_last if network.spec.dims == 2 else torch.channels_last_3d
@@ -333,42 +276,17 @@ class _Run:
         """Write the curves, then the checkpoint, each in one move; curves that are open elsewhere wait."""
         with suppress(OSError):
             self._curves.save()
-        content = {"identity": self._identity, "step": self.step, "stale": self.stale, "best": self.best}
+        content = {"step": self.step, "stale": self.stale, "best": self.best}
         content |= {name: part.state_dict() for name, part in self._parts().items()}
-        try:
-            with replacing(self._file) as temporary, temporary.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())  # on the disk before it takes its place, which a power cut may follow
-        except (OSError, RuntimeError) as error:  # torch's own, where the disk is full
-            raise OutputError(
-                f"{self._file} can't be written ({error}); make room, and the same command goes on"
-            ) from None
+        write_checkpoint(self._file, self._identity, content)
 
     def resume(self) -> None:
         """Take up the checkpoint, where there is one; one that was being written when all was cut off is deleted."""
         if self.processes.first:
-            for path in leftovers(self._file):
-                path.unlink(missing_ok=True)
-        if not self._file.exists():
+            clear_leftovers(self._file)
+        content = read_checkpoint(self._file, self._identity)
+        if content is None:
             return
-        try:
-            content = torch.load(self._file, map_location="cpu", weights_only=True)
-            identity = content["identity"]
-        except Exception as error:  # of any kind, as what the unpickler meets
-            said = str(error).partition(". ")[0] or type(error).__name__
-            raise InvalidInput(f"{self._file} is damaged ({said}); delete it to begin anew") from None
-        if not isinstance(identity, dict):
-            raise InvalidInput(
-                f"{self._file} was made by another version of this program; finish it with that one, or delete it to "
-                "begin anew"
-            )
-        others = _differences(identity, self._identity)
-        if others:
-            raise InvalidInput(
-                f"{self._file} belongs to a training with other settings ({'; '.join(others)}); give those again, "
-                "or delete its folder to begin anew"
-            )
         for name, part in self._parts().items():
             part.load_state_dict(content[name])
         self.step, self.stale, self.best = content["step"], content["stale"], content["best"]
@@ -407,32 +325,6 @@ def _deciding(scores: Mapping[str, float]) -> float:
     return score if isfinite(score) else -inf
 
 
-def _identity(network: DeepLabV3Plus, spec: TrainingSpec, about: Mapping[str, object]) -> dict[str, Any]:
-    """What a checkpoint must share with the run that takes it up, as JSON has it; workers may differ."""
-    settings = {name: value for name, value in to_json(spec).items() if name != "workers"}
-    return json.loads(json.dumps({"network": to_json(network.spec), **settings, **about}))
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, what two identities don't share."""
-    said = []
-    for name in _unequal(before, now):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            parts = _unequal(old, new)
-            more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
-            said.append(f"{name}: {', '.join(parts[:NAMED])}{more}")
-        elif isinstance(old, list) or isinstance(new, list):
-            said.append(name)
-        else:
-            said.append(f"{name} {old}, now {new}")
-    return said
-
-
-def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
-
-
 class _FloatDepthwise(TorchFunctionMode):
     """Computes depthwise convolutions in float32 where the rest is bfloat16.
 
@@ -462,21 +354,3 @@ def _moving(share: float) -> Callable[[Any, Any, Any], None]:
         get_ema_multi_avg_fn(kept)(averaged, current, count)
 
     return update
-
-
-def _adamw(network: nn.Module, spec: TrainingSpec) -> tuple[Any, Any]:
-    rate = spec.learning_rate or 2e-3
-    decay = 1e-2 if spec.weight_decay is None else spec.weight_decay
-    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
-    # Not 0.1: the rise of a run of ten steps would last none, which torch divides by.
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, spec.steps, pct_start=0.101)
-
-
-def _sgd(network: nn.Module, spec: TrainingSpec) -> tuple[Any, Any]:
-    rate = spec.learning_rate or 1e-2
-    decay = 3e-5 if spec.weight_decay is None else spec.weight_decay
-    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.99, nesterov=True, weight_decay=decay)
-    return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, spec.steps, power=0.9)
-
-
-OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}

@@ -4,7 +4,8 @@ from DeepLabSegLib.errors import WeightsError
 from DeepLabSegLib.weights.convert import convert, parse_input, parse_normalization
 from DeepLabSegLib.weights.detect import Detection, detect
 from DeepLabSegLib.weights.inflate import inflate
-from DeepLabSegLib.weights.load import LoadReport, load_weights
+from DeepLabSegLib.weights.load import load_weights
+from DeepLabSegLib.weights.report import LoadReport
 
 __all__ = [
     "Detection",

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from DeepLabSegLib.errors import WeightsError
-from DeepLabSegLib.weights.load import LoadReport, check_memory, listed
+from DeepLabSegLib.weights.load import check_memory
+from DeepLabSegLib.weights.report import LoadReport, listed
 
 __all__ = ["inflate", "inflated"]
 

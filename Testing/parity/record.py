@@ -26,7 +26,7 @@ from medicai.utils import get_act_layer
 from reference import Case, ReferenceNetwork, described
 
 from DeepLabSegLib.models import ENCODERS
-from DeepLabSegLib.models.layers import ACTIVATIONS, DECODER_ACTIVATIONS
+from DeepLabSegLib.models.activations import ACTIVATIONS, DECODER_ACTIVATIONS
 
 NETWORKS = (
     Case("resnet18", (41, 50), 3),

@@ -12,7 +12,7 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 
 # Floors of the house, lowest first; a file imports only from its own floor and those below.
 FLOORS = [
-    {"errors", "image", "schema", "outputs", "region", "catalog", "texts", "startup", "process"},
+    {"errors", "checks", "image", "schema", "outputs", "region", "catalog", "texts", "startup", "process"},
     {
         "models",
         "preprocess",

@@ -25,7 +25,7 @@ from DeepLabSegLib.image import Image
 from DeepLabSegLib.segmenter import SegmentOptions
 from DeepLabSegLib.training import TrainOptions
 from DeepLabSegLib.training.cases import TABLES
-from DeepLabSegLib.training.trainer import TrainingSpec
+from DeepLabSegLib.training.spec import TrainingSpec
 
 FULL = Path("/dev/full")
 CLOSED = Path("/proc")

@@ -20,8 +20,9 @@ from DeepLabSegLib.models import (
     ResNetBackbone,
     make_encoder,
 )
+from DeepLabSegLib.models.activations import ACTIVATIONS, DECODER_ACTIVATIONS
 from DeepLabSegLib.models.encoders import FAMILIES
-from DeepLabSegLib.models.layers import ACTIVATIONS, DECODER_ACTIVATIONS, DropPath, SamePad
+from DeepLabSegLib.models.layers import DropPath, SamePad
 
 KNOWN = json.loads((FIXTURES / "known.json").read_text())
 SMALLEST = (

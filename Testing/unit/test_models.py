@@ -9,8 +9,8 @@ from torch import nn
 
 from DeepLabSegLib import DeepLabV3Plus, list_encoders
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.models.activations import ACTIVATIONS
 from DeepLabSegLib.models.encoders import make_encoder
-from DeepLabSegLib.models.layers import ACTIVATIONS
 from DeepLabSegLib.schema import dumps, to_json
 
 

@@ -15,7 +15,8 @@ from DeepLabSegLib.training.head_mri import (
     intracranial,
     read_head_map,
 )
-from DeepLabSegLib.training.jobs import TrainOptions, make_job, quiet
+from DeepLabSegLib.training.jobs import make_job
+from DeepLabSegLib.training.options import TrainOptions, quiet
 from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.synthesis import Contrast, LabelMap, SynthesisSpec, synthesize
 

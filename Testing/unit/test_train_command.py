@@ -27,7 +27,8 @@ from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.training import Overrides, TrainOptions, check_data, train_model
 from DeepLabSegLib.training.cases import find_cases
 from DeepLabSegLib.training.head_mri import STRUCTURES
-from DeepLabSegLib.training.jobs import make_job, quiet
+from DeepLabSegLib.training.jobs import make_job
+from DeepLabSegLib.training.options import quiet
 from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.recipes import RECIPES
 from DeepLabSegLib.training.split import split

@@ -17,7 +17,8 @@ from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.training.initial import begin_with
 from DeepLabSegLib.training.losses import dice_cross_entropy
 from DeepLabSegLib.training.processes import Processes
-from DeepLabSegLib.training.trainer import TrainingSpec, train
+from DeepLabSegLib.training.spec import TrainingSpec
+from DeepLabSegLib.training.trainer import train
 
 
 class BrightFromDark(Dataset):

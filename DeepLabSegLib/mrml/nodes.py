@@ -1,0 +1,42 @@
+"""What reading, writing and comparing nodes have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from numpy.typing import NDArray
+
+__all__ = ["binary_labelmap", "describe", "is_a", "node_affine", "segment_ids"]
+
+
+def is_a(node: Any, kind: str) -> bool:
+    """Whether `node` is a node of class `vtkMRML<kind>Node`, and not a string or anything else."""
+    return hasattr(node, "IsA") and bool(node.IsA(f"vtkMRML{kind}Node"))
+
+
+def describe(node: Any) -> str:
+    """What was given where another node was wanted, for a message."""
+    if node is None:
+        return "missing"
+    return f"{node.GetName()}, a {node.GetClassName()}" if is_a(node, "") else f"{node!r}, and no node"
+
+
+def node_affine(volume_node: Any) -> NDArray[np.float64]:
+    """4x4 from (k, j, i) to the node's own RAS."""
+    matrix = vtk.vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    ijk = slicer.util.arrayFromVTKMatrix(matrix)
+    return ijk[:, [2, 1, 0, 3]]
+
+
+def binary_labelmap() -> str:
+    """The name of the representation of segments as voxels."""
+    return slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+
+
+def segment_ids(segmentation: Any) -> list[str]:
+    """The ids of a vtkSegmentation's segments, in their order."""
+    return [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]

@@ -1,0 +1,101 @@
+"""From nodes: voxels and where they lie, and the box of a region."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+import vtk.util.numpy_support  # loaded lazily from Slicer 5.13 on
+from numpy.typing import NDArray
+
+from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.image import Geometry, Image
+from DeepLabSegLib.mrml.nodes import describe, is_a, node_affine
+from DeepLabSegLib.region import Region
+
+__all__ = ["read_region", "read_volumes", "volume_voxels"]
+
+FOUR_DIMENSIONAL = ("DiffusionWeightedVolume", "DiffusionImageVolume", "MultiVolume")
+
+
+def read_volumes(volume_nodes: Sequence[Any]) -> Image:
+    """The voxels of scalar or colour volume nodes as `(C, k, j, i)`, a copy, with parent transforms applied.
+
+    Channels come in the order of the nodes, on the grid of the first; others are resampled in physical space.
+
+    Raises `InvalidInput` for no node, and what `volume_voxels` raises.
+    """
+    from DeepLabSegLib.preprocess import stack_channels
+
+    if not volume_nodes:
+        raise InvalidInput("no volume is given; choose a scalar or colour volume")
+    images = []
+    for node in volume_nodes:
+        array, geometry = volume_voxels(node)
+        channels_first = np.moveaxis(array, -1, 0) if array.ndim == 4 else array
+        images.append(Image(channels_first.copy(), geometry))
+    return stack_channels(images)
+
+
+def volume_voxels(volume_node: Any) -> tuple[NDArray, Geometry]:
+    """Voxels `(k, j, i)` or `(k, j, i, C)`, a view into the node, and where they lie in world RAS.
+
+    Raises `InvalidInput` for a node that is no volume, is empty, 4D or a label map, or lies under a transform that
+    leaves no regular grid.
+    """
+    if not is_a(volume_node, "ScalarVolume"):
+        raise InvalidInput(f"the input is {describe(volume_node)}; choose a scalar or colour volume")
+    name = volume_node.GetName()
+    if volume_node.IsA("vtkMRMLLabelMapVolumeNode"):
+        raise InvalidInput(f"the input {name} is a label map; choose the image that it belongs to")
+    if any(volume_node.IsA(f"vtkMRML{kind}Node") for kind in FOUR_DIMENSIONAL):
+        raise InvalidInput(f"the input {name} is 4D; extract one time point or direction as a scalar volume first")
+    data = volume_node.GetImageData()
+    if data is None or data.GetNumberOfPoints() == 0 or data.GetPointData().GetScalars() is None:
+        raise InvalidInput(f"the volume {name} is empty; load or create its voxels first")
+    i, j, k = data.GetDimensions()
+    array = vtk.util.numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())
+    array = array.reshape((k, j, i) if array.ndim == 1 else (k, j, i, array.shape[1]))
+    affine = _world_from_node(volume_node, "volume") @ node_affine(volume_node)
+    try:
+        return array, Geometry.from_affine((k, j, i), affine)
+    except InvalidInput as error:
+        raise InvalidInput(f"the volume {name}: {error}") from None
+
+
+def read_region(roi_node: Any) -> Region:
+    """The box of a markups ROI in world RAS. Raises `InvalidInput` where it has no size or no regular shape."""
+    if not is_a(roi_node, "MarkupsROI"):
+        raise InvalidInput(f"the region is {describe(roi_node)}; choose a markups ROI")
+    name = roi_node.GetName()
+    _world_from_node(roi_node, "region")
+    matrix = slicer.util.arrayFromVTKMatrix(roi_node.GetObjectToWorldMatrix())
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    try:
+        return Region(
+            tuple(matrix[:3, 3].tolist()),
+            tuple((np.array(roi_node.GetSize()) * lengths).tolist()),
+            tuple(map(tuple, (matrix[:3, :3] / lengths).T.tolist())),
+        )
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error}; place the ROI's corners in a slice view first") from None
+
+
+def _world_from_node(node: Any, what: str) -> NDArray[np.float64]:
+    """4x4 of all transforms above `node`; raises `InvalidInput` where one of them is not linear."""
+    transform = node.GetParentTransformNode()
+    if transform is None:
+        return np.eye(4)
+    if not transform.IsTransformToWorldLinear():
+        while transform.IsLinear():  # it is one of those above
+            transform = transform.GetParentTransformNode()
+        raise InvalidInput(
+            f"the {what} {node.GetName()} lies under the non-linear transform {transform.GetName()}; harden the "
+            "transform on it first (Transforms module), so that it is straight in space"
+        )
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
