@@ -124,6 +124,8 @@ class Bundle:
                 f"input.background is {self.input.background}, but with {network.classifier_activation} nothing says "
                 "which scores background has; leave it out"
             )
+        if network.classifier_activation == "glu":
+            raise InvalidInput("network.classifier_activation is glu, which leaves half of the classes; use softmax")
         foreground = network.foreground_classes
         if foreground < 1:
             raise InvalidInput(f"one class with {network.classifier_activation} leaves no foreground; use sigmoid")

@@ -67,12 +67,12 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise InvalidInput(f"device is {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
     here = {"cpu": True, "mps": mps, "cuda": cuda and (device.index or 0) < torch.cuda.device_count()}
     if not here.get(device.type, False):
         raise InvalidInput(f"device {name!r} isn't available to this torch ({torch.__version__}); choose auto or cpu")
-    return device
+    return device if is_gpu(device) else torch.device("cpu")  # which "cpu:0" isn't equal to
 
 
 def memory_of(device: torch.device) -> int | None:

@@ -21,7 +21,13 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, of a GPU or the computer's own."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
-    words = ("out of memory", "can't allocate memory", "not enough memory")  # MPS's and the CPU's own
+    words = (
+        "out of memory",  # MPS's
+        "can't allocate memory",  # the CPU's, on Windows the next
+        "not enough memory",
+        "alloc_failed",  # cuBLAS's
+        "allocation_failed",  # cuDNN's
+    )
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in words)
 
 

@@ -14,6 +14,9 @@ from DeepLabSegLib.errors import OutputError
 
 __all__ = ["check_apart", "check_output", "leftovers", "replacing"]
 
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}-")
+"""How names of temporary files begin."""
+
 PAUSES_S = (0.1, 0.3, 1.0)
 """How long to wait, again and again, for who holds a file: on Windows a virus scanner does for a moment."""
 
@@ -103,10 +106,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def leftovers(path: Path) -> list[Path]:
-    """The temporary files that writing to `path` has left where the process was killed."""
-    folder, name = _leads_to(path).parent, re.compile(r"\.[0-9a-f]{8}" + re.escape(_tail(path)))
-    return [other for other in folder.iterdir() if name.fullmatch(other.name)]
+def leftovers(folder: Path) -> list[Path]:
+    """The temporary files that writing into `folder` has left where a process was killed."""
+    return [path for path in folder.iterdir() if TEMPORARY.match(path.name)] if folder.is_dir() else []
 
 
 def _tail(path: Path) -> str:

@@ -64,13 +64,15 @@ def axis_letters(geometry: Geometry) -> str:
     return "".join(letters)
 
 
-def model_grid(source: Geometry, orientation: str | None, spacing: Sequence[float | None], cell: int = 1) -> Geometry:
+def model_grid(
+    source: Geometry, orientation: str | None, spacing: Sequence[float | None], cell: int | Sequence[int] = 1
+) -> Geometry:
     """The grid that a model works on: `orientation` and `spacing`, covering `source`.
 
     `orientation` None keeps the source's own axes; a spacing of None keeps the source's voxel size along the axis
     that comes to lie there. Where voxels keep their size along an axis, they keep their places too. Elsewhere the grid
-    consists of whole cells of `cell` voxels at fixed places in space, so that a point of the body comes to lie at the
-    same place of the network's own grid however the scan was cropped.
+    consists of whole cells of `cell` voxels, along all axes or each, at fixed places in space, so that a point of the
+    body comes to lie at the same place of the network's own grid however the scan was cropped.
     """
     if orientation is None:
         axes = np.array(source.direction)
@@ -87,13 +89,13 @@ def model_grid(source: Geometry, orientation: str | None, spacing: Sequence[floa
     shape = np.maximum(1, np.ceil(extent / size - 1e-3)).astype(int)
     centre = axes @ (source.affine @ np.array([*(np.array(source.shape) - 1) / 2, 1.0]))[:3]
     first = centre - size * (shape - 1) / 2
-    for axis in range(3):
+    for axis, voxels in enumerate(np.broadcast_to(cell, 3)):
         if spacing[axis] is None or (along[axis].max() > 1 - 1e-6 and abs(size[axis] / nearest[axis] - 1) < 1e-4):
             continue
-        pitch = size[axis] * cell
+        pitch = size[axis] * voxels
         low, high = (centre[axis] + side * extent[axis] / 2 for side in (-1, 1))
         low, high = np.floor(low / pitch + 1e-3) * pitch, np.ceil(high / pitch - 1e-3) * pitch
-        shape[axis], first[axis] = max(cell, round((high - low) / size[axis])), low + size[axis] / 2
+        shape[axis], first[axis] = max(voxels, round((high - low) / size[axis])), low + size[axis] / 2
     return Geometry(tuple(shape), tuple(size), tuple(axes.T @ first), tuple(map(tuple, axes)))
 
 
@@ -170,7 +172,10 @@ class Normalization:
             )
 
     def measure(self, array: NDArray) -> Scaling:
-        """What the whole scan `(C, *S)`, of any number type, says of its values; nothing of its size is copied."""
+        """What the whole scan `(C, *S)`, of any number type, says of its values.
+
+        Nothing of its size is copied, but a channel for percentiles of numbers beyond 16 bits.
+        """
         channels = len(array)
         if self.method == "zscore":
             moments = [_mean_and_deviation(channel) for channel in array]
@@ -255,7 +260,7 @@ def _percentiles(channel: NDArray, lower: float, upper: float) -> tuple[float, f
             return float(ends[0] + (ends[1] - ends[0]) * (place - np.floor(place)))
 
         return at(lower), at(upper)
-    found = np.percentile(channel.astype(np.float32), [lower, upper])
+    found = np.percentile(channel.astype(np.float32), [lower, upper], overwrite_input=True)
     return float(found[0]), float(found[1])
 
 

@@ -61,7 +61,7 @@ class SegmentOptions:
     overlap : share of a tile that neighbours have in common, 0 up to 0.9.
     blending : how overlapping tiles are weighed, "gaussian" or "constant".
     slice_axis : "axial", "coronal" or "sagittal" slices for a 2D network; None takes the model's.
-    threshold : score from which a voxel belongs to a label, for sigmoid networks.
+    threshold : score from which a voxel belongs to a label, for sigmoid networks; others take none but the default.
     mirror : average the scores over the mirror images of each window, along the axes of which the model says that both
         directions look alike to it, or else all: twice as many runs with each axis. Not for models that tell left from
         right.
@@ -87,6 +87,8 @@ class SegmentOptions:
             raise InvalidInput(
                 f"tile is {tile!r}; give whole numbers of at least 1, one per axis, such as (96, 96, 96)"
             )
+        if tile is not None:
+            object.__setattr__(self, "tile", tuple(map(int, tile)))  # equal options are written alike
         if not isinstance(self.overlap, Real) or not 0 <= self.overlap <= 0.9:
             raise InvalidInput(f"overlap is {self.overlap!r}; it must lie between 0 and 0.9")
         if not isinstance(self.threshold, Real) or not 0 < self.threshold < 1:
@@ -232,6 +234,11 @@ class Segmenter:
             raise InvalidInput(
                 f"mirror is on, but the model {self.bundle.name} tells the ends of every axis apart; leave it out"
             )
+        if options.threshold != SegmentOptions.threshold and self.bundle.network.exclusive:
+            raise InvalidInput(
+                f"threshold is {options.threshold}, but the model {self.bundle.name} gives each voxel one class, that "
+                "of the largest score; leave it out"
+            )
         activation = self.bundle.network.classifier_activation
         for name in SCORE_MAPS:
             if getattr(options, name) and activation not in ("softmax", "sigmoid"):
@@ -262,8 +269,9 @@ class Segmenter:
     def _grid(self, source: Geometry, options: SegmentOptions) -> Geometry:
         wanted = self.bundle.input
         orientation, spacing = self._orientation(options), wanted.spacing
-        whole = options.tile is None and wanted.tile is None
-        grid = model_grid(source, orientation, spacing, self.network.stride if whole else 1)
+        stride = self.network.stride if options.tile is None and wanted.tile is None else 1
+        across = stride if self.bundle.network.dims == 3 else 1  # a 2D network's slices stand alone
+        grid = model_grid(source, orientation, spacing, (across, stride, stride))
         if np.prod(grid.shape, dtype=float) > MAX_GRID_VOXELS:
             raise InvalidInput(
                 f"at the model's spacing the image has {' x '.join(map(str, grid.shape))} voxels, more than "

@@ -66,7 +66,7 @@ SAFE_RANGE = 80.0
 
 def tile_starts(size: int, tile: int, overlap: float) -> list[int]:
     """First voxels of the fewest tiles that cover `size`, evenly spread, sharing at least `overlap` of a tile."""
-    step = max(1, int(tile * (1 - overlap)))
+    step = max(1, int(tile * (1 - overlap) + 1e-9))  # 20 x (1 - 0.9) is 1.9999999999999996
     count = 1 + max(0, -(-(size - tile) // step))
     return np.rint(np.linspace(0, max(0, size - tile), count)).astype(int).tolist()
 

@@ -272,9 +272,10 @@ class Panel(VTKObservationMixin):
         options = {
             "overlap": parameters.overlap,
             "mirror": parameters.mirror and self.ui.mirrorCheckBox.enabled,
-            "threshold": parameters.threshold,
             "uncertainty": parameters.uncertainty,
         }
+        if self.ui.thresholdSlider.enabled:
+            options["threshold"] = parameters.threshold
         if parameters.tile.strip():
             options["tile"] = list(parse_sizes(parameters.tile))
         if parameters.sliceAxis and self.ui.sliceAxisComboBox.enabled:

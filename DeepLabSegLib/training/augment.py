@@ -95,7 +95,7 @@ def _channel(x: Tensor, spec: Augmentation, draw: Draw, planar: bool) -> Tensor:
     if draw.chance(spec.resolution_share):
         factor = draw.even(*spec.resolution)
         low = [max(1, round(size * factor)) if axis in axes else size for axis, size in enumerate(x.shape)]
-        coarse = F.interpolate(x[None, None], size=low, mode="nearest")
+        coarse = F.interpolate(x[None, None], size=low, mode="nearest-exact")  # whose voxels stay centred
         x = F.interpolate(coarse, size=tuple(x.shape), mode="trilinear", align_corners=False)[0, 0]
     if draw.chance(spec.gamma_share):
         x = _gamma(x, draw.even(*spec.gamma), draw.chance(0.5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ from pathlib import Path
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import IMAGE_SUFFIXES, JPEG_SUFFIXES, PICTURE_SUFFIXES
 from DeepLabSegLib.pairing import stem, unique
+from DeepLabSegLib.schema import load_json
 
 __all__ = ["DATASET", "Case", "Fault", "find_cases"]
 
@@ -275,11 +275,11 @@ def _named(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[Fault]]:
     if not path.is_file():
         return list(cases), []
     try:
-        said = _object(json.loads(path.read_text(encoding="utf-8-sig")), "the file")
+        said = _object(load_json(path), "the file")
         labels = _object(said.get("labels", {}), "labels")
         names = _object(said.get("channel_names", said.get("modality", {})), "channel_names")
-    except (OSError, ValueError) as error:
-        problem = f"it can't be read ({error}), so that it names no class; correct it, or name them with --labels"
+    except InvalidInput as error:
+        problem = f"it can't be read ({error}), so that it names no class; --labels names them as well"
         return list(cases), [Fault(path.name, problem)]
     channels = tuple(unique([str(names[key]) for key in sorted(names, key=lambda key: (len(key), key))]))
     classes, others = _class_names(labels)
@@ -297,7 +297,7 @@ def _named(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[Fault]]:
 
 def _object(value: object, what: str) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise InvalidInput(f"{what} is {value!r:.50}, no object")
+        raise InvalidInput(f"{what} is {value!r:.50}, no object; correct it")
     return value
 
 

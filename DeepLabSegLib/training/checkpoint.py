@@ -12,14 +12,14 @@ import torch
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.outputs import leftovers, replacing
+from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.schema import to_json
 from DeepLabSegLib.training.spec import TrainingSpec
 
-__all__ = ["CHECKPOINT", "clear_leftovers", "identity_of", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CHECKPOINT", "identity_of", "read_checkpoint", "write_checkpoint"]
 
 CHECKPOINT = "checkpoint.pt"
-NAMED = 5  # of the cases that differ from a checkpoint's  # of the cases that differ from a checkpoint's
+NAMED = 5  # of the cases that differ from a checkpoint's
 
 
 def identity_of(network: DeepLabV3Plus, spec: TrainingSpec, about: Mapping[str, object]) -> dict[str, Any]:
@@ -60,12 +60,6 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
             "or delete its folder to begin anew"
         )
     return content
-
-
-def clear_leftovers(path: Path) -> None:
-    """Delete what was being written to `path` when a training was cut off."""
-    for leftover in leftovers(path):
-        leftover.unlink(missing_ok=True)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from DeepLabSegLib.evaluate import unnamed
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
 from DeepLabSegLib.preprocess import axis_letters
-from DeepLabSegLib.training.pairs import name_key, on_grid
+from DeepLabSegLib.training.pairs import name_key, on_grid, sample
 
 __all__ = ["ClassFound", "Fingerprint", "Measurement", "Values", "measure", "summarize"]
 
@@ -141,8 +141,7 @@ def measure(image: Image, labels: Labels) -> Measurement:
         (known[value], count) for value, count in zip(found.tolist(), counts.tolist(), strict=True) if value > 0
     )
     inside = on_grid(labels, image.geometry) > 0
-    index = np.flatnonzero(inside) if inside.any() else np.arange(inside.size)
-    index = index[:: -(-len(index) // SAMPLE)]
+    index = sample(np.flatnonzero(inside) if inside.any() else np.arange(inside.size), SAMPLE)
     values = np.stack([channel.reshape(-1)[index] for channel in image.array]).astype(np.float32)
     lowest = tuple(float(channel.min()) for channel in image.array)
     return Measurement(image.geometry, image.channels, segments, lowest, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from DeepLabSegLib.schema import to_json
 from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.head_mri import SyntheticHeads, read_head_map
 from DeepLabSegLib.training.options import OnTraining, TrainOptions, initial_of, recipe_of, settings_of
-from DeepLabSegLib.training.outline import beginning, plan_of
+from DeepLabSegLib.training.outline import beginning, outline_of
 from DeepLabSegLib.training.patches import Patches
 from DeepLabSegLib.training.prepared import case_key, prepare
 from DeepLabSegLib.training.processes import Processes
@@ -28,6 +29,8 @@ from DeepLabSegLib.training.trainer import Validate
 from DeepLabSegLib.training.validation import dice_on
 
 __all__ = ["Job", "make_job"]
+
+NAMED = 5  # of what has a fault
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,18 @@ def _from_pairs(
     processes: Processes,
     on_progress: OnTraining,
 ) -> Job:
-    outline = plan_of(data, options, processes, on_progress)
+    outline = outline_of(data, options, processes, on_progress)
     learned, held_out, chosen = outline.learned, outline.held_out, outline.plan
     if processes.first:
         with replacing(folder / "data.txt") as temporary:
             temporary.write_text(f"{outline.text}\n", encoding="utf-8")
+        if outline.faulty:
+            more = " ..." if len(outline.faulty) > NAMED else ""
+            warnings.warn(
+                f"there are faults in {', '.join(outline.faulty[:NAMED])}{more}; {folder / 'data.txt'} says which, and "
+                "the rest is trained on",
+                stacklevel=2,
+            )
     if recipe is None:
         bundle = Bundle(
             name=name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from DeepLabSegLib.errors import OutputError
@@ -25,8 +25,8 @@ TAKEN = (errno.EACCES, errno.EAGAIN)
 def held(folder: Path) -> Iterator[None]:
     """Keep trainings of other processes out of `folder`.
 
-    The system's own lock on a file, which ends with this process, however that ends; the file stays. On file systems
-    that have no locks, as some of clusters, nobody is kept out.
+    The system's own lock on a file, which ends with this process, however that ends. The file stays; where nothing has
+    come into `folder` beside it, both go. On file systems that have no locks, as some of clusters, nobody is kept out.
 
     Raises `OutputError` where another training is at work in `folder`, or it can't be written to.
     """
@@ -42,7 +42,14 @@ def held(folder: Path) -> Iterator[None]:
                 raise OutputError(
                     f"another training is at work in {folder}; wait until it ends or stop it, or give another output"
                 ) from None
-        yield
+        try:
+            yield
+        finally:
+            file.close()  # Windows deletes no open file
+            with suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def _lock(file: int) -> None:

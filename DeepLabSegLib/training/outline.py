@@ -22,7 +22,7 @@ from DeepLabSegLib.training.spec import TrainingSpec
 from DeepLabSegLib.training.split import split
 from DeepLabSegLib.training.validation import lacking
 
-__all__ = ["Outline", "beginning", "plan_of"]
+__all__ = ["Outline", "beginning", "outline_of"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Outline:
     ----------
     learned, held_out : the good cases, to train on and to validate with.
     unmeasured : names of the classes that no held-out case has, where some are held out.
+    faulty : names of the cases and files with a fault.
     plan, training : what is chosen for them.
     network, begun : as in `Job`.
     text : data and plan in words, with every fault.
@@ -41,6 +42,7 @@ class Outline:
     learned: list[Case]
     held_out: list[Case]
     unmeasured: list[str]
+    faulty: list[str]
     plan: TrainingPlan
     training: TrainingSpec
     network: DeepLabV3Plus
@@ -48,7 +50,7 @@ class Outline:
     text: str
 
 
-def plan_of(data: Path, options: TrainOptions, processes: Processes, on_progress: OnTraining = quiet) -> Outline:
+def outline_of(data: Path, options: TrainOptions, processes: Processes, on_progress: OnTraining = quiet) -> Outline:
     """What would be trained on the pairs in `data`. Raises as `make_job` does, options first."""
     recipe = recipe_of(options)
     if recipe is not None and recipe.heads is not None:
@@ -70,7 +72,8 @@ def plan_of(data: Path, options: TrainOptions, processes: Processes, on_progress
     learned, held_out, unmeasured = _parted(checked, chosen, options, training.seed)
     network, begun = beginning(chosen.network, chosen.labels, training, recipe, options)
     text = "\n".join([report(checked), *chosen.lines(), *_held_out_lines(held_out, unmeasured)])
-    return Outline(learned, held_out, unmeasured, chosen, training, network, begun, text)
+    faulty = list(dict.fromkeys(fault.name for fault in checked.faults))
+    return Outline(learned, held_out, unmeasured, faulty, chosen, training, network, begun, text)
 
 
 def _parted(

@@ -18,7 +18,7 @@ from DeepLabSegLib.preprocess import axis_letters, check_voxels, stack_channels
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.training.cases import Case
 
-__all__ = ["BadPair", "class_of", "is_picture", "name_key", "on_grid", "read_pair"]
+__all__ = ["BadPair", "class_of", "is_picture", "name_key", "on_grid", "read_pair", "sample"]
 
 MAX_VALUES = 255
 """Classes that a training label holds at most: they are stored in a byte."""
@@ -110,6 +110,13 @@ def class_of(segment: Segment, names: Sequence[str], values: Sequence[int]) -> i
 def name_key(name: str) -> str:
     """What two spellings of a class's name have in common."""
     return name.strip().casefold()
+
+
+def sample(voxels: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """At most `count` of `voxels`, always the same."""
+    if len(voxels) <= count:
+        return voxels
+    return np.random.default_rng(0).choice(voxels, count)  # steps of a row's length would meet one plane alone
 
 
 def _one_layer(labels: Labels) -> Labels:
@@ -224,9 +231,7 @@ def _is_cropped(case: Case, labels: Labels, geometry: Geometry) -> bool:
 
 def _share_inside(labels: Labels, geometry: Geometry) -> float:
     """The share of the labels' voxels whose centres lie in the box of `geometry`, of at most `SAMPLE` of them."""
-    voxels = np.flatnonzero(labels.array)
-    if len(voxels) > SAMPLE:  # at random: steps of a row's length would meet one plane alone
-        voxels = np.random.default_rng(0).choice(voxels, SAMPLE)
+    voxels = sample(np.flatnonzero(labels.array), SAMPLE)
     index = np.stack([*np.unravel_index(voxels, labels.array.shape), np.ones(len(voxels))])
     seen = (np.linalg.inv(geometry.affine) @ labels.geometry.affine @ index)[:3].T
     return float(((seen >= -0.5) & (seen <= np.array(geometry.shape) - 0.5)).all(axis=1).mean())

@@ -77,9 +77,8 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     def _centre(self, case: PreparedCase, draw: Draw) -> Tensor:
         """Position of the patch's middle in the case, in voxels; its voxels are the case's."""
         voxel = None
-        if case.positions and draw.chance(FOREGROUND_SHARE):
-            classes = sorted(case.positions)
-            rows = case.positions[classes[draw.whole(0, len(classes) - 1)]]
+        if (positions := case.positions()) and draw.chance(FOREGROUND_SHARE):
+            rows = positions[draw.whole(0, len(positions) - 1)]
             voxel = rows[draw.whole(0, len(rows) - 1)]
         corner = []
         for axis, (tile, size) in enumerate(zip(self.plan.tile, case.shape, strict=True)):

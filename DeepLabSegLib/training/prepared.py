@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -21,21 +20,21 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.image import Geometry, Image, Labels
-from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.outputs import leftovers, replacing
 from DeepLabSegLib.preprocess import model_grid
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.schema import dumps, from_json, to_json
 from DeepLabSegLib.training.cases import Case
-from DeepLabSegLib.training.pairs import class_of, on_grid, read_pair
+from DeepLabSegLib.training.pairs import class_of, on_grid, read_pair, sample
 from DeepLabSegLib.training.planning import MAX_VOXELS, TrainingPlan
 
 __all__ = ["PreparedCase", "case_key", "class_indices", "on_model_grid", "prepare"]
 
-FORMAT = 2
+FORMAT = 3
 """Part of what is compared: raised when prepared files change."""
 
 POSITIONS = 10_000
-"""Voxels of a class that patches are centred at, at most, evenly spread over the class."""
+"""Voxels of a class that patches are centred at, at most, drawn from all of the class."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class PreparedCase:
     ----------
     name : that of the `Case`.
     folder, stem : where the files are and how they begin: `.image.npy` `(C, k, j, i)` float16 or float32, `.label.npy`
-        `(k, j, i)` uint8 class indices, `.positions.npy` `(n, 4)` int32 class and voxel `(k, j, i)`.
+        `(k, j, i)` uint8 class indices, `.positions.npy` `(n, 4)` int32 class and voxel `(k, j, i)`, by class.
     key : of the files and the plan that it was made from.
     shape : voxels along (k, j, i).
     spacing : mm per voxel along (k, j, i).
@@ -67,11 +66,11 @@ class PreparedCase:
         """`(k, j, i)` class indices, mapped into memory."""
         return np.load(self.folder / f"{self.stem}.label.npy", mmap_mode="r")
 
-    @cached_property
-    def positions(self) -> dict[int, NDArray[np.int32]]:
-        """Class index -> `(n, 3)` voxels (k, j, i) of it; classes that the case lacks are left out."""
-        rows = np.load(self.folder / f"{self.stem}.positions.npy")
-        return {int(index): rows[rows[:, 0] == index, 1:] for index in np.unique(rows[:, 0])}
+    def positions(self) -> list[NDArray[np.int32]]:
+        """`(n, 3)` voxels (k, j, i) of each class that the case has, mapped into memory."""
+        rows = np.load(self.folder / f"{self.stem}.positions.npy", mmap_mode="r")
+        starts = np.unique(rows[:, 0], return_index=True)[1]
+        return np.split(rows[:, 1:], starts[1:]) if len(starts) else []
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,8 @@ def prepare(
     prepared = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in leftovers(folder):
+            path.unlink(missing_ok=True)
         for done, case in enumerate(cases, 1):
             prepared.append(_prepare(case, plan, folder))
             if on_case is not None:
@@ -155,6 +156,7 @@ def _prepare(case: Case, plan: TrainingPlan, folder: Path) -> PreparedCase:
         except InvalidInput as error:
             raise InvalidInput(f"{case.name}: {error}") from None
         record = _Record(key, grid.shape, grid.spacing)
+        (folder / f"{stem}.json").unlink(missing_ok=True)  # which a kill would leave with files of two plans
         # Values as they are may be too large for half precision.
         kind = np.float32 if plan.input.normalization.method == "none" else np.float16
         _save(folder / f"{stem}.image.npy", x.astype(kind))
@@ -200,8 +202,7 @@ def _positions(classes: NDArray[np.uint8]) -> NDArray[np.int32]:
     flat = classes.reshape(-1)
     for index in np.flatnonzero(np.bincount(flat)).tolist():
         if index:
-            found = np.flatnonzero(flat == index)
-            found = found[:: -(-len(found) // POSITIONS)]
+            found = sample(np.flatnonzero(flat == index), POSITIONS)
             voxels = np.stack(np.unravel_index(found, classes.shape), axis=1)
             rows.append(np.c_[np.full(len(found), index), voxels].astype(np.int32))
     return np.concatenate(rows)

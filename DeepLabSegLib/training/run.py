@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from DeepLabSegLib.bundle import check_ending, save_bundle
-from DeepLabSegLib.catalog import JSON_NAME, TENSORS_NAME
+from DeepLabSegLib.catalog import TENSORS_NAME
 from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.outputs import leftovers
 from DeepLabSegLib.training.checkpoint import CHECKPOINT
 from DeepLabSegLib.training.jobs import make_job
 from DeepLabSegLib.training.lock import held
 from DeepLabSegLib.training.options import OnTraining, TrainOptions, checked_options, quiet
-from DeepLabSegLib.training.outline import plan_of
+from DeepLabSegLib.training.outline import outline_of
 from DeepLabSegLib.training.processes import joined_processes
 from DeepLabSegLib.training.trainer import Trained, train
 
@@ -27,7 +27,7 @@ def check_data(data: str | os.PathLike[str], options: TrainOptions, on_progress:
     """The report of faults, the fingerprint and the plan, without training. Raises as `train_model` does."""
     options = checked_options(options)
     with joined_processes(options.device) as processes:
-        return plan_of(Path(data), options, processes, on_progress).text
+        return outline_of(Path(data), options, processes, on_progress).text
 
 
 def train_model(
@@ -60,7 +60,7 @@ def train_model(
         if processes.first:
             _make(folder)
             stack.enter_context(held(folder))
-            for path in _left_in(target):
+            for path in leftovers(target):
                 path.unlink(missing_ok=True)
         processes.wait()
         # The first prepares what the others then find.
@@ -90,14 +90,7 @@ def _unfinished(target: Path, folder: Path) -> bool:
     if not target.is_dir() or not (folder / CHECKPOINT).exists():
         return False
     # What tells of the tensors is written last.
-    return not {*target.iterdir()} - {target / TENSORS_NAME, *_left_in(target)}
-
-
-def _left_in(target: Path) -> list[Path]:
-    """The temporary files that a kill has left in the bundle's folder `target`."""
-    if not target.is_dir():
-        return []
-    return [path for name in (TENSORS_NAME, JSON_NAME) for path in leftovers(target / name)]
+    return not {*target.iterdir()} - {target / TENSORS_NAME, *leftovers(target)}
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -26,13 +26,8 @@ from DeepLabSegLib.devices import PRECISIONS
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.ladder import out_of_memory
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
-from DeepLabSegLib.training.checkpoint import (
-    CHECKPOINT,
-    clear_leftovers,
-    identity_of,
-    read_checkpoint,
-    write_checkpoint,
-)
+from DeepLabSegLib.outputs import leftovers
+from DeepLabSegLib.training.checkpoint import CHECKPOINT, identity_of, read_checkpoint, write_checkpoint
 from DeepLabSegLib.training.curves import Curves
 from DeepLabSegLib.training.losses import dice_cross_entropy
 from DeepLabSegLib.training.processes import Processes
@@ -281,9 +276,10 @@ class _Run:
         write_checkpoint(self._file, self._identity, content)
 
     def resume(self) -> None:
-        """Take up the checkpoint, where there is one; one that was being written when all was cut off is deleted."""
+        """Take up the checkpoint, where there is one; what was being written when all was cut off is deleted."""
         if self.processes.first:
-            clear_leftovers(self._file)
+            for path in leftovers(self._file.parent):
+                path.unlink(missing_ok=True)
         content = read_checkpoint(self._file, self._identity)
         if content is None:
             return

@@ -73,6 +73,19 @@ def test_a_direction_of_slices_is_asked_where_the_model_leaves_it_open(widget, m
         assert widget.ui.sliceAxisComboBox.enabled == is_open
 
 
+def test_a_threshold_is_for_models_whose_segments_may_overlap(widget, models, volume):
+    save_model(models / "overlapping", make_segmenter(2, activation="sigmoid"))
+    widget.enter()
+    found = []
+    for model, threshold in (("overlapping", 0.5), ("overlapping", 0.95), ("tiny-2d", 0.95)):
+        select(widget.ui.modelComboBox, model)
+        assert widget.ui.thresholdSlider.enabled == (model == "overlapping")
+        widget.logic.getParameterNode().threshold = threshold
+        assert "is ready" in segment(widget)
+        found.append(sum(mask.sum() for mask in masks(segmentations()[-1]).values()))
+    assert found[0] > found[1] > 0
+
+
 def test_a_model_whose_folder_was_removed_is_said_to_be_missing(widget, models, volume):
     select(widget.ui.modelComboBox, "tiny-2d")
     (models / "tiny-2d").rename(models.parent / "elsewhere")

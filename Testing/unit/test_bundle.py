@@ -67,6 +67,7 @@ def edit(folder: Path, change) -> None:
         (lambda c: c["network"].update(num_classes="3"), "num_classes is '3'"),
         (lambda c: c["network"].update(num_classes=True), "must be"),
         (lambda c: c["network"].update(num_classes=4), "needs 1 to 3"),
+        (lambda c: c["network"].update(classifier_activation="glu"), "glu, which leaves half of the classes"),
         (lambda c: c["labels"].pop(), "needs 1 to 2"),
         (lambda c: c["labels"][0].update(color=[1, 2, 300]), "0 to 255"),
         (lambda c: c["labels"][0].update(color=[1, 2]), "needs 3"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from helpers import make_scan
 from training_data import CORE, SHELL, ball, checked, write_segments
 
 from DeepLabSegLib.files import write_image, write_labels
-from DeepLabSegLib.image import Segment, Terminology
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
+from DeepLabSegLib.training.fingerprint import measure, summarize
 from DeepLabSegLib.training.planning import Overrides, plan
 from DeepLabSegLib.training.prepared import prepare
 
@@ -51,3 +53,32 @@ def test_segments_of_one_name_are_one_class_of_one_case(tmp_path, rng):
     folder = write_segments(tmp_path, rng, dict.fromkeys("ab", (SHELL, replace(CORE, name="shell"))))
     (found,) = checked(folder).fingerprint.classes
     assert (found.name, found.cases) == ("Shell", 2)
+
+
+def test_voxel_values_are_looked_at_all_over_a_label_of_whole_rows():
+    """A voxel of each hundred, counted along rows of a hundred, would have one value."""
+    grid = Geometry((1, 10_000, 100))
+    image = Image(np.tile(np.arange(100.0), (1, 1, 10_000, 1)), grid)
+    values = measure(image, Labels(np.ones(grid.shape, np.uint8), grid, (SHELL,))).values
+    assert values.mean() == pytest.approx(49.5, abs=2)
+    assert len(np.unique(values)) == 100
+
+
+def test_sizes_and_spacings_of_scans_are_told_along_the_same_axes_however_these_are_stored(rng):
+    """Of three scans the last is stored as a sagittal series: to the right, up, to the front."""
+    sagittal = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
+    axial = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+    grids = [Geometry((20, 30, 10), (2, 3, 1), direction=axial)] * 2 + [
+        Geometry((10, 20, 30), (1, 2, 3), direction=sagittal)
+    ]
+    found = summarize(
+        [
+            measure(Image(rng.random((1, *grid.shape)), grid), replace(ball(grid), segments=(SHELL, CORE)))
+            for grid in grids
+        ]
+    )
+    assert found.orientation == "SAR"
+    assert found.shapes == ((20, 30, 10),) * 3
+    assert found.spacings == ((2, 3, 1),) * 3
+    assert found.spacing("RSA").tolist() == [1, 2, 3]
+    assert found.extent("RSA").tolist() == [10, 40, 90]

@@ -83,8 +83,9 @@ def test_from_a_gpu_the_cpu_takes_over_with_the_same_result(monkeypatch, dims, s
     segmenter = make_segmenter(dims)
     options = SegmentOptions(tile=(32, 32, 32)[-dims:])
     expected, _ = run(segmenter, scan, options)
-    segmenter.device = CUDA
-    whole, tried = segmenting.run, []
+    segmenter.device, segmenter._compiled = CUDA, True
+    whole, tried, of, made = segmenting.run, [], segmenter._forms.of, []
+    monkeypatch.setattr(segmenter._forms, "of", lambda shape, *how: made.append(how) or of(shape, CPU, "fp32", False))
 
     def run_on(passage, *more):
         tried.append((passage.at_once, passage.keep_on.type, passage.device.type))
@@ -96,6 +97,7 @@ def test_from_a_gpu_the_cpu_takes_over_with_the_same_result(monkeypatch, dims, s
     monkeypatch.setattr(segmenting, "release", lambda device: None)
     found, notes = run(segmenter, scan, options)
     np.testing.assert_array_equal(found, expected)
+    assert made == [(CPU, "fp32", False)], "there may be no compiler"
     assert tried[0] == (8, "cuda", "cuda")
     assert tried[-2:] == [(1, "cpu", "cuda"), (1, "cpu", "cpu")]
     assert len(notes) == len(tried) - 1
@@ -146,6 +148,8 @@ def test_other_errors_are_not_taken_for_want_of_memory(monkeypatch, scan):
     assert out_of_memory(MemoryError())
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"))
     assert not out_of_memory(RuntimeError("shape '[2]' is invalid"))
     assert not out_of_memory(InvalidInput("out of memory"))
     segmenter = make_segmenter(2)
@@ -158,16 +162,34 @@ def test_other_errors_are_not_taken_for_want_of_memory(monkeypatch, scan):
         segmenter.segment(scan)
 
 
-def test_every_step_takes_less_and_the_last_is_the_cpu(monkeypatch, scan):
-    segmenter, passages = make_segmenter(3), []
+def first_passage(monkeypatch, segmenter, scan):
+    """How a segmentation of `scan` would begin."""
+    passages = []
 
     def keep(passage, report):
-        passages.append(replace(passage, tile=(96, 96, 96), device=CUDA, keep_on=CUDA, at_once=8))
+        passages.append(passage)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(segmenter, "_run", keep)
     with pytest.raises(KeyboardInterrupt):
         segmenter.segment(scan)
+    return passages[0]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_windows_are_halved_to_whole_strides_until_a_network_would_see_too_little(monkeypatch, dims, scan):
+    tile = (1 if dims == 2 else 72, 200, 72)
+    passage = first_passage(monkeypatch, make_segmenter(dims), scan)
+    passage, sides = replace(passage, tile=tile, at_once=1, keep_as=torch.float16), []
+    while (found := next_step(passage, 16)) is not None:
+        passage = found[0]
+        sides.append(passage.tile[1])
+    assert sides == [112, 64]
+
+
+def test_every_step_takes_less_and_the_last_is_the_cpu(monkeypatch, scan):
+    first = first_passage(monkeypatch, make_segmenter(3), scan)
+    passages = [replace(first, tile=(96, 96, 96), device=CUDA, keep_on=CUDA, at_once=8)]
     while (found := next_step(passages[-1], 16)) is not None:
         passages.append(found[0])
     assert [p.at_once for p in passages[:4]] == [8, 4, 2, 1]

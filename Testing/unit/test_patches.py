@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from helpers import make_scan
-from training_data import checked, prepared
+from training_data import STILL, checked, prepared, write_volumes
 
-from DeepLabSegLib.files import write_image, write_labels
-from DeepLabSegLib.image import Labels
+from DeepLabSegLib.files import read_image, write_image, write_labels
+from DeepLabSegLib.image import Image, Labels
 from DeepLabSegLib.training.augment import Augmentation
+from DeepLabSegLib.training.draw import Draw
 from DeepLabSegLib.training.patches import Patches
 from DeepLabSegLib.training.planning import Overrides, plan
 from DeepLabSegLib.training.prepared import prepare
@@ -74,3 +77,35 @@ def test_classes_are_seen_evenly_however_small_they_are(tmp_path, rng):
     patches = Patches(prepare(data.cases, made, tmp_path / "prepared"), made)
     share = np.mean([bool((patches[n][1] == 2).any()) for n in range(150)])
     assert 0.2 < share < 0.5
+    draws = (Draw(torch.device("cpu"), torch.Generator().manual_seed(n)) for n in range(60))
+    assert len({tuple(patches._centre(patches.cases[0], draw).tolist()) for draw in draws}) > 30
+
+
+def test_two_of_three_patches_have_a_voxel_of_a_class_in_their_middle(tmp_path, rng):
+    (tmp_path / "data").mkdir()
+    for name in "ab":
+        scan = make_scan(rng, (1, 200, 200))
+        array = np.zeros((1, 200, 200), np.uint8)
+        array[0, 100, 90] = 1
+        write_image(scan, tmp_path / "data" / f"{name}.nrrd")
+        write_labels(Labels(array, scan.geometry), tmp_path / "data" / f"{name}_seg.nrrd")
+    data = checked(tmp_path / "data")
+    made = plan(data.fingerprint, Overrides(tile=(32, 32), spacing=(None, None), depth=3))
+    patches = Patches(prepare(data.cases, made, tmp_path / "prepared"), made)
+    assert np.mean([bool(patches[n][1][16, 16] == 1) for n in range(150)]) == pytest.approx(2 / 3, abs=0.1)
+
+
+def test_thick_slices_are_not_blurred_into_each_other(tmp_path, rng):
+    """Each slice of these images has one value, of which a change within the slices leaves nothing to see."""
+    write_volumes(tmp_path / "data", "ab", rng, (20, 48, 48), (5.0, 1.0, 1.0))
+    for path in (tmp_path / "data" / "images").iterdir():
+        scan = read_image(path)
+        values = np.broadcast_to(np.arange(20.0)[:, None, None] ** 2 % 7, scan.array.shape)
+        write_image(Image(values, scan.geometry), path, overwrite=True)
+    data = checked(tmp_path / "data")
+    made = plan(data.fingerprint, Overrides(dims=3, tile=(16, 32, 32), spacing=(5.0, 1.0, 1.0), depth=3))
+    cases = prepare(data.cases, made, tmp_path / "prepared")
+    coarser = replace(STILL, pose_share=0, elastic_share=0, mirror=False, blur_share=1, resolution_share=1)
+    changed, plain = Patches(cases, made, coarser), Patches(cases, made)
+    for index in range(4):
+        torch.testing.assert_close(changed[index][0], plain[index][0], atol=1e-4, rtol=0)

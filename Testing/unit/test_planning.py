@@ -13,7 +13,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import write_image, write_labels
 from DeepLabSegLib.image import Labels, Segment
 from DeepLabSegLib.preprocess import Normalization
-from DeepLabSegLib.training.planning import Overrides, plan
+from DeepLabSegLib.training.planning import Overrides, _tile, plan
 from DeepLabSegLib.training.prepared import prepare
 
 # --- grid, tile and scaling ------------------------------------------------------------------------------------------
@@ -43,6 +43,14 @@ def test_thick_slices_are_never_refined_and_few_of_them_are_worked_on_one_by_one
     assert made.network.dims == dims
     assert made.input.spacing == spacing
     assert made.planar
+
+
+def test_few_slices_that_are_not_thick_are_a_volume(tmp_path, rng):
+    assert plan(checked(write_volumes(tmp_path, "ab", rng, (10, 40, 36), (1.5, 1, 1))).fingerprint).network.dims == 3
+
+
+def test_a_tile_is_cut_where_it_is_longest_in_mm():
+    assert _tile(np.array([120, 140, 140]), np.array([2.9, 1.0, 1.0]), 3, 16) == (48, 128, 144)
 
 
 def test_the_thickest_voxels_come_first_however_scans_are_stored(tmp_path, rng):

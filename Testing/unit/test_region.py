@@ -106,6 +106,16 @@ def test_in_a_region_the_labels_are_nearly_those_of_the_whole_scan_and_elsewhere
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+def test_outside_a_region_none_of_the_labels_that_may_overlap_is_likely(dims, scan):
+    region = Region(tuple((scan.geometry.affine @ [6, 20, 18, 1])[:3]), (20.0, 30.0, 20.0))
+    options = SegmentOptions(region=region, probabilities=True)
+    probabilities = make_segmenter(dims, activation="sigmoid").segment(scan, options).probabilities
+    mask = inside(region, scan.geometry)
+    assert not probabilities[:, ~mask].any()
+    assert probabilities[:, mask].any()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 def test_a_region_means_the_same_however_the_scan_is_stored(dims, scan):
     segmenter = make_segmenter(dims, orientation="ASR", spacing=(None, 1.4, 1.4) if dims == 2 else (2.0, 1.4, 1.4))
     region = Region(tuple((scan.geometry.affine @ [6, 20, 18, 1])[:3]), (20.0, 30.0, 20.0))
@@ -115,6 +125,15 @@ def test_a_region_means_the_same_however_the_scan_is_stored(dims, scan):
     expected = physically_equal(Image(labels.array, scan.geometry), (2, 0, 1), (1,))
     assert labels.array.any()
     assert (stored.array == expected.array[0]).mean() > 0.999
+
+
+@pytest.mark.parametrize(("dims", "slices"), [(2, 1), (3, 12)])
+def test_the_network_sees_around_a_region_what_it_can_make_use_of(dims, slices, scan):
+    region = Region(tuple((scan.geometry.affine @ [6, 20, 18, 1])[:3]), (1.0, 1.0, 1.0))
+    stored = physically_equal(scan, (2, 0, 1), (1,)).geometry
+    box = make_segmenter(dims)._box(stored, SegmentOptions(region=region))
+    seen = 2 * 2 * 8 + 1  # twice the stride to either side
+    assert [side.stop - side.start for side in box] == [seen, slices, seen]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,13 @@ def test_a_2d_network_sees_the_slices_one_by_one(rng):
         assert (whole[k] == slice_alone.numpy()).mean() > 0.999
 
 
+def test_a_2d_network_sees_no_slices_far_beside_the_scan(rng):
+    seen = []
+    scan = make_scan(rng, (4, 40, 36), (3.3, 1.5, 1.2))
+    make_segmenter(2, spacing=(3.0, 1.0, 1.0)).segment(scan, on_progress=seen.append)
+    assert max(step.total for step in seen if step.stage == "segment") <= 6, "4 x 3.3 mm in slices of 3 mm"
+
+
 def test_slices_run_along_the_chosen_axis(scan):
     segmenter = make_segmenter(2)
     turned = make_segmenter(2, orientation="RSA")
@@ -123,6 +130,7 @@ def test_a_colour_picture_is_one_slice(rng):
     [
         ({"overlap": 0.95}, "between 0 and 0.9"),
         ({"overlap": -0.1}, "between 0 and 0.9"),
+        ({"threshold": 0.0}, "between 0 and 1"),
         ({"threshold": 1.0}, "between 0 and 1"),
         ({"tile": (0, 4)}, "at least 1"),
         ({"tile": 96}, "such as"),
@@ -141,6 +149,11 @@ def test_an_option_out_of_range_is_refused(options, words):
         SegmentOptions(**options)
 
 
+def test_equal_options_are_written_alike():
+    assert repr(SegmentOptions(tile=[8, 9])) == repr(SegmentOptions(tile=tuple(np.array([8, 9]))))
+    assert SegmentOptions(tile=[8, 9]) == SegmentOptions(tile=(8, 9))
+
+
 def test_what_does_not_fit_the_model_is_refused_before_work_begins(scan, rng):
     flat, solid, acquired = make_segmenter(2), make_segmenter(3), make_segmenter(2, orientation=None)
     with pytest.raises(InvalidInput, match="has 2 channels, and the model tiny-2d takes 1"):
@@ -155,12 +168,18 @@ def test_what_does_not_fit_the_model_is_refused_before_work_begins(scan, rng):
         solid.segment(scan, SegmentOptions(slice_axis="axial"))
     with pytest.raises(InvalidInput, match="as they were acquired"):
         acquired.segment(scan, SegmentOptions(slice_axis="axial"))
+    for segmenter in (flat, make_segmenter(3, activation="linear")):
+        with pytest.raises(InvalidInput, match=r"threshold is 0\.3.* one class, that of the largest score"):
+            segmenter.segment(scan, SegmentOptions(threshold=0.3))
     with pytest.raises(InvalidInput, match="choose another slice direction"):
         flat.segment(Image(scan.array[:, :1], Geometry((1, 40, 36))), SegmentOptions(slice_axis="coronal"))
     with pytest.raises(InvalidInput, match="choose a 2D model"):
         solid.segment(Image(scan.array[:, :1], Geometry((1, 40, 36))))
     with pytest.raises(InvalidInput, match="takes slices as they are stored, with their plane along the first"):
         acquired.segment(Image(scan.array[..., :1], Geometry((12, 40, 1))))
+    small = replace(flat.bundle, network=replace(flat.bundle.network, head_upsample=2))
+    with pytest.raises(InvalidInput, match="set head_upsample to None"):
+        Segmenter(small, make_network(small.network), "cpu").segment(scan)
     single = Image(scan.array[:, :1], Geometry((1, 40, 36), (5.0, 1.0, 1.0)))
     with pytest.raises(InvalidInput, match="1 x 36 voxels of the scan at once"):
         make_segmenter(2, orientation="ASR", spacing=(None, 0.8, 0.8)).segment(single)
@@ -174,6 +193,9 @@ def test_a_device_that_is_not_here_is_refused():
         choose_device("gpu please")
     with pytest.raises(InvalidInput, match="isn't available"):
         choose_device("cuda:77")
+    with pytest.raises(InvalidInput, match="device is None"):
+        choose_device(None)
+    assert choose_device("cpu:0") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("dims", [2, 3])

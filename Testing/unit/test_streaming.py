@@ -22,7 +22,7 @@ from DeepLabSegLib.passage import Decision, Passage
 from DeepLabSegLib.preprocess import Scaling
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
-from DeepLabSegLib.streaming import entropy, run
+from DeepLabSegLib.streaming import entropy, largest, run
 from DeepLabSegLib.tiling import Activation, Blender, mirrorings, tile_importance, tile_starts
 
 ROUNDING = 1e-4
@@ -114,9 +114,20 @@ def test_every_activation_on_a_grid_of_other_axes_and_voxels(dims, tile, orienta
     check(segmenter, scan, SegmentOptions(tile=tile, uncertainty=likely, probabilities=likely))
 
 
+@pytest.mark.parametrize(("activation", "likely"), [("softmax", False), ("softmax", True), ("sigmoid", False)])
 @pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 24)), (3, None), (3, (16, 16, 24))])
-def test_mirrored(dims, tile, scan):
-    check(make(dims), scan, SegmentOptions(tile=tile, mirror=True))
+def test_mirrored(dims, tile, activation, likely, scan):
+    check(make(dims, activation=activation), scan, SegmentOptions(tile=tile, mirror=True, probabilities=likely))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+@pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 24)), (3, None), (3, (16, 16, 24))])
+def test_another_threshold(dims, tile, threshold, scan):
+    check(make(dims, activation="sigmoid"), scan, SegmentOptions(tile=tile, threshold=threshold))
+
+
+def test_windows_of_a_volume_that_follow_each_other_along_one_axis_alone(scan):
+    check(make(3), scan, SegmentOptions(tile=(16, 40, 16), overlap=0.5))
 
 
 @pytest.mark.parametrize(("dims", "tile"), [(2, (16, 24)), (3, (16, 16, 24))])
@@ -248,6 +259,35 @@ def test_where_all_windows_agree_nothing_is_blended_and_labels_are_the_same(dims
     np.testing.assert_array_equal(*labels)
     assert labels[0].any()
     assert blended[0] < 0.7 * blended[1]
+
+
+@pytest.mark.parametrize(("threshold", "found"), [(0.3, True), (0.45, False), (0.6, False)])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_windows_agree_on_is_seen_by_the_threshold(dims, threshold, found, scan):
+    passage, logits_of = bright_or_dark(dims, "sigmoid", scan)
+    passage = replace(passage, decision=replace(passage.decision, threshold=threshold))
+    labels = run(passage, lambda x: torch.full_like(logits_of(x), -0.4), *[lambda *_: None] * 2).labels
+    assert (labels > 0).all() == (labels > 0).any() == found, "a score of 0.4 everywhere"
+
+
+@pytest.mark.parametrize(
+    ("activation", "classes", "kind"),
+    [("softmax", 256, np.uint8), ("softmax", 257, np.uint16), ("sigmoid", 255, np.uint8), ("sigmoid", 256, np.uint16)],
+)
+def test_labels_have_room_for_the_last_class(activation, classes, kind, scan):
+    passage, _ = bright_or_dark(2, activation, scan)
+    exclusive = activation == "softmax"
+    passage = replace(passage, decision=Decision(classes, exclusive, 1 if exclusive else classes, 0.4))
+    last = torch.arange(classes).view(1, 1, -1, 1, 1) == classes - 1
+    labels = run(passage, lambda x: (last * 20.0 - 10).expand(1, len(x), -1, 8, 8), *[lambda *_: None] * 2).labels
+    assert labels.dtype == kind
+    assert (labels[-1] == classes - exclusive).all()
+
+
+def test_of_equal_scores_the_first_counts_and_what_is_no_number_is_background():
+    nan = float("nan")
+    scores = torch.tensor([[1.0, 2.0, nan, 0.0], [1.0, 3.0, 1.0, nan], [0.0, 3.0, 2.0, 1.0]])
+    assert largest(scores).tolist() == [0, 1, 0, 0]
 
 
 def test_a_threshold_of_background_needs_probabilities():

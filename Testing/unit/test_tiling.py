@@ -7,6 +7,7 @@ from DeepLabSegLib.tiling import Activation, Blender, Tiling, mirrorings, tile_i
 
 CPU = torch.device("cpu")
 LINEAR = Activation("linear", lambda x: x)
+SOFTMAX, SIGMOID = Activation("softmax", lambda x: x.softmax(1)), Activation("sigmoid", torch.sigmoid)
 
 
 def planes_of(x, start, stop):
@@ -71,6 +72,9 @@ def test_windows_agree_on_a_box_where_every_cell_that_it_is_made_of_has_one_labe
     assert blender.agreed((*rows, slice(0, 2))) == 1
     assert blender.agreed((*rows, slice(0, 3))) is None, "between two cells"
     assert blender.agreed((*rows, slice(6, 12))) == 0
+    right[:, 1] = 1
+    blender.add((0, 0, 4), right)
+    assert blender.agreed((*rows, slice(6, 8))) is None, "one window says 0, the other 1"
     blender.add((0, 0, 4), None)
     assert blender.agreed((*rows, slice(6, 12))) == 0, "a window of background says 0"
     assert blender.agreed((*rows, slice(3, 8))) is None
@@ -90,10 +94,43 @@ def test_windows_are_forgotten_when_their_last_plane_is_done():
 def test_softmax_is_torchs_however_far_apart_the_logits_are(spread):
     logits = spread * torch.randn(1, 5, 4, 4, 4)
     tiling = Tiling((8, 8, 8), (8, 8, 8), 0)
-    blender = Blender(tiling, "gaussian", Activation("softmax", lambda x: x.softmax(1)), CPU, CPU)
+    blender = Blender(tiling, "gaussian", SOFTMAX, CPU, CPU)
     blender.add((0, 0, 0), logits)
     expected = torch.nn.functional.interpolate(logits, size=(8, 8, 8), mode="trilinear").softmax(1)[0]
     torch.testing.assert_close(blender.scores((slice(0, 8),) * 3, 5), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_neighbours_whose_logits_lie_near_and_far_apart_are_scored_each_by_its_own():
+    windows = [spread * torch.randn(1, 5, 4, 4, 4) for spread in (1.0, 300.0, 1.0)]
+    blender = Blender(Tiling((8, 8, 24), (8, 8, 8), 0), "gaussian", SOFTMAX, CPU, CPU)
+    for n, logits in enumerate(windows):
+        blender.add((0, 0, 8 * n), logits)
+    enlarged = [torch.nn.functional.interpolate(logits, size=(8, 8, 8), mode="trilinear") for logits in windows]
+    expected = torch.cat(enlarged, -1).softmax(1)[0]
+    found = blender.scores((slice(0, 8), slice(0, 8), slice(0, 24)), 5)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("activation", "background"), [(SOFTMAX, (1.0, 0.0)), (SIGMOID, (0.0, 0.0))])
+def test_a_window_of_background_has_its_say_where_windows_overlap(activation, background):
+    blender = Blender(Tiling((8, 8, 12), (8, 8, 8), 0.5), "gaussian", activation, CPU, CPU)
+    blender.add((0, 0, 0), torch.zeros(1, 2, 2, 2, 2))
+    blender.add((0, 0, 4), None)
+    importance = tile_importance((8, 8, 8), "gaussian")
+    seen, dark = importance[..., 4:], importance[..., :4]
+    found = blender.scores((slice(0, 8), slice(0, 8), slice(4, 8)), 2)
+    for score, of_background in zip(found, background, strict=True):
+        torch.testing.assert_close(score, (0.5 * seen + of_background * dark) / (seen + dark))
+
+
+def test_logits_beyond_half_precision_leave_their_neighbours_alone():
+    blender = Blender(Tiling((8, 8, 8), (8, 8, 8), 0), "gaussian", LINEAR, CPU, CPU, torch.float16)
+    logits = torch.zeros(1, 2, 2, 2, 2)
+    logits[0, 1, 0] = 1e5
+    blender.add((0, 0, 0), logits)
+    scores = blender.scores((slice(0, 8),) * 3, 2)
+    assert (scores[1, :2] > 6e4).all()
+    assert not scores[:, 6:].any()
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 17, 31, 32, 33, 100])
@@ -106,6 +143,11 @@ def test_tiles_cover_every_voxel_are_evenly_spread_and_share_what_was_asked(size
     steps = [b - a for a, b in pairwise(starts)]
     assert all(0 < step <= max(1, int(tile * (1 - overlap))) for step in steps)
     assert not steps or max(steps) - min(steps) <= 1
+
+
+@pytest.mark.parametrize(("tile", "overlap", "step"), [(20, 0.9, 2), (160, 0.8, 32), (100, 0.55, 45)])
+def test_tiles_are_the_fewest_however_their_step_rounds(tile, overlap, step):
+    assert tile_starts(tile + 2 * step, tile, overlap) == [0, step, 2 * step]
 
 
 def test_the_middle_of_a_tile_counts_most_and_no_voxel_less_than_a_thousandth():

@@ -24,7 +24,9 @@ from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import InvalidInput, OutputError, WeightsError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.training import Overrides, TrainOptions, check_data, train_model
+from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.cases import find_cases
 from DeepLabSegLib.training.head_mri import STRUCTURES
 from DeepLabSegLib.training.jobs import make_job
@@ -106,6 +108,8 @@ def test_a_broken_pair_is_named_and_the_rest_is_trained_on(data, tmp_path, capsy
     dims = "32x32" if broken.suffix == ".png" else "32x32x32"
     output = str(tmp_path / "boxes")
     assert main(["train", str(data), "-o", output, "--steps", "2", "--batch", "2", "--tile", dims, *FAST]) == 0
+    said = "there are faults in alone, case3; "
+    assert f"{said}{tmp_path / 'boxes.training' / 'data.txt'} says which" in capsys.readouterr().err
     assert "case3" in (tmp_path / "boxes.training/data.txt").read_text(encoding="utf-8")
     assert read_bundle(output).training_data == "3 cases of data"
 
@@ -263,6 +267,16 @@ def test_the_check_says_how_many_cases_are_held_out(folds, words, tmp_path, caps
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("wrong", ["gone", "broken"])
+def test_data_that_cannot_be_trained_on_leave_nothing_behind(wrong, tmp_path):
+    data = write_data(tmp_path / "data", 2)
+    for label in (data / "labels").iterdir():
+        label.write_bytes(b"no image")
+    with pytest.raises(InvalidInput):
+        train_model(data if wrong == "broken" else tmp_path / "no data", tmp_path / "boxes")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 TENSORS, JSON = "model.safetensors", "model.json"
 
 
@@ -371,6 +385,37 @@ def test_dice_of_a_class_is_a_mean_over_the_held_out_cases_that_have_it(balls, d
         assert job.bundle.limits == "No figure speaks of Ball: no held-out case had it."
     said = (tmp_path / "data.txt").read_text(encoding="utf-8")
     assert ("no held-out case has Ball, so that no figure will speak of it" in said) == (balls == 0)
+
+
+def job_of(data, folder, chosen, processes=1):
+    options = TrainOptions(overrides=chosen, folds=3)
+    return make_job(data, "boxes", folder, options, Processes(0, processes, torch.device("cpu")), quiet)
+
+
+def test_what_is_learned_is_changed_at_random_and_shared_evenly(data, tmp_path):
+    dims = 2 if next((data / "images").iterdir()).suffix == ".png" else 3
+    job = job_of(data, tmp_path, replace(small(dims), batch_size=None), processes=5)
+    assert len(job.pairs.cases) == 4
+    assert job.pairs.augmentation == Augmentation()
+    assert job.training.batch_size % 5 == 0
+    assert job.training.every == dims - 1
+
+
+def test_a_checkpoint_must_share_grid_window_values_and_labels(tmp_path):
+    data = write_data(tmp_path / "data", 2)
+    about = job_of(data, tmp_path, small(2)).about
+
+    def differing(**changed):
+        other = job_of(data, tmp_path, replace(small(2), **changed)).about
+        return [name for name in about if about[name] != other[name]]
+
+    assert differing() == []
+    assert differing(tile=(32, 48)) == ["input"]
+    assert differing(names=("Case",)) == ["labels"]
+    assert differing(normalization=Normalization("zscore")) == ["input", "data", "held-out data"]
+    label = next((data / "labels").glob(f"{job_of(data, tmp_path, small(2)).pairs.cases[0].name}.*"))
+    os.utime(label, ns=(0, 0))
+    assert differing() == ["data"]
 
 
 def test_a_class_that_only_held_out_cases_have_is_refused(data, capsys):

@@ -1,5 +1,6 @@
 import csv
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from DeepLabSegLib.training.initial import begin_with
 from DeepLabSegLib.training.losses import dice_cross_entropy
 from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.spec import TrainingSpec
-from DeepLabSegLib.training.trainer import train
+from DeepLabSegLib.training.trainer import _Indices, train
 
 
 class BrightFromDark(Dataset):
@@ -139,6 +140,8 @@ def test_the_table_has_a_row_per_step_and_the_picture_is_a_png(tmp_path):
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == list(range(1, 13))
     assert [int(row["step"]) for row in rows if row["Dice"]] == [5, 10, 12]
+    first, *_, last = rates = [float(row["learning_rate"]) for row in rows]
+    assert last < first < max(rates) == pytest.approx(SPEC.learning_rate, rel=0.1)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -179,17 +182,24 @@ def test_a_checkpoint_of_another_version_is_no_damaged_one(tmp_path):
 
 def test_training_stops_early_without_a_gain_and_keeps_the_best(tmp_path):
     scores = iter((0.5, 0.9, 0.4, 0.3, 0.2, 0.1))
-    steps = []
+    steps, judged, own = [], [], network(2)
+
+    def validate(averaged):
+        assert not torch.equal(averaged.head.weight, own.head.weight)
+        judged.append(averaged.head.weight.clone())
+        return {"Dice": next(scores)}
+
     trained = train(
-        network(2),
+        own,
         BrightFromDark(2),
         replace(SPEC, steps=20, validate_every=2, patience=2),
         tmp_path,
-        validate=lambda _: {"Dice": next(scores)},
+        validate=validate,
         on_step=lambda step, _: steps.append(step),
     )
     assert steps[-1] == 8
     assert (trained.step, trained.scores) == (4, {"Dice": 0.9})
+    assert [torch.equal(trained.network.head.weight, weight) for weight in judged] == [False, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +294,13 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
         train(network(2), Exploding(), spec, tmp_path)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_several_processes_see_together_what_one_would_from_where_a_training_was_cut_off(count):
+    spec = replace(SPEC, steps=3, batch_size=6)
+    shares = [[*_Indices(spec, Processes(rank, count, torch.device("cpu")), 1)] for rank in range(count)]
+    assert [[*chain(*step)] for step in zip(*shares, strict=True)] == [[*range(6, 12)], [*range(12, 18)]]
+
+
 def test_processes_must_share_a_batch_evenly(tmp_path):
     with pytest.raises(InvalidInput, match="batch_size is 3, which 2 processes can't share evenly"):
         train(
@@ -347,6 +364,17 @@ def test_a_class_begins_with_the_weights_of_its_namesake(donor_dims, dims, keep,
     assert begin_with(begun, str(tmp_path / "donor"), named("Part 2", "part 1 "), keep).startswith("96 of 96 tensors")
     torch.testing.assert_close(begun.head.weight.flatten(1), donor.weight.flatten(1)[[0, 2, 1]])
     torch.testing.assert_close(begun.head.bias, donor.bias[[0, 2, 1]])
+
+
+def test_a_2d_model_sees_a_volume_slice_by_slice_at_first(tmp_path):
+    flat = save_donor(tmp_path / "donor", 2).state_dict()
+    begun = DeepLabV3Plus.from_spec(make_spec(3, 3))
+    begin_with(begun, str(tmp_path / "donor"), named("Part 1", "Part 2"))
+    kernels = {name: value for name, value in begun.state_dict().items() if value.ndim == 5 and value.shape[2] == 3}
+    assert kernels
+    for name, kernel in kernels.items():
+        assert torch.equal(kernel[:, :, 1], flat[name])
+        assert not kernel[:, :, [0, 2]].any()
 
 
 def test_a_3d_model_is_no_beginning_for_a_2d_network(tmp_path):
