@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 import DeepLabSegLib
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SIGTERM ends it as Ctrl-C does, with 143. Wrong arguments are told and raise `SystemExit` with 2, as argparse does;
     `--help` and `--version` with 0.
     """
+    _open_streams()
     words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     options = _parser(as_json="--json" in words).parse_args(words)
     options.words = words
@@ -53,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             name = error.filename2 or error.filename
             return _fail(options, f"{name}: {error.strerror}" if name else str(error), 1)
+
+
+def _open_streams() -> None:
+    """Give what is printed somewhere to go where standard output or error is closed, as by `nohup ... >&- 2>&-`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 to the end
 
 
 def _at_home(word: str) -> str:
@@ -81,7 +90,8 @@ def _terminable() -> Iterator[list[int]]:
 
 
 def _fail(options: argparse.Namespace, message: str, code: int) -> int:
-    print(f"deeplabseg: {message}", file=sys.stderr)  # noqa: T201 its purpose
+    with suppress(OSError):  # a log that nobody keeps any longer hides neither the report nor the code
+        print(f"deeplabseg: {message}", file=sys.stderr)  # noqa: T201 its purpose
     if options.json:
         _say_error(message)
     return code

@@ -134,7 +134,7 @@ def write_tables(comparison: Comparison, folder: Path) -> None:
     content = comparison.report()
     del content["cases"]
     with replacing(folder / "summary.json") as temporary:
-        temporary.write_text(dumps(content) + "\n", encoding="utf-8")
+        temporary.write_text(dumps(content) + "\n", encoding="utf-8", errors="replace")
 
 
 def draw_worst(
@@ -199,7 +199,10 @@ def _row(scores: Scores) -> dict[str, float]:
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="replace") as file,
+    ):
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["case", "label"])
         writer.writeheader()
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)

@@ -42,23 +42,24 @@ INTERVAL_METHOD = f"95% interval of the mean: BCa bootstrap over cases, {RESAMPL
 
 @dataclass(frozen=True)
 class Group:
-    """A structure to compare: which label values stand for it on either side; None means any label above 0.
+    """A structure to compare: which labels stand for it on either side; None means any label above 0.
 
-    With `named` it is the segments of that name instead, whatever their values and layers.
+    A number is a label's value, a text the name of segments, whatever their values and layers.
 
-    Raises `InvalidInput` for values that no label has, or none.
+    Raises `InvalidInput` for values that no label has, or an empty list.
     """
 
-    prediction: tuple[int, ...] | None = None
-    reference: tuple[int, ...] | None = None
-    named: str | None = None
+    prediction: tuple[int | str, ...] | None = None
+    reference: tuple[int | str, ...] | None = None
 
     def __post_init__(self) -> None:
         for side in ("prediction", "reference"):
-            values = getattr(self, side)
-            if values is not None and not (values and min(values) >= 1 and max(values) <= MAX_LABEL):
+            wanted = getattr(self, side)
+            if wanted is None:
+                continue
+            if not wanted or not all(isinstance(label, str) or 1 <= label <= MAX_LABEL for label in wanted):
                 raise InvalidInput(
-                    f"{side} is {list(values)}; give label values from 1 to {MAX_LABEL}, or null for any label"
+                    f"{side} is {list(wanted)}; give names, label values from 1 to {MAX_LABEL}, or null for any label"
                 )
 
 
@@ -123,7 +124,7 @@ def compare(prediction: Labels, reference: Labels, groups: Mapping[str, Group]) 
     ml = prediction.geometry.voxel_volume / 1000
     scores = {}
     for name, group in groups.items():
-        ours, theirs = mask_of(prediction, group, group.prediction), mask_of(reference, group, group.reference)
+        ours, theirs = mask_of(prediction, group.prediction), mask_of(reference, group.reference)
         scores[name] = Scores(
             dice(ours, theirs),
             hausdorff95(ours, theirs, prediction.geometry.spacing),
@@ -176,22 +177,24 @@ def lowest_dice(cases: Mapping[str, Mapping[str, Scores]], count: int, label: st
     return sorted(found, key=lambda case: found[case])[:count]
 
 
-def mask_of(labels: Labels, group: Group, values: Sequence[int] | None) -> NDArray[np.bool_]:
-    """`(k, j, i)`, true where `labels` have the structure of `group`, whose `values` on this side are given.
+def mask_of(labels: Labels, wanted: Sequence[int | str] | None) -> NDArray[np.bool_]:
+    """`(k, j, i)`, true where `labels` have one of `wanted`, which is a side of a `Group`.
 
     Raises `InvalidInput` for a value that stands for several segments, each in a layer of its own.
     """
-    if group.named is not None:
-        named = [labels.mask(segment) for segment in labels.segments if _key(segment) == _key(group.named)]
-        return np.logical_or.reduce([np.zeros(labels.geometry.shape, bool), *named])
-    for value in values or ():
+    if wanted is None:
+        return np.logical_or.reduce(labels.layers > 0)
+    keys = {_key(label) for label in wanted if isinstance(label, str)}
+    values = [label for label in wanted if not isinstance(label, str)]
+    for value in values:
         names = [segment.name for segment in labels.segments if segment.value == value]
         if len(names) > 1:
             raise InvalidInput(
                 f"the value {value} stands for {' and '.join(names)}, which may overlap, so that it has no counterpart "
                 "on the other side; give that side the same names, as a .seg.nrrd"
             )
-    return np.logical_or.reduce(labels.layers > 0 if values is None else np.isin(labels.layers, values))
+    named = [labels.mask(segment) for segment in labels.segments if _key(segment) in keys]
+    return np.logical_or.reduce([*np.isin(labels.layers, values), *named])
 
 
 def in_grey(labels: Labels) -> Labels:
@@ -220,7 +223,7 @@ def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
         names: dict[str, str] = {}
         for segment in segments:
             names.setdefault(_key(segment), segment.name)
-        return {name: Group(named=name) for name in names.values()}
+        return {name: Group((name,), (name,)) for name in names.values()}
     # A name of either side goes before none.
     named_last = sorted((*reference.segments, *prediction.segments), key=lambda segment: not unnamed(segment))
     values = {segment.value: segment.name for segment in named_last}
@@ -242,7 +245,10 @@ def _key(segment: Segment | str) -> str:
 
 
 def read_groups(path: str | Path) -> dict[str, Group]:
-    """Groups from JSON: `{"White matter": {"prediction": [4], "reference": [40, 41]}, ...}`; a list may be null."""
+    """Groups from JSON: `{"Kidneys": {"prediction": [4, 5], "reference": ["Left kidney", "Right kidney"]}, ...}`.
+
+    A list may be null.
+    """
     try:
         content = load_json(path)
         if not isinstance(content, dict) or not content:

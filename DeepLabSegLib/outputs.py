@@ -103,7 +103,8 @@ def replacing(path: Path) -> Iterator[Path]:
             f"{path} can't be written ({error.strerror or error}); make room, or choose another place or name"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it can't be deleted either, what went wrong before is what to tell
+            temporary.unlink(missing_ok=True)
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -74,7 +74,7 @@ def render_comparison(
     grey = cut.grey(image)
     ours, theirs = cut.labels(prediction), cut.labels(reference)
     shown = {
-        name: (cut.mask(mask_of(ours, group, group.prediction)), cut.mask(mask_of(theirs, group, group.reference)))
+        name: (cut.mask(mask_of(ours, group.prediction)), cut.mask(mask_of(theirs, group.reference)))
         for name, group in groups.items()
     }
     if len(groups) == 1:
@@ -98,7 +98,7 @@ class _Cut:
         self.geometry = geometry = prediction.geometry
         apart, labelled = np.zeros(geometry.shape, bool), np.zeros(geometry.shape, bool)
         for group in groups.values():
-            ours, theirs = mask_of(prediction, group, group.prediction), mask_of(reference, group, group.reference)
+            ours, theirs = mask_of(prediction, group.prediction), mask_of(reference, group.reference)
             apart |= ours != theirs
             labelled |= ours | theirs
         self.axis, self.index = _most(apart if apart.any() else labelled, geometry)
@@ -204,14 +204,11 @@ def _painted(grey: NDArray, masks: Mapping[str, NDArray[np.bool_]], colors: Mapp
 
 
 def _colors(labels: Labels, groups: Mapping[str, Group]) -> dict[str, tuple[int, int, int]]:
-    """A group has its segment's colour; one of several values another that no group has, one of all values white."""
-    own = {segment.value: segment.color for segment in labels.segments}
-    by_name = {segment.name: segment.color for segment in labels.segments}
+    """A group has its segment's colour; one of several another that no group has, one of all labels white."""
+    own = {key: segment.color for segment in labels.segments for key in (segment.value, segment.name)}
     colors = {}
     for n, (name, group) in enumerate(groups.items()):
-        if group.named is not None:
-            colors[name] = by_name.get(name) or default_color(100 + n)
-        elif group.prediction is None:
+        if group.prediction is None:
             colors[name] = WHITE
         else:
             known = own.get(group.prediction[0]) if len(group.prediction) == 1 else None

@@ -54,7 +54,7 @@ def pair_files(
 ) -> Pairing:
     """Files are paired in their order; where either side has a folder, by name (see `match`).
 
-    `images` are paired in their order too, where they are as many files; else by name with prediction or reference.
+    `images` are paired in their order where the others are, and they are as many files; else by name with either.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def pair_files(
             f"no prediction has a reference of its name ({ours[0].name} and {theirs[0].name}, for example); "
             "rename them, or give files in the same order"
         )
-    scans = _scans(found, images)
+    scans = _scans(found, images, by_name)
     names = unique(_names([ours for ours, _ in found]))
     pairs = [Pair(name, *both, scan) for name, both, scan in zip(names, found, scans, strict=True)]
     used = [{pair.prediction for pair in pairs}, {pair.reference for pair in pairs}]
@@ -135,8 +135,8 @@ def stem(path: Path) -> str:
 def unique(names: Sequence[str]) -> list[str]:
     """`names`, with numbers behind those that came before; upper and lower case count alike, as on many disks.
 
-    >>> unique(["a", "b", "A"])
-    ['a', 'b', 'A-2']
+    >>> unique(["a", "b", "A", "a"])
+    ['a', 'b', 'A-2', 'a-3']
     """
     taken: set[str] = set()
     result = []
@@ -213,12 +213,12 @@ def _names(predictions: list[Path]) -> list[str]:
     return [stem(path) if counts[stem(path)] == 1 else f"{path.parent.name}-{stem(path)}" for path in predictions]
 
 
-def _scans(found: list[tuple[Path, Path]], images: Sequence[SourcePath]) -> list[Path | None]:
+def _scans(found: list[tuple[Path, Path]], images: Sequence[SourcePath], by_name: bool) -> list[Path | None]:
     if not images:
         return [None] * len(found)
     # What was segmented in them lies beside scans where Slicer or a batch has put it.
     scans = [path for path in list_files(images, files.IMAGE_SUFFIXES) if not path.name.lower().endswith(".seg.nrrd")]
-    if len(scans) == len(found) and not any(Path(image).is_dir() for image in images):
+    if not by_name and len(scans) == len(found) and not any(Path(image).is_dir() for image in images):
         return list(scans)
     by_prediction = match([ours for ours, _ in found], scans)
     by_reference = match([theirs for ours, theirs in found if ours not in by_prediction], scans)

@@ -70,8 +70,9 @@ def rows_of(report: Path, folder: Path) -> dict[str, Case]:
     for case in read_report(report):
         result = folder / case.result
         if case.result and is_result(result):
-            # Written since, by hand or by a run that was killed: nobody knows with what.
-            rows[case.result] = replace(case, made_with="") if is_older(report, result) else case
+            # Written since, by hand or by a run that was killed: nobody knows with what, or what it holds.
+            known = not is_older(report, result)
+            rows[case.result] = case if known else replace(case, made_with="", volumes_ml={})
     return rows
 
 
@@ -79,9 +80,11 @@ def renew_report(report: Path, folder: Path, cases: Sequence[Case]) -> None:
     """Write `cases`, and what the table has of other results that are there: of earlier runs, or of one beside ours."""
     rows = rows_of(report, folder)
     for case in cases:
+        there = rows.get(case.result, case)
         # Of what another process has made meanwhile, the table says more.
-        if case.status != "kept" or case.made_with or not rows.get(case.result, case).made_with:
-            rows[case.result] = case
+        if case.made_with or not there.made_with:
+            # A case that failed has left what was there.
+            rows[case.result] = replace(case, volumes_ml=there.volumes_ml) if case.status == "failed" else case
     write_report([*rows.values()], report)
 
 

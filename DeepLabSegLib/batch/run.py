@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -53,25 +55,28 @@ def segment_files(
 
     Raises
     ------
-    InvalidInput : an ending that labels can't have; two scans of one name.
+    InvalidInput : an ending that labels can't have; two scans of one name, but for capital letters.
     OutputError : a folder or report that can't be written; another table in the report's place; an output that would
-        take a scan's place.
+        take a scan's place; an ending that can't hold segments that overlap, as the model's may.
     Cancelled : `on_progress` returned False; finished cases stay.
     """
     if suffix not in files.LABEL_SUFFIXES:
         raise InvalidInput(f"suffix is {suffix!r}; choose one of {', '.join(files.LABEL_SUFFIXES)}")
     folder = Path(output_folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} can't be made ({error.strerror}); choose another one") from None
     sources = [Path(scan) for scan in scans]
     names = [stem(source) for source in sources]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    counts = Counter(map(str.casefold, names))  # on many disks capital and small letters are one
+    twice = sorted({name for name in names if counts[name.casefold()] > 1})
     if twice:
         raise InvalidInput(f"several scans are called {', '.join(twice)}; rename them, or use an output folder each")
     targets = [folder / f"{name}{suffix}" for name in names]
     check_apart(targets, sources)
+    for target in targets:
+        files.check_overlap(target, segmenter.bundle.overlapping)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} can't be made ({error.strerror}); choose another one") from None
     write, earlier = None, {}
     if report is not None:
         table = check_output(report, ("",), overwrite=True)
@@ -187,10 +192,18 @@ def run_case(name: str, segment: Callable[[], Labels]) -> Case:
         labels = segment()
     except Cancelled:
         raise
-    except (DeepLabSegError, OSError, MemoryError) as error:
-        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        return Case(name, "failed", time.perf_counter() - started, message=said or type(error).__name__)
+    except Exception as error:
+        return Case(name, "failed", time.perf_counter() - started, message=_said(error))
     return Case(name, "done", time.perf_counter() - started, labels.volumes_ml())
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, with the kind of error where nobody foresaw it, as of those of a GPU's driver."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, DeepLabSegError | OSError):
+        return str(error)
+    return traceback.format_exception_only(error)[-1].strip()
 
 
 def _made_with(segmenter: Segmenter, options: SegmentOptions) -> str:

@@ -84,7 +84,7 @@ def _comparison_notes(comparison: Comparison, images: bool) -> list[str]:
     if comparison.disjoint:
         notes.append(
             f"no label is on both sides, by name or value, in {len(comparison.disjoint)} of {len(comparison.cases)}, "
-            f"such as {comparison.disjoint[0]}; say with --groups which values belong together, or give both sides "
+            f"such as {comparison.disjoint[0]}; say with --groups which labels belong together, or give both sides "
             "the same names"
         )
     pairing = comparison.pairing
@@ -119,7 +119,7 @@ def _evaluate_arguments(sub: argparse.ArgumentParser) -> None:
         required=True,
         help="one reference per segmentation, in the same order; or a folder, then files are paired by name",
     )
-    sub.add_argument("--groups", help="JSON that says which values belong together on either side")
+    sub.add_argument("--groups", help="JSON that says which labels, by value or name, belong together on either side")
     sub.add_argument(
         "-o", "--output", metavar="FOLDER", help="also write cases.csv, summary.csv, summary.json, pictures"
     )

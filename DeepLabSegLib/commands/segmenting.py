@@ -124,6 +124,7 @@ def _segment_file(
     image = stack_channels([DeepLabSegLib.read_image(source) for source in sources])
     files.check_slices(output, image.geometry)
     segmenter = _load(options)
+    files.check_overlap(output, segmenter.bundle.overlapping)
     settings = _settings(options)
     started = time.perf_counter()
     with ProgressBar(options) as bar, kept_pages():

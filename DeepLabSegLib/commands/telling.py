@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from DeepLabSegLib.errors import DeepLabSegError, OutputError
 
@@ -50,13 +50,13 @@ class ProgressBar:
         if self.bar is not None:
             self.bar.close()
 
-    def show(self, stage: str, done: int, total: int, note: str | None = None) -> None:
+    def show(self, stage: str, done: int, total: int, said: str | None = None) -> None:
         if stage != self.stage:
             self.__exit__()
             self.stage = stage
             self.bar = progress_bar(stage, self.options, total=total, initial=max(0, done - 1), mininterval=1)
-        if note is not None:
-            self.bar.write(f"deeplabseg: note: {note}", file=sys.stderr)
+        if said is not None:
+            note(said)
         self.bar.update(done - self.bar.n)
 
     def of_run(self, progress: Progress) -> None:
@@ -68,8 +68,7 @@ class ProgressBar:
         if self.bar.disable:
             said = case.message or f"{case.seconds:.1f} s"
             text = f"deeplabseg: {self.cases} of {self.bar.total}, {case.name} {case.status}: {said}"
-            with suppress(OSError):  # a log that nobody keeps any longer stops no batch
-                print(text, file=sys.stderr if self.options.json else sys.stdout, flush=True)
+            _log(text, sys.stderr if self.options.json else sys.stdout)
 
     def of_training(self, stage: str, done: int, total: int, loss: float | None) -> None:
         self.show(stage, done, total)
@@ -78,7 +77,7 @@ class ProgressBar:
         self.loss = 0.95 * self.loss + 0.05 * loss if self.loss else loss
         self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
         if self.bar.disable and not self.options.json and done % max(1, total // TRAINING_LINES) == 0:
-            print(f"deeplabseg: step {done} of {total}, loss {self.loss:.3f}", file=sys.stderr, flush=True)  # noqa: T201
+            _log(f"deeplabseg: step {done} of {total}, loss {self.loss:.3f}", sys.stderr)
 
 
 def progress_bar(description: str, options: argparse.Namespace, **more: Any) -> Any:
@@ -120,10 +119,15 @@ def warnings_as_notes() -> Iterator[None]:
 
 def note(text: str) -> None:
     """A line on standard error, above a bar that is there."""
+    _log(f"deeplabseg: note: {text}", sys.stderr)
+
+
+def _log(text: str, stream: TextIO) -> None:
     from tqdm import tqdm
 
     with suppress(OSError):  # a log that nobody keeps any longer stops nothing
-        tqdm.write(f"deeplabseg: note: {text}", file=sys.stderr)
+        tqdm.write(text, file=stream)
+        stream.flush()
 
 
 def make_folder(folder: Path, parents: bool = False) -> None:

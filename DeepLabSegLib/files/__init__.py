@@ -9,7 +9,7 @@ from DeepLabSegLib.files.formats import (
     VOLUME_SUFFIXES,
 )
 from DeepLabSegLib.files.reading import read_geometry, read_image, read_labels
-from DeepLabSegLib.files.writing import check_slices, write_image, write_labels
+from DeepLabSegLib.files.writing import check_overlap, check_slices, write_image, write_labels
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -18,6 +18,7 @@ __all__ = [
     "ONE_FILE_SUFFIXES",
     "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
+    "check_overlap",
     "check_slices",
     "read_geometry",
     "read_image",

@@ -16,7 +16,7 @@ from DeepLabSegLib.files.segments import fields_of
 from DeepLabSegLib.image import Geometry, Image, Labels
 from DeepLabSegLib.outputs import check_output, replacing
 
-__all__ = ["check_slices", "write_image", "write_labels"]
+__all__ = ["check_overlap", "check_slices", "write_image", "write_labels"]
 
 
 def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -31,16 +31,14 @@ def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: boo
         `overwrite`, labels that the format can't hold, a disk without room; what was there is kept.
     """
     target = check_output(path, LABEL_SUFFIXES, overwrite)
-    segmentation = target.name.lower().endswith(".seg.nrrd")
-    if labels.array.ndim == 4 and not segmentation:
-        raise OutputError(f"{target} is a plain label map and can't hold segments that overlap; write a .seg.nrrd")
+    check_overlap(target, labels.array.ndim == 4)
     check_slices(target, labels.geometry)
     if target.suffix.lower() == ".png":
         itk_image = sitk.GetImageFromArray(labels.array[0])
         itk_image.SetSpacing(labels.geometry.spacing[:0:-1])
     else:
         itk_image = from_array(labels.array, labels.geometry)
-    if segmentation:
+    if _is_segmentation(target):
         for key, value in fields_of(labels).items():
             itk_image.SetMetaData(key, value)
     _write(itk_image, target)
@@ -52,10 +50,20 @@ def write_image(image: Image, path: str | os.PathLike[str], *, overwrite: bool =
     _write(from_array(image.array if image.channels > 1 else image.array[0], image.geometry), target)
 
 
+def check_overlap(target: Path, overlapping: bool) -> None:
+    """Raise `OutputError` where labels that overlap are to go into a plain label map."""
+    if overlapping and not _is_segmentation(target):
+        raise OutputError(f"{target} is a plain label map and can't hold segments that overlap; write a .seg.nrrd")
+
+
 def check_slices(target: Path, geometry: Geometry) -> None:
     """Raise `OutputError` where `target` is a picture, which can't take labels of several slices."""
     if target.suffix.lower() == ".png" and geometry.shape[0] > 1:
         raise OutputError(f"{target} is a picture, and the labels have {geometry.shape[0]} slices; write a .nrrd")
+
+
+def _is_segmentation(target: Path) -> bool:
+    return target.name.lower().endswith(".seg.nrrd")
 
 
 def _write(itk_image: sitk.Image, target: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def main() -> None:
             image, reference = read_pair(case)
             found = segmenter.segment(image)
             for label, scores in compare(found, reference, groups_of(found, reference)).items():
+                if math.isnan(scores.dice):  # it is on neither side
+                    continue
                 rows.append((label, case.patient, case.name, scores.dice, scores.volume + scores.reference_volume))
     with options.output.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("label", "patient", "case", "dice", "both_volumes_ml"), *rows])

@@ -1,5 +1,6 @@
 import csv
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from helpers import itk, make_scan, make_segmenter
 from PIL import Image as Picture
 
 from DeepLabSegLib.batch import Case, collect, find_nested, find_scans, read_report, segment_files, write_report
+from DeepLabSegLib.batch.report import is_older
 from DeepLabSegLib.errors import Cancelled, InvalidInput, OutputError
 from DeepLabSegLib.files import read_labels, write_labels
 from DeepLabSegLib.image import Image, Labels
@@ -18,6 +20,13 @@ from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
 
 MEMORY = Path("/proc/self/mem")
 """A file that can be opened, and not read."""
+
+
+CLOSED = Path("/proc")
+
+
+def never(progress) -> None:
+    pytest.fail("segmented for nothing")
 
 
 def read_table(path: Path) -> list[list[str]]:
@@ -50,6 +59,7 @@ def test_a_folder_of_dicom_is_a_scan(tmp_path, scan):
 
 def test_hidden_files_are_no_scans_and_nested_ones_are_named(folder, tmp_path):
     (folder / "._a.nii.gz").write_bytes(b"of macOS")
+    (folder / "report.csv").write_text("patient,age\na,40\n", encoding="utf-8")
     series = folder / "patient" / "series"
     series.mkdir(parents=True)
     (series / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
@@ -93,6 +103,14 @@ def test_pictures_are_scans_where_there_is_no_volume(tmp_path, suffix):
         ]
 
 
+def test_a_picture_is_kept_as_the_result_of_a_slice_that_lies_anywhere(tmp_path, rng):
+    scan = tmp_path / "slice.nii.gz"
+    for shape, status in (((1, 40, 36), "done"), ((1, 40, 36), "kept"), ((1, 40, 30), "failed")):
+        sitk.WriteImage(itk(make_scan(rng, shape)), scan)
+        (case,) = segment_files(make_segmenter(2), [scan], tmp_path / "out", suffix=".png")
+        assert case.status == status
+
+
 def test_where_only_a_subfolder_holds_pictures_it_is_named(tmp_path):
     (tmp_path / "inner").mkdir()
     Picture.new("L", (40, 32)).save(tmp_path / "inner" / "a.png")
@@ -119,11 +137,16 @@ def test_results_beside_the_scans_are_no_scans_of_the_next_run(folder):
 
 
 def test_volumes_for_which_pictures_are_asked_are_refused_before_they_are_segmented(folder, tmp_path):
-    def never(progress) -> None:
-        pytest.fail("segmented for nothing")
-
     cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", suffix=".png", on_progress=never)
     assert ["12 slices; write a .nrrd" in case.message for case in cases] == [True, True]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_plain_label_maps_of_what_may_overlap_are_refused_before_any_scan(folder, tmp_path, dims):
+    segmenter = make_segmenter(dims, classes=2, activation="sigmoid")
+    with pytest.raises(OutputError, match=r"a\.nii\.gz is a plain label map and can't hold segments that overlap"):
+        segment_files(segmenter, find_scans(folder), tmp_path / "out", suffix=".nii.gz")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["gone", "empty"])
@@ -153,6 +176,17 @@ def test_one_that_fails_does_not_stop_the_rest(folder, tmp_path):
     assert "a.nii.gz can't be read" in cases[0].message
 
 
+def test_nor_does_one_that_fails_as_nobody_foresaw(folder, tmp_path):
+    def fault(progress) -> None:
+        if not list((tmp_path / "out").glob("a.*")) and progress.stage == "restore":
+            (tmp_path / "out" / "a.seg.nrrd").touch()
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", on_progress=fault)
+    assert [case.status for case in cases] == ["failed", "done"]
+    assert cases[0].message == "RuntimeError: CUDA error: unspecified launch failure"
+
+
 def test_after_an_interruption_it_goes_on_where_it_was(folder, tmp_path):
     segmenter, count = make_segmenter(2), []
 
@@ -179,6 +213,14 @@ def test_the_table_has_the_volumes_of_kept_cases_too(folder, tmp_path, dims, suf
     assert [row[3:5] for row in read_table(report)] == [row[3:5] for row in written]
 
 
+def test_segments_that_overlap_have_their_volumes_in_the_table_too(folder, tmp_path):
+    segmenter = make_segmenter(2, classes=2, activation="sigmoid")
+    done, kept = (
+        segment_files(segmenter, find_scans(folder), tmp_path / "out", report=tmp_path / "report.csv") for _ in range(2)
+    )
+    assert [case.volumes_ml for case in kept] == [pytest.approx(case.volumes_ml) for case in done]
+
+
 @pytest.mark.parametrize("suffix", [".seg.nrrd", ".nii.gz"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_results_of_another_model_or_other_options_are_named_and_left(folder, tmp_path, dims, suffix):
@@ -198,11 +240,33 @@ def test_results_of_another_model_or_other_options_are_named_and_left(folder, tm
         in run(segmenter, SegmentOptions(overlap=0.5))[0].message
     )
     np.testing.assert_array_equal(read_labels(results / f"a{suffix}").array, before)
-    assert [case.status for case in run(segmenter)] == ["kept", "kept"]
+    assert [case.status for case in run(segmenter, SegmentOptions(uncertainty=True))] == ["kept", "kept"]
     assert {case.made_with for case in run(other, SegmentOptions(mirror=True), overwrite=True)} == {
         "other (01234567), mirror=True"
     }
     assert [case.status for case in run(other, SegmentOptions(mirror=True))] == ["kept", "kept"]
+
+
+def test_a_case_that_failed_keeps_the_volumes_of_the_result_that_is_left(folder, tmp_path):
+    report, segmenter = tmp_path / "report.csv", make_segmenter(2)
+    other = Segmenter(replace(segmenter.bundle, name="other"), segmenter.network, "cpu")
+    segment_files(segmenter, find_scans(folder), tmp_path / "out", report=report)
+    before = [case.volumes_ml for case in read_report(report)]
+    segment_files(other, find_scans(folder), tmp_path / "out", report=report)
+    assert [(case.status, case.made_with) for case in read_report(report)] == [("failed", "tiny-2d")] * 2
+    assert [case.volumes_ml for case in read_report(report)] == before
+
+
+def test_a_result_that_could_not_be_overwritten_is_named_as_failed_and_stays_what_it_was(folder, tmp_path):
+    def full(progress) -> None:
+        raise MemoryError
+
+    report, segmenter = tmp_path / "report.csv", make_segmenter(2)
+    other = Segmenter(replace(segmenter.bundle, name="other"), segmenter.network, "cpu")
+    segment_files(segmenter, find_scans(folder), tmp_path / "out", report=report)
+    cases = segment_files(other, find_scans(folder), tmp_path / "out", report=report, overwrite=True, on_progress=full)
+    assert [(case.status, case.message, case.made_with) for case in cases] == [("failed", "MemoryError", "tiny-2d")] * 2
+    assert [case.status for case in segment_files(segmenter, find_scans(folder), tmp_path / "out")] == ["kept", "kept"]
 
 
 def test_what_was_written_after_the_table_is_not_what_the_table_says(folder, tmp_path):
@@ -221,6 +285,29 @@ def test_what_was_written_after_the_table_is_not_what_the_table_says(folder, tmp
         assert read_report(report)[0].volumes_ml == pytest.approx(case.volumes_ml, abs=1e-3)
 
 
+def test_a_result_of_the_same_moment_as_the_table_is_what_the_table_says(folder, tmp_path):
+    """As on a disk whose clock goes by whole seconds."""
+    report, result = tmp_path / "report.csv", tmp_path / "out" / "a.seg.nrrd"
+    for status in ("done", "kept"):
+        (case,) = segment_files(make_segmenter(2), find_scans(folder)[:1], tmp_path / "out", report=report)
+        for path in (result, report, folder / "a.nii.gz"):
+            os.utime(path, (1e9, 1e9))
+        assert (case.status, case.made_with, case.older) == (status, "tiny-2d", False)
+
+
+def test_the_table_has_no_volumes_of_a_result_that_was_edited_since(folder, tmp_path):
+    first, second = find_scans(folder)
+    report, result = tmp_path / "report.csv", tmp_path / "out" / "a.seg.nrrd"
+    segment_files(make_segmenter(2), [first], tmp_path / "out", report=report)
+    labels = read_labels(result)
+    write_labels(replace(labels, array=0 * labels.array), result, overwrite=True)
+    for _ in range(2):
+        segment_files(make_segmenter(2), [second], tmp_path / "out", report=report)
+        edited, other = read_report(report)
+        assert (edited.name, edited.volumes_ml, edited.made_with) == ("a", {}, "")
+        assert other.volumes_ml
+
+
 def test_names_are_those_of_a_model_only_where_it_made_the_result(folder, tmp_path):
     for _ in range(2):
         cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", suffix=".nii.gz")
@@ -233,9 +320,9 @@ def test_the_result_of_another_scan_is_named_and_left(folder, tmp_path, rng, dim
     segment_files(make_segmenter(dims), find_scans(folder), tmp_path / "out", suffix=suffix)
     result = tmp_path / "out" / f"a{suffix}"
     before = result.read_bytes()
-    moved = make_scan(rng)
-    moved = Image(moved.array, replace(moved.geometry, origin=(-20.0, 35.5, 8.75)))
-    for scan in (make_scan(rng, (10, 36, 36)), make_scan(rng, spacing=(3.0, 1.5, 1.5)), moved):
+    other = make_scan(rng)
+    moved = [Image(other.array, replace(other.geometry, origin=(-20.0, 35.5, z_mm))) for z_mm in (8.75, 10.25)]
+    for scan in (make_scan(rng, (10, 36, 36)), make_scan(rng, spacing=(3.0, 1.5, 1.5)), *moved):
         sitk.WriteImage(itk(scan), folder / "a.nii.gz")
         case, other = segment_files(make_segmenter(dims), find_scans(folder), tmp_path / "out", suffix=suffix)
         assert (case.status, other.status) == ("failed", "kept")
@@ -265,6 +352,19 @@ def test_a_result_that_is_older_than_its_scan_is_said(folder, tmp_path):
     case, _ = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
     assert (case.status, case.older) == ("kept", True)
     assert "is older than its scan; overwrite it" in case.message
+
+
+def test_a_folder_of_slices_is_as_young_as_its_youngest_slice(tmp_path):
+    series, result = tmp_path / "series", tmp_path / "series.seg.nrrd"
+    series.mkdir()
+    for name, time_s in (("1.dcm", 3), ("2.dcm", 1)):
+        (series / name).touch()
+        os.utime(series / name, (time_s, time_s))
+    result.touch()
+    os.utime(series, (1, 1))
+    for time_s in (2, 3):
+        os.utime(result, (time_s, time_s))
+        assert is_older(result, series) == (time_s < 3)
 
 
 def test_the_table_keeps_the_rows_of_results_that_are_there(folder, tmp_path, rng):
@@ -331,6 +431,21 @@ def test_what_another_process_has_made_meanwhile_is_kept(folder, tmp_path):
     assert [(row.status, row.made_with) for row in read_report(report)] == [("done", "tiny-2d")] * 2
 
 
+def test_what_another_process_has_made_of_a_case_that_failed_here_is_in_the_table(folder, tmp_path):
+    scans, out, report = find_scans(folder), tmp_path / "out", tmp_path / "out" / "report.csv"
+    whole = scans[0].read_bytes()
+    scans[0].write_bytes(b"")
+
+    def other_process(progress) -> None:
+        if not (out / "a.seg.nrrd").exists():
+            scans[0].write_bytes(whole)
+            segment_files(make_segmenter(2), scans[:1], out, report=report)
+
+    cases = segment_files(make_segmenter(2), scans, out, on_progress=other_process, report=report)
+    assert [case.status for case in cases] == ["failed", "done"]
+    assert [(row.status, row.made_with) for row in read_report(report)] == [("done", "tiny-2d")] * 2
+
+
 def test_two_processes_that_meet_at_a_case_part_ways(folder, tmp_path, rng, monkeypatch):
     for name in "cdef":
         sitk.WriteImage(itk(make_scan(rng)), folder / f"{name}.nrrd")
@@ -344,6 +459,7 @@ def test_two_processes_that_meet_at_a_case_part_ways(folder, tmp_path, rng, monk
     monkeypatch.setattr("random.shuffle", list.reverse)
     cases = segment_files(make_segmenter(2), find_scans(folder), out, on_progress=other_process)
     assert [(case.name, case.status) for case in cases] == [("a", "kept"), *((name, "done") for name in "fedcb")]
+    assert [case.name for case in segment_files(make_segmenter(2), find_scans(folder), out)] == [*"abcdef"]
 
 
 @pytest.mark.parametrize(("quick_s", "times"), [(10, 4), (0.05, 2)], ids=["short", "long"])
@@ -402,6 +518,20 @@ def test_a_name_that_is_too_long_for_a_result_stops_nothing(folder, tmp_path):
     assert "Errno" not in cases[0].message
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_name_that_is_no_text_stops_nothing(folder, tmp_path):
+    (folder / "a.nii.gz").rename(folder / os.fsdecode(b"caf\xe9.nii.gz"))
+    cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", report=tmp_path / "report.csv")
+    assert [case.status for case in cases] == ["done", "failed"]
+    assert [row[0] for row in read_table(tmp_path / "report.csv")] == ["case", "b", "caf?"]
+
+
+@pytest.mark.skipif(not CLOSED.exists(), reason="needs a folder that takes no file, whoever asks")
+def test_a_folder_that_takes_no_file_is_named_before_the_work(folder):
+    cases = segment_files(make_segmenter(2), find_scans(folder), CLOSED, on_progress=never)
+    assert ["/proc can't be written to; choose" in case.message for case in cases] == [True, True]
+
+
 def test_an_output_folder_that_is_a_file_is_said(folder):
     with pytest.raises(OutputError, match=r"notes\.txt can't be made \(.*exists\); choose another one"):
         segment_files(make_segmenter(2), find_scans(folder), folder / "notes.txt")
@@ -450,6 +580,12 @@ def test_two_scans_of_one_name_are_refused(folder, tmp_path, rng):
         segment_files(make_segmenter(2), find_scans(folder), tmp_path / "results")
     with pytest.raises(InvalidInput, match=r"suffix is '\.txt'"):
         segment_files(make_segmenter(2), [folder / "a.mha"], tmp_path / "results", suffix=".txt")
+
+
+def test_two_scans_that_differ_in_capital_letters_alone_are_refused(folder, tmp_path):
+    """On many disks the result of the first would be taken for the second's."""
+    with pytest.raises(InvalidInput, match="several scans are called A, a"):
+        segment_files(make_segmenter(2), [folder / "a.nii.gz", folder / "A.nrrd"], tmp_path / "results")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -1,4 +1,6 @@
+import argparse
 import csv
+import io
 import json
 import os
 import re
@@ -19,10 +21,11 @@ from DeepLabSegLib import files, load_model, read_image
 from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.catalog import DEFAULT_MODEL
 from DeepLabSegLib.cli import main
+from DeepLabSegLib.commands.telling import ProgressBar
 from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.image import Image
-from DeepLabSegLib.segmenter import SegmentOptions
+from DeepLabSegLib.segmenter import Progress, SegmentOptions
 from DeepLabSegLib.training import TrainOptions
 from DeepLabSegLib.training.cases import TABLES
 from DeepLabSegLib.training.spec import TrainingSpec
@@ -162,6 +165,13 @@ def test_an_error_is_one_line_and_exit_code_1(
     assert run(*arguments) == 1
     assert words in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_plain_label_map_of_what_may_overlap_is_refused_before_the_work(tmp_path, scan_path, monkeypatch, capsys):
+    model = save_model(tmp_path / "model", make_segmenter(2, classes=2, activation="sigmoid"))
+    monkeypatch.setattr("DeepLabSegLib.segmenter.Segmenter.segment", lambda *_: pytest.fail("segmented for nothing"))
+    assert run("segment", scan_path, "-o", tmp_path / "r.nii.gz", "--model", model) == 1
+    assert "can't hold segments that overlap; write a .seg.nrrd" in capsys.readouterr().err
 
 
 def test_info_says_how_a_model_runs_on_a_device(bundle_folder, capsys):
@@ -334,6 +344,15 @@ def test_a_reader_that_was_never_there_is_no_error_either():
     assert process.returncode == 0
 
 
+def test_an_error_that_nobody_reads_is_told_to_programs_all_the_same():
+    command, pipe = [sys.executable, "-m", "DeepLabSegLib.cli", "info", "gone", "--json"], subprocess.PIPE
+    environment = os.environ | {"PYTHONPATH": str(SAMPLE.parents[2])}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment) as process:
+        process.stderr.close()
+        assert "there is no model" in json.loads(process.stdout.read())["error"]
+    assert process.returncode == 1
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="needs the device that is always full")
 @pytest.mark.parametrize("json_too", [[], ["--json"]])
 def test_a_report_that_cannot_be_printed_is_an_error_in_one_line(json_too):
@@ -434,6 +453,33 @@ def test_a_log_has_a_line_for_each_case(tmp_path, scan_path, bundle_folder, caps
     assert re.fullmatch(r"deeplabseg: 2 of 2, scan done: \d+\.\d s", second)
     if json_too:
         assert json.loads(printed.out)["done"] == 1
+
+
+@pytest.mark.parametrize("closed", [("stderr",), ("stdout", "stderr")])
+def test_a_batch_whose_streams_are_closed_does_its_work(
+    tmp_path, scan_path, bundle_folder, monkeypatch, capsys, closed
+):
+    """As by `nohup deeplabseg batch ... >&- 2>&-`; what is for standard error doesn't go among the JSON."""
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    arguments = ("batch", tmp_path, "-o", tmp_path / "out", "--model", bundle_folder, "--device", "cpu", "--json")
+    assert run(*arguments) == 0
+    assert (tmp_path / "out" / "scan.seg.nrrd").exists()
+    for name in closed:
+        getattr(sys, name).close()
+    if "stdout" not in closed:
+        assert json.loads(capsys.readouterr().out)["done"] == 1
+
+
+def test_a_log_that_nobody_reads_any_longer_stops_nothing(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with ProgressBar(argparse.Namespace(json=False)) as bar:
+        bar.of_run(Progress("segment", 1, 2, "smaller windows, for want of memory"))
+        bar.of_training("train", 1, 1, 0.5)
 
 
 def test_results_that_are_older_than_their_scans_are_noted(tmp_path, scan_path, bundle_folder, capsys):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image as Picture
 
 from DeepLabSegLib.cli import main
+from DeepLabSegLib.comparison import TABLES
 from DeepLabSegLib.files import write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
 
@@ -105,6 +108,18 @@ def test_a_case_that_failed_has_a_row_that_says_why(folders, tmp_path):
     assert set(last.values()) == {""}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_name_that_is_no_text_stops_no_table(folders, tmp_path):
+    ours, theirs, _ = folders
+    for side in (ours, theirs):
+        odd = next(side.glob("case3*"))
+        odd.rename(os.fsdecode(os.fsencode(odd).replace(b"case3", b"caf\xe9")))
+    assert run("evaluate", ours, "--reference", theirs, "-o", tmp_path / "out") == 1
+    with (tmp_path / "out" / "cases.csv").open(encoding="utf-8") as file:
+        assert [*csv.DictReader(file)][-1]["case"] == "caf?"
+    assert len(json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["failed"]) == 1
+
+
 def test_names_that_fit_nowhere_are_said(folders, tmp_path, capsys):
     ours, theirs, _ = folders
     other = tmp_path / "other.seg.nrrd"
@@ -129,6 +144,10 @@ def test_an_earlier_comparison_is_kept_unless_told_otherwise(folders, tmp_path, 
     assert run(*arguments) == 1
     assert "is kept" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in output.iterdir()} == before
+    for name in TABLES:
+        (output / name).unlink()
+    assert run(*arguments) == 1
+    assert "worst-" in capsys.readouterr().err
     (output / "worst-other.png").write_bytes(b"mine")
     assert run(*arguments, "--overwrite") == 0
     assert "left as they are: worst-other.png" in capsys.readouterr().out
@@ -174,6 +193,8 @@ def test_a_distance_that_not_all_cases_have_is_said(folders, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "HD95 is of the cases that have the label on both sides" in printed
     assert " in 1 of 2" in printed
+    assert run("evaluate", prediction, "--reference", empty) == 0
+    assert "no label is on both sides" not in capsys.readouterr().out
 
 
 def test_of_an_atlas_labels_the_notes_name_the_first(tmp_path, capsys):

@@ -108,6 +108,21 @@ def test_segments_of_one_name_are_compared_whatever_their_values_and_layers():
     assert [scores.dice for scores in compare(ours, theirs, groups).values()] == [1, 1]
 
 
+@pytest.mark.parametrize("shape", [(1, 20, 20), (20, 20, 20)])
+def test_groups_gather_segments_by_name_too(shape):
+    left, right = (box(slice(None), part, shape=shape) for part in (slice(0, 8), slice(5, 14)))
+    ours = Labels(np.stack([left, right]).astype(np.uint8), Geometry(shape),
+                  (Segment(1, "Left kidney", (0, 0, 0)), Segment(1, "Right kidney", (0, 0, 0), layer=1)))  # fmt: skip
+    theirs = labels(np.where(left, 4, 0) | np.where(right & ~left, 5, 0))
+    scores = compare(ours, theirs, {
+        "Kidneys": Group(("left kidney", "Right kidney"), (4, 5)),
+        "Left": Group(("Left kidney",), (4, "nobody's")),
+        "Liver": Group(("Liver",), (6,)),
+    })  # fmt: skip
+    assert [scores[name].dice for name in ("Kidneys", "Left")] == [1, 1]
+    assert math.isnan(scores["Liver"].dice)
+
+
 def test_a_value_that_stands_for_several_segments_is_not_compared_with_a_plain_label_map():
     a, b = box(slice(0, 8)), box(slice(5, 14))
     ours = Labels(np.stack([a, b]).astype(np.uint8), Geometry(a.shape),
@@ -172,16 +187,17 @@ def test_different_grids_are_not_compared():
 
 def test_groups_are_read_strictly(tmp_path):
     path = tmp_path / "groups.json"
-    path.write_text(json.dumps({"white": {"prediction": [4], "reference": None}}))
-    assert read_groups(path) == {"white": Group((4,), None)}
+    path.write_text(json.dumps({"white": {"prediction": [4, "Fornix"], "reference": None}}))
+    assert read_groups(path) == {"white": Group((4, "Fornix"), None)}
     path.write_text(path.read_text(), encoding="utf-8-sig")  # as Windows' Notepad does
-    assert read_groups(path) == {"white": Group((4,), None)}
+    assert read_groups(path) == {"white": Group((4, "Fornix"), None)}
     wrong = [
         '{"predicted": [4]}',
         '{"prediction": []}',
         '{"prediction": [0]}',
         '{"reference": [-1]}',
         '{"reference": [65536]}',
+        '{"reference": [4.0]}',
     ]
     for text in ["{", "[]", "{}", *(f'{{"white": {group}}}' for group in wrong)]:
         path.write_text(text)

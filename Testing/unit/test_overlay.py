@@ -2,9 +2,19 @@ import numpy as np
 import pytest
 from helpers import physically_equal
 
-from DeepLabSegLib.evaluate import Group, compare
+from DeepLabSegLib.evaluate import Group, Scores, compare
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
-from DeepLabSegLib.overlay import MARGIN, PREDICTION_COLOR, REFERENCE_COLOR, render, render_comparison
+from DeepLabSegLib.overlay import (
+    MARGIN,
+    PREDICTION_COLOR,
+    REFERENCE_COLOR,
+    WHITE,
+    _colors,
+    _Cut,
+    _dice_legend,
+    render,
+    render_comparison,
+)
 
 RED = Segment(1, "Right ball", (255, 0, 0))
 
@@ -77,6 +87,41 @@ def test_the_slice_is_the_one_with_most_disagreement(scan):
     # Voxels are 3 mm thick, so only planes along k are shown; 25 x 1.5 mm by 25 x 1.2 mm in k = 7.
     height, width = np.ptp(outline, axis=0) + 1
     assert height / width == pytest.approx(1.5 / 1.2, rel=0.05)
+
+
+def test_what_both_sides_have_is_no_disagreement_however_large(scan):
+    theirs = np.zeros(scan.geometry.shape, np.uint8)
+    theirs[7, 5:30, 5:30] = 1
+    ours = theirs.copy()
+    ours[2, 5:10, 5:13] = 1
+    ours, theirs = (Labels(values, scan.geometry, (RED,)) for values in (ours, theirs))
+    groups = {"Part": Group((1,), (1,))}
+    outline = pixels(render_comparison(ours, theirs, groups, compare(ours, theirs, groups), side=200), PREDICTION_COLOR)
+    height, width = np.ptp(outline, axis=0) + 1
+    assert height / width == pytest.approx(5 * 1.5 / (8 * 1.2), rel=0.05)
+
+
+@pytest.mark.parametrize(("z_mm", "name"), [(7.25, "axial, S 28.2 mm"), (-60.0, "axial, I 39.0 mm")])
+def test_the_slice_is_named_by_where_it_lies_in_the_patient(z_mm, name):
+    geometry = Geometry((12, 40, 36), (3.0, 1.5, 1.2), (-20.0, 35.5, z_mm))
+    array = np.zeros(geometry.shape, np.uint8)
+    array[7, 5:30, 5:30] = 1
+    labels, empty = (Labels(values, geometry, (RED,)) for values in (array, 0 * array))
+    assert _Cut(labels, empty, {"All": Group()}, 100).name == name
+
+
+def test_the_legend_begins_with_the_lowest_dice_and_leaves_out_what_has_none():
+    scores = {name: Scores(dice, 1.0, 1.0, 1.0) for name, dice in [("a", 0.9), ("b", 0.5), ("c", float("nan"))]}
+    colors = dict.fromkeys(scores, RED.color)
+    assert [text for _, text in _dice_legend(scores, colors)] == ["Dice, mean 0.700", "0.500  b", "0.900  a"]
+
+
+def test_a_group_has_the_colour_of_the_one_segment_that_it_names():
+    labels = Labels(np.ones((1, 4, 4), np.uint8), Geometry((1, 4, 4)), (RED, Segment(2, "Left ball", (0, 0, 255))))
+    groups = {"One": Group(("Left ball",)), "Value": Group((1,)), "Both": Group((1, "Left ball")), "All": Group()}
+    colors = _colors(labels, groups)
+    assert (colors["One"], colors["Value"], colors["All"]) == ((0, 0, 255), RED.color, WHITE)
+    assert colors["Both"] not in (RED.color, (0, 0, 255), WHITE)
 
 
 def test_a_picture_keeps_its_rows_and_columns():

@@ -33,6 +33,7 @@ def test_names_meet_whatever_their_ending_and_their_part(ours, theirs, pairs):
         ("case.nii", "case_2.nii"),
         ("case_1.nii", "case_2.nii"),
         ("a_pre.nii", "a_post.nii"),
+        ("a.nii b.nii", "a_pre.nii b_post.nii"),
     ],
 )
 def test_names_of_different_cases_never_meet(ours, theirs):
@@ -72,6 +73,18 @@ def test_scans_are_found_by_the_name_of_either_side(tmp_path):
     ours, theirs = ([tmp_path / f"{side}{n}.nii" for n in (1, 2)] for side in "pr")
     found = pair_files(ours, theirs, [tmp_path / "scans"])
     assert [pair.image.name for pair in found.pairs] == ["p1.nii", "r2.png"]
+
+
+def test_scans_of_folders_are_never_taken_in_their_order(tmp_path):
+    for name in ("ours/a.nii", "ours/b.nii", "ours/c.nii", "theirs/a.nii", "theirs/c.nii", "a.nii", "b.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = pair_files([tmp_path / "ours"], [tmp_path / "theirs"], [tmp_path / "a.nii", tmp_path / "b.nii"])
+    assert [(pair.name, pair.image) for pair in found.pairs] == [("a", tmp_path / "a.nii"), ("c", None)]
+    ours, theirs = ([getattr(pair, side) for pair in found.pairs] for side in ("prediction", "reference"))
+    for scans in ([tmp_path / "b.nii", tmp_path / "a.nii"], [tmp_path / "a.nii"]):
+        found = pair_files(ours, theirs, scans)
+        assert [pair.image for pair in found.pairs] == (scans if len(scans) == 2 else [*scans, None])
 
 
 def test_segmentations_beside_the_scans_are_not_taken_for_scans(tmp_path):

@@ -14,7 +14,7 @@ from helpers import SEGMENTS
 from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels
-from DeepLabSegLib.outputs import check_output
+from DeepLabSegLib.outputs import check_output, replacing
 
 
 @pytest.mark.parametrize("name", ["r.seg.nrrd", "r.nii.gz", "r.nii", "r.nrrd", "r.mha"])
@@ -183,3 +183,16 @@ def test_who_holds_a_result_for_a_moment_is_waited_for(tmp_path, labels, monkeyp
     write_labels(labels, tmp_path / "result.nrrd")
     assert len(tries) == 2
     np.testing.assert_array_equal(read_labels(tmp_path / "result.nrrd").array, labels.array)
+
+
+def test_a_temporary_file_that_can_not_be_deleted_hides_no_error(tmp_path, monkeypatch):
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputError, match=r"a\.txt can't be written \(No space"), replacing(tmp_path / "a.txt"):
+        pass
