@@ -134,7 +134,7 @@ class Bundle:
         if len(values) != foreground or values != list(range(1, len(values) + 1)):
             raise InvalidInput(
                 f"labels have the values {values}; a {network.classifier_activation} network of {network.num_classes} "
-                f"classes needs 1 to {foreground}, in order"
+                f"classes needs 1 to {foreground}, in order{', class 0 being background' if network.exclusive else ''}"
             )
         for segment in self.labels:
             if not all(0 <= part <= 255 for part in segment.color):
@@ -157,9 +157,7 @@ class Bundle:
     @property
     def segments(self) -> tuple[Segment, ...]:
         """The labels with the layer of `Labels.array` that each lies in."""
-        if not self.overlapping:
-            return self.labels
-        return tuple(replace(segment, layer=n) for n, segment in enumerate(self.labels))
+        return tuple(replace(segment, layer=n * self.overlapping) for n, segment in enumerate(self.labels))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -263,13 +261,15 @@ def save_bundle(
     try:
         if target.suffix == ".safetensors":
             target.parent.mkdir(parents=True, exist_ok=True)
-            _save_tensors(target, state, {JSON_NAME: text})
+            with replacing(target) as temporary:
+                temporary.write_bytes(save(state, {JSON_NAME: text}))
         else:
             target.mkdir(parents=True, exist_ok=True)
-            _save_tensors(target / TENSORS_NAME, state, None)
-            with replacing(target / JSON_NAME) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
+            # Neither takes its place before both are written: each is of no use beside another's.
+            with replacing(target / JSON_NAME) as card, replacing(target / TENSORS_NAME) as tensors:
+                card.write_text(text, encoding="utf-8")
+                tensors.write_bytes(save(state))
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
         said = getattr(error, "strerror", None) or error
         raise OutputError(f"{target} can't be written ({said}); choose another place or name") from None
     return bundle
@@ -313,8 +313,3 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:
     if half and tensor.is_floating_point() and tensor.half().isfinite().all():
         return tensor.half()
     return tensor
-
-
-def _save_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(save(state, metadata))

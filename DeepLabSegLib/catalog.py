@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from DeepLabSegLib.errors import BundleError
 from DeepLabSegLib.image import Segment
-from DeepLabSegLib.schema import from_json
+from DeepLabSegLib.schema import from_json, parse_json
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -172,7 +172,8 @@ def installed_models() -> dict[str, Path]:
 
 def _paths_in(folder: Path) -> list[Path]:
     with suppress(OSError):
-        return sorted(folder.iterdir())
+        # Hidden are what a Mac leaves beside files of other disks, and what a killed process was writing.
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     return []
 
 
@@ -191,12 +192,12 @@ def model_state(path: Path) -> object:
 def is_bundle(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is meant as a bundle; otherwise it may be bare weights."""
     source = Path(path)
-    if source.is_dir() or source.name in (JSON_NAME, TENSORS_NAME) or not source.is_file():
+    if source.is_dir() or source.name == JSON_NAME or not source.is_file():
         return True
     if source.suffix != ".safetensors":
         return False
     try:
-        return JSON_NAME in _metadata(source)
+        return _has_json(source)
     except BundleError:
         return True  # reading it as one says what is wrong
 
@@ -204,9 +205,17 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
 def is_described(path: str | os.PathLike[str]) -> bool:
     """Whether the weights at `path` have a `model.json`, beside them or in their metadata."""
     with suppress(BundleError):
-        source = tensors_file(path)
-        return (source.name == TENSORS_NAME and (source.parent / JSON_NAME).is_file()) or JSON_NAME in _metadata(source)
+        return _has_json(tensors_file(path))
     return False
+
+
+def _has_json(tensors: Path) -> bool:
+    return _json_beside(tensors) is not None or JSON_NAME in _metadata(tensors)
+
+
+def _json_beside(tensors: Path) -> Path | None:
+    beside = tensors.with_name(JSON_NAME)
+    return beside if tensors.name == TENSORS_NAME and beside.is_file() else None
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard:
@@ -239,22 +248,22 @@ def read_json(path: str | os.PathLike[str], convert: Callable[[object], T]) -> T
     Raises `BundleError`, also for a `ValueError` of `convert`.
     """
     try:
-        return convert(json.loads(_model_json(path)))
-    except (ValueError, RecursionError, OSError) as error:  # InvalidInput and JSONDecodeError are ValueErrors
+        return convert(parse_json(_model_json(path)))
+    except (ValueError, OverflowError, OSError) as error:  # InvalidInput is a ValueError
         raise BundleError(f"{path}: model.json: {error}") from None
 
 
-def _model_json(path: str | os.PathLike[str]) -> str:
+def _model_json(path: str | os.PathLike[str]) -> bytes:
     source = tensors_file(path)
-    beside = source.parent / JSON_NAME
-    if source.name == TENSORS_NAME and beside.is_file():
+    beside = _json_beside(source)
+    if beside is not None:
         if beside.stat().st_size > MAX_JSON_BYTES:
             raise BundleError(f"{beside} has {beside.stat().st_size} bytes; a model.json has at most {MAX_JSON_BYTES}")
-        return beside.read_text(encoding="utf-8")
+        return beside.read_bytes()
     metadata = _metadata(source)
     if JSON_NAME not in metadata:
         raise BundleError(f"{source} carries no {JSON_NAME} in its metadata and has none beside it; it is bare weights")
-    return metadata[JSON_NAME]
+    return metadata[JSON_NAME].encode()
 
 
 def tensors_file(path: str | os.PathLike[str]) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["dumps", "from_json", "load_json", "to_json"]
+__all__ = ["dumps", "from_json", "load_json", "parse_json", "to_json"]
 
 T = TypeVar("T")
 
@@ -40,11 +40,18 @@ def to_json(value: Any) -> Any:
 def load_json(path: str | os.PathLike[str]) -> Any:
     """What a JSON file holds. Raises `InvalidInput` that says what is wrong with it, but not its name."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise InvalidInput("it does not exist; check the path") from None
     except OSError as error:
         raise InvalidInput(f"it can't be opened ({error.strerror}); give a file that can be read") from None
+    return parse_json(content)
+
+
+def parse_json(content: bytes) -> Any:
+    """What JSON in UTF-8 says, also after the mark that Windows' editors begin it with. Raises `InvalidInput`."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"it is no JSON in UTF-8 ({error}); correct it") from None
 

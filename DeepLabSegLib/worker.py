@@ -81,12 +81,13 @@ class Worker:
             self._answer(request, **content)
 
     def _read(self) -> None:
-        for line in self._requests:
-            request = json.loads(line)
-            if request["do"] == "cancel":
-                self._cancelled.add(request["id"])
-            else:
-                self._waiting.put(request)
+        with suppress(ValueError):  # the window went in the middle of a line
+            for line in self._requests:
+                request = json.loads(line)
+                if request["do"] == "cancel":
+                    self._cancelled.add(request["id"])
+                else:
+                    self._waiting.put(request)
         # The window is gone: nobody will fetch the result or tidy up.
         self._window_gone = True
         folder, end = self._folder, time.monotonic() + LET_GO_WITHIN_S

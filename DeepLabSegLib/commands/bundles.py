@@ -48,8 +48,9 @@ def info(options: argparse.Namespace) -> Report:
     from DeepLabSegLib import bundle, catalog
 
     path = catalog.find_model(options.model)
+    runs = {} if options.device is None else DeepLabSegLib.load_model(path, options.device).describe()
     if not catalog.is_bundle(path):
-        return _weights_info(path)
+        return _weights_info(path, runs)
     content = bundle.read_bundle(path)
     parameters = sum(p.numel() for p in bundle.read_network(path, content).parameters())
     rows = [
@@ -65,11 +66,8 @@ def info(options: argparse.Namespace) -> Report:
         *((f"figure: {name}", f"{value:g}") for name, value in content.figures.items()),
         *([("reproduce", content.reproduce)] if content.reproduce else []),
         ("sha256", content.sha256),
+        *((f"runs: {name}", text) for name, text in runs.items()),
     ]  # fmt: skip
-    runs = {}
-    if options.device is not None:
-        runs = DeepLabSegLib.load_model(path, options.device).describe()
-        rows += [(f"runs: {name}", text) for name, text in runs.items()]
     return to_json(content) | {"parameters": parameters, **({"runs": runs} if runs else {})}, table(rows)
 
 
@@ -128,12 +126,13 @@ def export(options: argparse.Namespace) -> Report:
     return {"output": str(output), "size": list(size), "difference": difference}, f"{text} {difference:.1e}"
 
 
-def _weights_info(path: Path) -> Report:
+def _weights_info(path: Path, runs: dict[str, str]) -> Report:
     from DeepLabSegLib import weights
 
     found = weights.detect(path)
     spec = None if found.spec is None else to_json(found.spec)
-    return to_json(found) | {"sure": found.sure, "spec": spec}, str(found)
+    lines = [str(found), *(f"runs: {name}: {text}" for name, text in runs.items())]
+    return to_json(found) | {"sure": found.sure, "spec": spec, **({"runs": runs} if runs else {})}, "\n".join(lines)
 
 
 def _network(spec: Any) -> str:

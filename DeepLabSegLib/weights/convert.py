@@ -42,8 +42,9 @@ def convert(
     Parameters
     ----------
     path : a weights file that `load_weights` reads, or a bundle.
-    labels : a segment or a name per class, in the classes' order. A label less than classes means that class 0 is
-        background (softmax); a label each means that classes may overlap (sigmoid). None names them "Class 1", ...
+    labels : a segment or a name per class, in the classes' order. Where the file says neither softmax nor sigmoid, a
+        label less than classes means that class 0 is background (softmax); a label each means that classes may overlap
+        (sigmoid). None names them "Class 1", ...
     network : fields of `DeepLabSpec` that the file can't tell, for example `decoder_dilation_rates`.
     model_input : channels, orientation, spacing, normalisation and tile; None takes images as they are.
     name, description, license, training_data : what the bundle says of itself; if None the name is the file's, and
@@ -70,7 +71,9 @@ def convert(
     if spec is None:
         raise WeightsError(f"{source}: {found}; a bundle needs an encoder of the tables")
     if labels is not None:
-        network.setdefault("classifier_activation", _activation(len(labels), spec.num_classes))
+        told = not any(text.startswith("classifier_activation") for text in found.open)
+        if not told or spec.classifier_activation not in ("softmax", "sigmoid"):
+            network.setdefault("classifier_activation", _activation(len(labels), spec.num_classes))
     open_questions = [text for text in found.open if text.split(" ")[0] not in network]
     spec = replace(spec, **network)
     if model_input is None:
@@ -79,7 +82,7 @@ def convert(
     if labels is None:
         labels = [f"Class {n}" for n in range(1, spec.foreground_classes + 1)]
     bundle = Bundle(
-        name=name or source.name.partition(".")[0],
+        name=name or source.stem.removesuffix(".weights"),
         description=description or f"Converted from {source.name}",
         license=license or UNKNOWN,
         training_data=training_data or UNKNOWN,
@@ -102,8 +105,6 @@ def _changed(
     """The bundle at `source` with what is given in place of its own."""
     bundle = read_bundle(source)
     model = read_network(source, bundle)
-    if labels is not None and len(labels) != bundle.network.foreground_classes:
-        network.setdefault("classifier_activation", _activation(len(labels), bundle.network.num_classes))
     if network:
         model = DeepLabV3Plus.from_spec(replace(bundle.network, **network)).eval()
         load_weights(model, tensors_file(source))

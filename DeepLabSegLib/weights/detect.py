@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,9 +154,8 @@ def _of_network(
 ) -> Detection:
     options, doubts = _decoder_options(modules, file, path)
     options["input_shape"] = (*(None,) * found.dims, found.in_channels)
-    known = _from_config(file.config)
-    rates = known.get("decoder_dilation_rates", ())
-    if not isinstance(rates, list | tuple) or len(rates) != len(options["decoder_dilation_rates"]):
+    known = _from_config(file.config, options)
+    if len(known.get("decoder_dilation_rates", ())) != len(options["decoder_dilation_rates"]):
         known.pop("decoder_dilation_rates", None)  # a branch each, and the tensors have another number of branches
     matches: list[tuple[int, DeepLabSpec]] = []
     for name, depth in candidates:
@@ -165,7 +165,7 @@ def _of_network(
             spec = DeepLabSpec(**{"encoder_name": name, "encoder_depth": depth, **options, **known})
             with torch.device("meta"):
                 model = DeepLabV3Plus.from_spec(spec)
-        except (InvalidInput, TypeError, ValueError):  # no such level, or a configuration that makes no network
+        except InvalidInput:  # no such level
             continue
         misplaced = _misplaced(file, model)
         if misplaced is not None:
@@ -201,14 +201,14 @@ def _misplaced(file: WeightsFile, model: torch.nn.Module) -> int | None:
         return None
     run = [stored.name for name, stored in found.items() if name.startswith("encoder.") and "post_norm" not in name]
     beyond = report.ignored.get("levels beyond encoder_depth", [])
-    return sum(name.startswith("encoder/") for name in run) + sum(name.startswith("layers/") for name in beyond)
+    return sum("encoder/" in name for name in run) + sum("encoder/" not in name for name in beyond)
 
 
 def _which(names: list[str], family: str) -> list[str]:
     if not names:
         return [f"the variant: it is none of {', '.join(FAMILIES[family][1])}; build the {family} backbone by hand"]
     if len(names) > 1:
-        return [f"which of {', '.join(names)}: up to this depth they are one network"]
+        return [f"encoder_name ({' or '.join(names)}: up to this depth they are one network)"]
     return []
 
 
@@ -307,7 +307,7 @@ def _decoder_options(
         return (shape[-2], shape[-1]) if keras else (shape[1], shape[0])
 
     branches = {int(at[1]) for name in modules if (at := re.match(r"aspp\.branches\.(\d+)\.", f"{name}."))}
-    rates = (12, 24, 36) if len(branches) == 4 else tuple(12 * n for n in range(1, max(len(branches), 2)))
+    rates = tuple(12 * n for n in range(1, max(len(branches), 2)))
     width, classes = kernel("head")
     skip_width = kernel("skip.conv")[1]
     norms: tuple[str, ...] = NORMS_BY_COUNT.get(len(modules.get("refine.norm", [])), ("batch",))
@@ -335,9 +335,13 @@ def _decoder_options(
     return options, asked
 
 
-def _from_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Arguments that a `.keras` file states and no tensor tells."""
+def _from_config(config: Mapping[str, Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that a `.keras` file states and no tensor tells, as they go with `options`, those that tensors tell."""
     inner = (config or {}).get("config")
     if not isinstance(inner, Mapping):
         return {}
-    return {key: inner[key] for key in FROM_CONFIG if key in inner}
+    found: dict[str, Any] = {}
+    for key in FROM_CONFIG:
+        with suppress(InvalidInput, KeyError):  # not stated, or a function of somebody's own
+            found[key] = getattr(DeepLabSpec(None, **{**options, key: inner[key]}), key)
+    return found

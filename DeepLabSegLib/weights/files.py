@@ -181,12 +181,7 @@ def _check_dataset(item: Any, name: str, size: int, path: Path) -> None:
 
 def _read_dataset(item: Any, name: str, path: Path) -> Tensor:
     with _reading(path):
-        return torch.from_numpy(np.asarray(item[()], dtype=_plain(item.dtype)))
-
-
-def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The same type in this machine's byte order."""
-    return dtype.newbyteorder("=")
+        return torch.from_numpy(np.asarray(item[()], dtype=item.dtype.newbyteorder("=")))  # this machine's
 
 
 # --- zip archives ----------------------------------------------------------------------------------------------------
@@ -205,7 +200,8 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > size or info.flag_bits & 1:
                 raise WeightsError(
                     f"{path}: {info.filename} is compressed, encrypted or larger than the archive; Keras and torch "
-                    "store their members as they are: save the file again with the program that made it"
+                    "store their members as they are: save it again with the program that made it, or unpack what "
+                    "is zipped by hand"
                 )
         if sum(info.file_size for info in archive.infolist()) > size:
             raise WeightsError(f"{path}: its members overlap; the archive is damaged")
@@ -224,7 +220,7 @@ def _read_torch(archive: zipfile.ZipFile, path: Path) -> WeightsFile:
     with _reading(path):
         pickles = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
         if len(pickles) != 1:
-            raise WeightsError(f"{path} is a zip archive, but neither a .keras file nor torch's")
+            raise WeightsError(f"{path} is a zip archive, but neither a .keras file nor torch's; unpack it")
         _check_pickle(_read_member(archive, pickles[0]), path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     state, beside = _state_dict(content, path)

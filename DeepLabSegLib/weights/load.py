@@ -55,7 +55,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         values = {}
         for name, stored in found.items():
             value = _checked(stored.read(), stored.name, str(path))
-            values[name] = as_ours(value, name, model, file.origin).to(wanted[name].dtype)
+            values[name] = as_ours(value, name, model, file.origin)
             report.loaded[name] = stored.name
         with torch.no_grad():
             for name, value in values.items():

@@ -36,7 +36,7 @@ def not_built(name: str, encoder: nn.Module) -> str | None:
     parts = getattr(encoder, part, None)
     index = rest.partition(".")[0]
     if isinstance(parts, nn.ModuleList) and index.isdigit():
-        if int(index) >= len(parts) and len(parts):
+        if int(index) >= len(parts):
             return "levels beyond encoder_depth"
         if part == "norms" and isinstance(parts[int(index)], nn.Identity):
             return "normalisations of levels that the decoder doesn't read"

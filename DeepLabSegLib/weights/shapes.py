@@ -19,9 +19,7 @@ def misfits(found: Mapping[str, Stored], wanted: Mapping[str, Tensor], model: nn
             problems.append(f"  {stored.name} {shape_text(stored.shape)} has no place: the model has no {name}")
             continue
         shape = tuple(wanted[name].shape)
-        here = (
-            _our_shape(stored.shape, name, model) if stored.name.startswith(("layers/", "encoder/")) else stored.shape
-        )
+        here = _our_shape(stored.shape, name, model) if origin == "keras" else stored.shape
         if here != shape:
             problems.append(
                 f"  {stored.name} has shape {shape_text(stored.shape)}; {name} in the model has {shape_text(shape)}"

@@ -50,6 +50,14 @@ def test_half_precision_halves_the_file_and_works_in_single(tmp_path, rng):
     assert segmenter.segment(make_scan(rng)).array.any()
 
 
+def test_weights_too_large_for_half_precision_stay_as_they_are(tmp_path):
+    bundle = make_bundle(2)
+    network = make_network(bundle.network)
+    network.state_dict()["skip.norm.running_var"][0] = 1e6
+    saved = save_bundle(tmp_path / "model", bundle, network)
+    assert read_network(tmp_path / "model", saved).skip.norm.running_var[0] == 1e6
+
+
 def edit(folder: Path, change) -> None:
     content = json.loads((folder / "model.json").read_text())
     change(content)
@@ -71,9 +79,14 @@ def edit(folder: Path, change) -> None:
         (lambda c: c["labels"].pop(), "needs 1 to 2"),
         (lambda c: c["labels"][0].update(color=[1, 2, 300]), "0 to 255"),
         (lambda c: c["labels"][0].update(color=[1, 2]), "needs 3"),
+        (lambda c: c["labels"][0].update(color=[1, 2, -1]), "0 to 255"),
         (lambda c: c["labels"][0]["terminology"].pop("type"), r"labels\[0\].terminology lacks type"),
         (lambda c: c["input"].update(spacing=[1, 0, 1]), "above 0"),
         (lambda c: c["input"].update(mirror_axes=[2, 3]), "some of 0, 1 and 2"),
+        (lambda c: c["input"].update(mirror_axes=[2, 1]), "in order"),
+        (lambda c: c["input"].update(tile=[32, 0]), "at least 1"),
+        (lambda c: c["input"].update(background=float("nan")), "finite voxel value"),
+        (lambda c: [c["input"].update(background=0), c["network"].update(classifier_activation="linear")], "nothing"),
         (lambda c: c["input"].update(orientation="SAX"), "three letters"),
         (lambda c: c["input"].update(tile=[32]), "needs 2"),
         (lambda c: c["input"].update(channels=["T1", "T2"]), "2 channels"),
@@ -82,12 +95,32 @@ def edit(folder: Path, change) -> None:
         (lambda c: c["network"].update(decoder_channels=17), "shape"),
         (lambda c: c["network"].update(encoder_depth=4), "lacks encoder"),
         (lambda c: c.update(sha256="0" * 64), "copy the model again"),
+        (lambda c: c["figures"].update(Dice=10**400), "too large"),
+        (lambda c: c["figures"].update(Dice=True), "figures.Dice is True; it must be a number"),
+        (lambda c: c["labels"][0].update(value=True), r"value is True; it must be an integer"),
     ],
 )
 def test_a_model_json_that_is_wrong_is_refused_by_the_place(bundle_folder, change, words):
     edit(bundle_folder, change)
     with pytest.raises(BundleError, match=words):
         load_model(bundle_folder, "cpu")
+
+
+def test_a_model_json_may_be_edited_on_windows(bundle_folder):
+    text, before = (bundle_folder / "model.json").read_text(encoding="utf-8"), read_bundle(bundle_folder)
+    (bundle_folder / "model.json").write_text(text, encoding="utf-8-sig", newline="\r\n")
+    assert read_bundle(bundle_folder) == before
+    for spoilt, encoding in [(text, "utf-16"), (text.replace('"labels"', '// mine\n"labels"'), "utf-8")]:
+        (bundle_folder / "model.json").write_text(spoilt, encoding=encoding)
+        with pytest.raises(BundleError, match=r"model\.json: it is no JSON in UTF-8 \(.*\); correct it"):
+            read_bundle(bundle_folder)
+
+
+def test_the_layer_of_a_label_follows_from_the_network(bundle_folder, scan):
+    edit(bundle_folder, lambda content: [label.update(layer=7) for label in content["labels"]])
+    segmenter = load_model(bundle_folder, "cpu")
+    assert [segment.layer for segment in segmenter.segment(scan).segments] == [0, 0]
+    assert [segment.layer for segment in make_bundle(2, activation="sigmoid").segments] == [0, 1, 2]
 
 
 def test_a_damaged_json_a_list_and_a_huge_one_are_refused(bundle_folder):
@@ -156,6 +189,18 @@ def test_an_existing_bundle_is_kept_unless_told_otherwise(bundle_folder):
         save_bundle(bundle_folder, bundle, make_network(bundle.network))
     save_bundle(bundle_folder, bundle, make_network(bundle.network), overwrite=True)
     assert sorted(p.name for p in bundle_folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model", "model.safetensors"])
+def test_a_bundle_that_cannot_be_written_whole_leaves_what_is_there(tmp_path, name):
+    bundle = make_bundle(2)
+    before = save_bundle(tmp_path / name, bundle, make_network(bundle.network))
+    odd = replace(bundle, name="M\udcfcller")  # of a file whose name isn't UTF-8
+    for path in (tmp_path / name, tmp_path / f"other-{name}"):
+        with pytest.raises(OutputError, match=r"can't be written .*surrogates"):
+            save_bundle(path, odd, make_network(bundle.network), overwrite=True)
+    assert load_model(tmp_path / name, "cpu").bundle == before
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"model", "model.json", "model.safetensors"}
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -69,6 +69,35 @@ def test_one_damaged_model_hides_no_other(tmp_path, monkeypatch, bundle_folder, 
     assert {"cut", "empty", "odd"} == {model["name"] for model in listed if "error" in model}
 
 
+def test_what_a_mac_leaves_beside_a_model_and_what_is_half_written_is_no_model(monkeypatch, bundle_folder):
+    monkeypatch.setenv("DEEPLABSEG_MODELS", str(bundle_folder.parent))
+    for name in ("._liver.safetensors", ".0123abcd-liver.safetensors"):
+        (bundle_folder.parent / name).write_bytes(bytes(99))
+    assert not [name for name in catalog.installed_models() if "liver" in name]
+    assert bundle_folder.name in catalog.installed_models()
+
+
+def test_tensors_called_like_a_bundles_are_one_where_a_model_json_is_beside_them(bundle_folder):
+    tensors = bundle_folder / "model.safetensors"
+    assert catalog.is_bundle(tensors)
+    assert catalog.is_bundle(bundle_folder / "model.json")
+    (bundle_folder / "model.json").unlink()
+    assert not catalog.is_bundle(tensors)
+    assert catalog.is_bundle(bundle_folder)
+    tensors.write_bytes(b"")
+    assert catalog.is_bundle(tensors)
+
+
+@pytest.mark.parametrize("chosen", ["", "model.json", "model.safetensors"])
+@pytest.mark.parametrize("changed", ["model.json", "model.safetensors"])
+def test_a_model_is_another_once_either_of_its_files_is(bundle_folder, chosen, changed):
+    before = catalog.model_state(bundle_folder / chosen)
+    assert catalog.model_state(bundle_folder / chosen) == before
+    with (bundle_folder / changed).open("ab") as file:
+        file.write(b"\n")
+    assert catalog.model_state(bundle_folder / chosen) != before
+
+
 def test_the_users_own_models_are_found_before_the_shipped_ones(tmp_path, monkeypatch, bundle_folder):
     monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
     own = catalog.user_models()

@@ -1,10 +1,12 @@
 import json
 import sys
 import warnings
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import seeded
 import SimpleITK as sitk
 import torch
 from helpers import itk, make_bundle, make_network, make_spec
@@ -143,6 +145,64 @@ def test_a_bundle_is_converted_with_all_that_it_says_but_for_what_is_given(tmp_p
 def test_bare_weights_may_have_the_name_that_a_bundles_have(tmp_path):
     save_file(make_network(make_spec(2)).state_dict(), tmp_path / "model.safetensors")
     assert run("convert", tmp_path / "model.safetensors", "-o", tmp_path / "model", "--labels", "a,b", *RATES) == 0
+    assert run("info", tmp_path / "model.safetensors") == 0
+    with pytest.warns(UserWarning, match="doesn't tell"):
+        load_model(tmp_path / "model.safetensors", "cpu")
+
+
+@pytest.mark.parametrize("name", ["liver 1.5mm.pth", "liver 1.5mm.weights.h5"])
+def test_bare_weights_are_called_like_their_file(tmp_path, name):
+    torch.save(make_network(make_spec(2)).state_dict(), tmp_path / name)
+    assert convert(tmp_path / name)[0].name == "liver 1.5mm"
+
+
+def test_what_the_network_says_of_its_classes_is_not_turned_round_by_the_labels(tmp_path):
+    background = ["Background", "Liver", "Spleen"]
+    softmax = make_bundle(2)
+    save_bundle(tmp_path / "model", softmax, make_network(softmax.network))
+    with pytest.raises(InvalidInput, match=r"a softmax network of 3 classes needs 1 to 2, .* class 0 being background"):
+        convert(tmp_path / "model", labels=background)
+    given = {"classifier_activation": "sigmoid"}
+    assert convert(tmp_path / "model", labels=background, network=given)[0].overlapping
+
+
+@pytest.mark.parametrize(
+    ("stated", "labels", "said"),
+    [
+        ("softmax", "Background Liver Spleen", r"a softmax network of 3 classes needs 1 to 2"),
+        ("sigmoid", "Liver Spleen", r"a sigmoid network of 3 classes needs 1 to 3"),
+        ("linear", "Liver Spleen", "softmax"),
+        ("linear", "Vessel Liver Spleen", "sigmoid"),
+    ],
+)
+def test_labels_tell_softmax_from_sigmoid_only_where_a_keras_archive_does_not(tmp_path, stated, labels, said):
+    pytest.importorskip("h5py", reason="needs h5py to write the file")
+    recording = next(r for r in seeded.recordings() if r["arguments"]["encoder_name"] == "convnext_v2_atto")
+    seeded.write(tmp_path / "w.h5", recording["groups"], seeded.values(recording["groups"]))
+    config = {"classifier_activation": stated, "decoder_dilation_rates": [1, 2], "head_upsample": None}
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps({"config": config}))
+        archive.write(tmp_path / "w.h5", "model.weights.h5")
+    if stated == "linear":
+        with pytest.warns(UserWarning, match="classifier_activation 'linear'"):
+            assert convert(tmp_path / "m.keras", labels=labels.split())[0].network.classifier_activation == said
+    else:
+        with pytest.raises(InvalidInput, match=said):
+            convert(tmp_path / "m.keras", labels=labels.split())
+
+
+def test_classes_without_names_are_counted_without_the_background(weights):
+    labels = convert(weights[0], network={"classifier_activation": "softmax"})[0].labels
+    assert [label.name for label in labels] == ["Class 1", "Class 2"]
+
+
+def test_a_name_that_is_given_is_not_assumed(tmp_path):
+    torch.save(make_network(replace(make_spec(2), encoder_name="resnet50")).state_dict(), tmp_path / "w.pth")
+    open_without = " ".join(convert(tmp_path / "w.pth")[2])
+    assert "encoder_name (resnet50 or resnet101: up to this depth they are one network)" in open_without
+    bundle, _, assumed = convert(tmp_path / "w.pth", network={"encoder_name": "resnet101"})
+    assert bundle.network.encoder_name == "resnet101"
+    assert "encoder_name" not in " ".join(assumed)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.weights.h5", "model.PT"])
@@ -174,6 +234,8 @@ def test_info_shows_what_a_weights_file_tells_and_what_stays_open(weights, capsy
     text = capsys.readouterr().out
     assert f"resnet18, {network.spec.dims}D, 1 channels in, DeepLabV3+, 3 classes, depth 3" in text
     assert "open: decoder_activation" in text
+    assert run("info", path, "--device", "cpu") == 0
+    assert "runs: device: cpu (CPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt"])

@@ -76,8 +76,8 @@ def test_every_network_is_found_from_its_names_and_shapes(name: str) -> None:
             check(name, dims, depth)
 
 
-def of_recording(recording: dict[str, Any]) -> Detection:
-    groups = recording["groups"]
+def of_recording(recording: dict[str, Any], within: str = "") -> Detection:
+    groups = [(within + path, name, shapes) for path, name, shapes in recording["groups"]]
     tensors = {
         f"{path}/vars/{n}": Stored(path, tuple(shape), lambda: torch.empty(0))
         for path, _, shapes in groups
@@ -98,6 +98,13 @@ def test_a_reference_network_is_found_whatever_its_depth(recording: dict[str, An
         assert getattr(found.spec, option) == arguments[option]
     assert found.spec.input_shape == (*(None,) * (len(arguments["input_shape"]) - 1), arguments["input_shape"][-1])
     assert len(found.spec.decoder_dilation_rates) == len(arguments["decoder_dilation_rates"])
+
+
+@pytest.mark.parametrize("within", ["segmenter/", "layers/deep_lab_v3_plus/"])
+@pytest.mark.parametrize("name", ["densenet121", "resnext50"])
+def test_a_reference_network_is_found_within_a_model_of_ones_own(name: str, within: str) -> None:
+    recording = next(r for r in RECORDED if r["arguments"]["encoder_name"] == name)
+    assert of_recording(recording, within) == of_recording(recording)
 
 
 @pytest.mark.parametrize("separable", [True, False])
@@ -156,6 +163,14 @@ def test_a_keras_archive_closes_what_tensors_leave_open(tmp_path: Path) -> None:
     assert found.spec.classifier_activation == "softmax"
     assert found.spec.head_upsample == 8
     assert [text.split()[0] for text in found.open] == ["decoder_activation"]
+
+
+def test_a_function_of_ones_own_in_a_configuration_leaves_its_argument_open() -> None:
+    model = DeepLabV3Plus(encoder_name="convnext_v2_atto", input_shape=(64, 64, 1), encoder_depth=3)
+    config = {"config": {"decoder_activation": "my_own", "classifier_activation": {"class_name": "Own"}}}
+    found = detect_in(WeightsFile("torch", shapes_of(model).tensors, {}, config), "file")
+    assert found.names == ("convnext_v2_atto",)
+    assert {"decoder_activation", "classifier_activation"} <= {text.split()[0] for text in found.open}
 
 
 def test_a_configuration_with_other_branches_than_the_tensors_is_not_believed() -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from DeepLabSegLib.errors import WeightsError
-from DeepLabSegLib.models import DeepLabV3Plus, make_encoder
+from DeepLabSegLib.models import DeepLabV3Plus, EfficientNetBackbone, make_encoder
 from DeepLabSegLib.weights import detect, inflate, load_weights
 
 RECORDED = seeded.recordings() if seeded.RECORDED.exists() else []
@@ -90,17 +90,27 @@ def test_a_keras_archive_loads_like_the_weights_in_it(file: tuple) -> None:
         assert torch.equal(a, b)
 
 
-def test_a_keras_archive_of_other_arguments_warns_of_those_that_no_tensor_tells(file: tuple) -> None:
+def test_a_network_within_a_keras_model_of_ones_own_loads_too(file: tuple) -> None:
+    recording, arrays, path = file
+    groups = [(f"segmenter/{group}", name, shapes) for group, name, shapes in recording["groups"]]
+    seeded.write(path, groups, {f"segmenter/{name}": array for name, array in arrays.items()})
+    report = load_weights(DeepLabV3Plus(**recording["arguments"]), path)
+    assert len(report.loaded) == len(arrays)
+
+
+@pytest.mark.parametrize("classifier", ["softmax", {"class_name": "Own"}])
+def test_a_keras_archive_of_other_arguments_warns_of_those_that_no_tensor_tells(file: tuple, classifier: Any) -> None:
     recording, arrays, path = file
     seeded.write(path, recording["groups"], arrays)
     archive = path.with_name("model.keras")
     given = {**recording["arguments"], "decoder_activation": "silu"}
-    same = {"decoder_activation": "swish", "decoder_normalization": "sync_batch"}
+    same = {"decoder_activation": "swish", "decoder_normalization": "sync_batch", "classifier_activation": classifier}
     stated = {**given, **same, "decoder_dilation_rates": [5, 6]}
     with zipfile.ZipFile(archive, "w") as zipped:
         zipped.writestr("config.json", json.dumps({"config": stated}))
         zipped.write(path, "model.weights.h5")
     model = DeepLabV3Plus(**given)
+    assert model.spec.classifier_activation == "linear"  # whose logits are those of any classifier
     with pytest.warns(UserWarning, match=r"decoder_dilation_rates \(5, 6\), and the model .*other numbers") as told:
         report = load_weights(model, archive)
     assert len(told) == len(report.differs) == 1
@@ -126,13 +136,40 @@ def test_a_backbones_file_fills_the_encoder_and_keeps_the_decoder(file: tuple) -
 
 def test_training_state_is_ignored_by_name(file: tuple) -> None:
     recording, arrays, path = file
-    extra = {"optimizer/vars/0": np.int64(3), "layers/dropout/seed_generator/vars/0": np.zeros(2, "uint32")}
+    extra = {
+        "optimizer/vars/0": np.int64(3),
+        "loss_tracker/vars/0": np.zeros(2, "float32"),
+        "layers/dropout/seed_generator/vars/0": np.zeros(2, "uint32"),
+    }
     seeded.write(path, recording["groups"], {**arrays, **extra})
     report = load_weights(DeepLabV3Plus(**recording["arguments"]), path)
     assert report.ignored == {
         "the optimizer's state": ["optimizer/vars/0"],
+        "metrics": ["loss_tracker/vars/0"],
         "states of random generators": ["layers/dropout/seed_generator/vars/0"],
     }
+
+
+def test_the_normalisation_of_an_efficientnets_input_loads_without_its_count(tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="needs h5py to write the file")
+    recording = recorded("efficientnet_b0")
+    groups = [*recording["groups"], ["layers/normalization", "normalization_1", [[1], [1], []]]]
+    learned = {"0": np.full(1, 0.5, "float32"), "1": np.full(1, 2, "float32"), "2": np.int64(99)}
+    arrays = {f"layers/normalization/vars/{n}": value for n, value in learned.items()}
+    seeded.write(tmp_path / "w.h5", groups, seeded.values(recording["groups"]) | arrays)
+    encoder = EfficientNetBackbone((41, 50, 1), width_coefficient=1.0, depth_coefficient=1.0, include_rescaling=True)
+    report = load_weights(encoder, tmp_path / "w.h5")
+    assert (encoder.rescale.mean, encoder.rescale.variance) == (0.5, 2)
+    assert report.ignored["counts of samples seen"] == ["layers/normalization/vars/2"]
+
+
+def test_of_two_networks_in_a_keras_file_none_is_chosen(tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="needs h5py to write the file")
+    groups = [(f"{of}/layers/conv2d", "conv1_conv", [[7, 7, 1, 64]]) for of in ("pupil", "teacher")]
+    arrays = {f"{group}/vars/0": np.zeros((7, 7, 1, 64), "float32") for group, *_ in groups}
+    seeded.write(tmp_path / "w.h5", groups, arrays)
+    with pytest.raises(WeightsError, match="the file holds two networks"):
+        load_weights(network("resnet18"), tmp_path / "w.h5")
 
 
 def test_stages_beyond_the_depth_are_ignored_by_name(tmp_path: Path) -> None:
@@ -250,6 +287,19 @@ def test_a_checkpoint_may_hold_more_than_the_network(name: str, wrap: Any, tmp_p
     assert found.names == (name,)
 
 
+@pytest.mark.parametrize(
+    "keys", [("model_state_dict",), ("net",), ("network_weights",), ("model", "state_dict")], ids=".".join
+)
+def test_weights_lie_under_the_keys_of_many_training_scripts(keys: tuple[str, ...], tmp_path: Path) -> None:
+    source, target = network("convnext_v2_atto"), network("convnext_v2_atto")
+    held: Any = dict(source.named_parameters()) | dict(source.named_buffers())  # parameters, and no state_dict
+    for key in reversed(keys):
+        held = {"epoch": 3, key: held}
+    torch.save(held, tmp_path / "w.pt")
+    load_weights(target, tmp_path / "w.pt")
+    assert torch.equal(output(target), output(source))
+
+
 @pytest.mark.parametrize(("average", "plain"), [("state_dict_ema", "state_dict"), ("model_ema", "model")])
 def test_of_weights_and_their_average_under_keys_the_average_is_taken_as_in_timm(
     average: str, plain: str, tmp_path: Path
@@ -310,6 +360,15 @@ def test_a_deeper_encoders_state_dict_loads_into_a_shallower_one(tmp_path: Path)
     assert set(report.ignored) == {"levels beyond encoder_depth", "counts of batches seen"}
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_a_whole_encoders_state_dict_loads_into_one_of_a_level_or_two(name: str, depth: int, tmp_path: Path) -> None:
+    torch.save(make_encoder(name, (32, 32, 1)).state_dict(), tmp_path / "w.pt")
+    shallow = make_encoder(name, (32, 32, 1), depth)
+    wanted = {key for key in shallow.state_dict() if not key.endswith("num_batches_tracked")}
+    assert load_weights(shallow, tmp_path / "w.pt").loaded.keys() == wanted
+
+
 def test_a_named_networks_state_dict_loads_over_a_backbone_handed_in(tmp_path: Path) -> None:
     named = network("convnext_v2_atto")
     torch.save(named.state_dict(), tmp_path / "w.pt")
@@ -325,11 +384,13 @@ def test_a_named_networks_state_dict_loads_over_a_backbone_handed_in(tmp_path: P
     assert torch.equal(output(handed), output(named))
 
 
-def test_half_precision_weights_take_the_models_precision(tmp_path: Path) -> None:
-    model = network()
-    torch.save({name: tensor.half() for name, tensor in model.state_dict().items()}, tmp_path / "w.pt")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_take_the_models(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, source = network(), network()
+    torch.save({name: tensor.to(dtype) for name, tensor in source.state_dict().items()}, tmp_path / "w.pt")
     load_weights(model, tmp_path / "w.pt")
     assert model.head.weight.dtype == torch.float32
+    assert torch.equal(model.head.weight, source.head.weight.to(dtype).float())
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
@@ -342,12 +403,12 @@ def test_what_is_no_fraction_is_no_weight(dtype: torch.dtype, kind: str, tmp_pat
         load_weights(model, tmp_path / "w")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 def test_weights_that_are_not_finite_are_refused_and_nothing_is_loaded(value: float, tmp_path: Path) -> None:
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = {name: tensor + 1 for name, tensor in before.items()}
-    state["head.bias"][:] = value
+    state["head.bias"] = state["head.bias"].double() + value
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=r"head\.bias holds infinite numbers or NaN"):
         load_weights(model, tmp_path / "w.pt")
@@ -452,6 +513,15 @@ def test_zip_members_outside_the_archive_are_refused(member: str, said: str, tmp
         archive.writestr(member, b"")
     with pytest.raises(WeightsError, match=said):
         load_weights(network(), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("way", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_what_was_zipped_by_hand_is_to_be_unpacked(way: int, tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "w.pt")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w", way) as archive:
+        archive.write(tmp_path / "w.pt", "w.pt")
+    with pytest.raises(WeightsError, match="unpack"):
+        load_weights(network(), tmp_path / "w.zip")
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:

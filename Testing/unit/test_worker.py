@@ -199,6 +199,13 @@ def test_when_the_window_goes_the_worker_goes_and_its_files_with_it(tmp_path, sc
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.parametrize("request_cut_off", ['{"id": 1, "do": "hel', "{"])
+def test_when_the_window_goes_in_the_middle_of_a_request_the_worker_goes_too(request_cut_off):
+    client = Client()
+    client.process.stdin.write(request_cut_off)
+    assert client.close() == 0
+
+
 def test_an_array_that_may_only_be_read_is_no_news(tmp_path, rng):
     client = Client("-W", "error::UserWarning", "-m", "DeepLabSegLib.worker")
     model = save_model(tmp_path / "tiny", make_segmenter(3))
