@@ -56,7 +56,6 @@ class Worker:
         self._requests = requests
         self._waiting: queue.Queue[dict[str, Any]] = queue.Queue()
         self._cancelled: set[int] = set()
-        self._folder: Path | None = None
         self._window_gone = False
         self._warm: Any = None
 
@@ -81,16 +80,19 @@ class Worker:
             self._answer(request, **content)
 
     def _read(self) -> None:
+        folder = None
         with suppress(ValueError):  # the window went in the middle of a line
             for line in self._requests:
                 request = json.loads(line)
+                if "folder" in request:
+                    folder = Path(request["folder"])
                 if request["do"] == "cancel":
                     self._cancelled.add(request["id"])
                 else:
                     self._waiting.put(request)
         # The window is gone: nobody will fetch the result or tidy up.
         self._window_gone = True
-        folder, end = self._folder, time.monotonic() + LET_GO_WITHIN_S
+        end = time.monotonic() + LET_GO_WITHIN_S
         while folder is not None and folder.exists() and time.monotonic() < end:
             shutil.rmtree(folder, ignore_errors=True)
             time.sleep(0.05)  # where a file is mapped, until the run has let go of it
@@ -126,7 +128,7 @@ class Worker:
             self._answer(request, progress=to_json(progress))
             return request["id"] not in self._cancelled and not self._window_gone
 
-        self._folder = folder = Path(request["folder"])
+        folder = Path(request["folder"])
         on_progress(Progress("load", 0, 1))
         self._warm = self._warm or WarmModel()
         segmenter = self._warm.get(from_json(ModelChoice, request["choice"]))

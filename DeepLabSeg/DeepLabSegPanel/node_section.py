@@ -29,7 +29,7 @@ class NodeSection(VTKObservationMixin):
         self._channels = ChannelSelectors(ui.channelsFrame, onChanged)
         self._parameters: Any = None
         self._card: ModelCard | None = None
-        self._lastInput: Any = None
+        self._lastInput = NOTHING
         self._chosen = NOTHING
         self._kept: Any = None
         self._watched: list[Any] = []
@@ -43,7 +43,7 @@ class NodeSection(VTKObservationMixin):
         """Take what `parameters` choose as they are, and the first volume where there is no other choice."""
         self._parameters = parameters
         self.chooseFirstVolume()
-        self._lastInput = parameters.inputVolume
+        self._lastInput = _input(parameters)
 
     def stop(self) -> None:
         """Let go of all nodes."""
@@ -78,10 +78,7 @@ class NodeSection(VTKObservationMixin):
         """Bring this part of the panel up to the parameters and to the model that they name."""
         parameters, ui = self._parameters, self.ui
         self._card = card
-        if parameters.inputVolume is not self._lastInput:
-            self._lastInput, self._kept = parameters.inputVolume, None
-            if _holdsAnother(parameters.outputSegmentation, parameters.inputVolume):
-                parameters.outputSegmentation = None  # the new scan's result must not replace it
+        self._lookAtInput()
         if isIdle:
             self._lookAtOutput()
         wanted = () if card is None else card.input.channels
@@ -136,6 +133,19 @@ class NodeSection(VTKObservationMixin):
                 self._chosen, self._kept = NOTHING, output
                 self._parameters.outputSegmentation = None
 
+    def _lookAtInput(self) -> None:
+        """The result of a new scan, or of another frame in the same volume, must not replace the one before."""
+        parameters, last = self._parameters, self._lastInput
+        self._lastInput = volume, _state = _input(parameters)
+        if self._lastInput == last:
+            return
+        isSameVolume = volume is last[0]
+        if not isSameVolume:
+            self._kept = None
+        output = parameters.outputSegmentation
+        if _holdsAnother(output, volume) or (isSameVolume and _hasSegments(output)):
+            parameters.outputSegmentation = None
+
     def _lookAtOutput(self) -> None:
         output, (chosen, state) = self._parameters.outputSegmentation, self._chosen
         if output is not None and output is chosen and mrml.has_other_layers(output, state):
@@ -183,11 +193,19 @@ def _listedVolumes() -> list[Any]:
     return [node for node in nodes if node.GetClassName() in INPUT_CLASSES and not node.GetHideFromEditors()]
 
 
+def _input(parameters: Any) -> tuple[Any, Any]:
+    """The chosen volume, and what changes with its voxels."""
+    volume = parameters.inputVolume
+    return volume, None if volume is None else mrml.volume_state(volume)
+
+
+def _hasSegments(segmentation: Any) -> bool:
+    return segmentation is not None and segmentation.GetSegmentation().GetNumberOfSegments() > 0
+
+
 def _holdsAnother(segmentation: Any, volume: Any) -> bool:
     """Whether a segmentation has segments, and not of this volume."""
-    if segmentation is None or segmentation.GetSegmentation().GetNumberOfSegments() == 0:
-        return False
-    return mrml.segmented_volume(segmentation) is not volume
+    return _hasSegments(segmentation) and mrml.segmented_volume(segmentation) is not volume
 
 
 def _components(volume: Any) -> int:

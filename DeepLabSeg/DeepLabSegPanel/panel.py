@@ -17,7 +17,7 @@ from DeepLabSegPanel.model_section import FILE, SAID, ModelSection, typed_path
 from DeepLabSegPanel.node_section import NodeSection
 from DeepLabSegPanel.run import RunRequest, RunResult, SegmentationRun
 from DeepLabSegPanel.sample import load_sample
-from DeepLabSegPanel.tones import BAD, DOUBT, GOOD, PLAIN, paint
+from DeepLabSegPanel.tones import BAD, DOUBT, GOOD, PLAIN, paint, repaint
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
 COMBOS = {
@@ -86,6 +86,7 @@ class Panel(VTKObservationMixin):
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndBatchProcessEvent):
             self.addObserver(scene, event, self._onNodesChanged)
         slicer.app.connect("aboutToQuit()", self.worker.stop)
+        slicer.app.connect("paletteChanged(QPalette)", self._onPalette)
         self._connectParameters()
         self._greet()
 
@@ -96,6 +97,7 @@ class Panel(VTKObservationMixin):
         if self._installer is not None:
             self._installer.cancel()
         slicer.app.disconnect("aboutToQuit()", self.worker.stop)
+        slicer.app.disconnect("paletteChanged(QPalette)", self._onPalette)
         self.model.stop()
         self.worker.stop()
         self._disconnectParameters()
@@ -411,6 +413,9 @@ class Panel(VTKObservationMixin):
         self.ui.progressBar.setRange(0, 0)
         self.ui.progressBar.visible = True
         self._say(text)
+
+    def _onPalette(self, palette: Any) -> None:
+        repaint(self.widget, palette)
 
     def _log(self, text: str) -> None:
         if text:

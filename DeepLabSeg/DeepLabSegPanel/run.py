@@ -122,8 +122,19 @@ class SegmentationRun:
             names = ", ".join(node.GetName() for node in gone)
             self.cancel("NodeRemoved", _("{names} was deleted during the run; nothing was changed").format(names=names))
 
+    def _changed(self) -> str:
+        """What is to be said where a volume is another by now; empty where none is."""
+        states = zip(self._request.volumes, self._states, strict=True)
+        names = [node.GetName() for node, state in states if mrml.volume_state(node) != state]
+        if not names:
+            return ""
+        return _("the volume {name} was changed during the run; run again").format(name=names[0])
+
     def _onAnswer(self, answer: Answer) -> None:
         if "progress" in answer:
+            changed = self._changed()
+            if changed:  # a result would be of voxels that are gone, so that nobody need wait for it
+                self.cancel("InvalidInput", changed)
             if self._reason is None:
                 self._onProgress(answer["progress"])
             return
@@ -148,10 +159,9 @@ class SegmentationRun:
         from DeepLabSegLib.surface import read_surface
 
         request, volume = self._request, self._request.volumes[0]
-        if [mrml.volume_state(node) for node in request.volumes] != self._states:
-            raise InvalidInput(
-                _("the volume {name} was changed during the run; run again").format(name=volume.GetName())
-            )
+        changed = self._changed()
+        if changed:
+            raise InvalidInput(changed)
         labels = Labels(
             np.load(self._folder / report["labels"]),
             self._geometry,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import qt
+import slicer
 
 PLAIN, BAD, DOUBT, GOOD = "", "bad", "doubt", "good"
 
@@ -15,5 +16,18 @@ DARK_BELOW = 128
 
 def paint(label: Any, tone: str) -> None:
     """Give a label's text its tone."""
-    isDark = label.palette.color(qt.QPalette.Window).lightness() < DARK_BELOW
+    label.setProperty("tone", tone)
+    # Its parent's palette: a label that has a style sheet keeps the one of a former style.
+    _color(label, label.parent().palette)
+
+
+def repaint(widget: Any, palette: Any) -> None:
+    """Give all labels in `widget` their tones on a palette that they are about to get."""
+    for label in slicer.util.findChildren(widget, className="QLabel"):
+        if label.property("tone"):
+            _color(label, palette)
+
+
+def _color(label: Any, palette: Any) -> None:
+    tone, isDark = label.property("tone"), palette.color(qt.QPalette.Window).lightness() < DARK_BELOW
     label.styleSheet = f"color: {COLORS[tone][isDark]};" if tone else ""

@@ -9,7 +9,7 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 
-__all__ = ["binary_labelmap", "describe", "is_a", "node_affine", "segment_ids"]
+__all__ = ["binary_labelmap", "describe", "is_a", "node_affine", "segment_ids", "segmented_volume"]
 
 
 def is_a(node: Any, kind: str) -> bool:
@@ -40,3 +40,8 @@ def binary_labelmap() -> str:
 def segment_ids(segmentation: Any) -> list[str]:
     """The ids of a vtkSegmentation's segments, in their order."""
     return [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+
+
+def segmented_volume(segmentation_node: Any) -> Any:
+    """The volume node that a segmentation was made of, None where it names none."""
+    return segmentation_node.GetNodeReference(segmentation_node.GetReferenceImageGeometryReferenceRole())

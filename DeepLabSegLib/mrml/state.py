@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.mrml.nodes import node_affine, segment_ids
 
-__all__ = ["has_other_layers", "segmentation_state", "segmented_volume", "volume_state"]
+__all__ = ["has_other_layers", "segmentation_state", "volume_state"]
 
 
 def volume_state(volume_node: Any) -> tuple[Any, ...]:
@@ -44,11 +44,6 @@ def has_other_layers(segmentation_node: Any, state: tuple[Any, ...]) -> bool:
     return [segment[0] for segment in now] == [segment[0] for segment in state] and any(
         new[-1].image is not old[-1].image for new, old in zip(now, state, strict=True)
     )
-
-
-def segmented_volume(segmentation_node: Any) -> Any:
-    """The volume node that a segmentation was made of, None where it names none."""
-    return segmentation_node.GetNodeReference(segmentation_node.GetReferenceImageGeometryReferenceRole())
 
 
 class _Drawing:

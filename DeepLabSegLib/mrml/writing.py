@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Labels
-from DeepLabSegLib.mrml.nodes import binary_labelmap, describe, is_a, node_affine, segment_ids
-from DeepLabSegLib.mrml.state import segmented_volume
+from DeepLabSegLib.mrml.nodes import binary_labelmap, describe, is_a, node_affine, segment_ids, segmented_volume
 
 __all__ = ["check_output_node", "write_map", "write_result", "write_segmentation"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import slicer
 from PySide6.QtCore import Property, QCoreApplication, QEvent, QObject, QSettings, Qt, Signal
+from PySide6.QtGui import QPalette
 from PySide6.QtWidgets import QApplication, QMainWindow
 
 
@@ -21,6 +22,7 @@ class qSlicerApplication(QObject):
 
     aboutToQuit = Signal()
     startupCompleted = Signal()
+    paletteChanged = Signal(QPalette)
 
     def __init__(self, folder: str):
         super().__init__()
@@ -30,12 +32,19 @@ class qSlicerApplication(QObject):
         self._logic = slicer.vtkMRMLApplicationLogic()
         self._logic.SetMRMLScene(slicer.mrmlScene)
         self.main_window = QMainWindow(objectName="qSlicerMainWindow")
+        QApplication.instance().paletteChanged.connect(self.paletteChanged)
 
     applicationName = Property(str, lambda self: "Slicer")
     temporaryPath = Property(str, lambda self: self._folder)
     doubleClickInterval = Property(
         int, lambda self: QApplication.doubleClickInterval(), lambda self, ms: QApplication.setDoubleClickInterval(ms)
     )
+
+    def palette(self) -> QPalette:
+        return QApplication.palette()
+
+    def setPalette(self, palette: QPalette) -> None:
+        QApplication.setPalette(palette)
 
     def processEvents(self) -> None:
         QCoreApplication.processEvents()

@@ -82,6 +82,9 @@ class Wrapper(metaclass=WrapperType):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {qt_name_of(self._object)}>"
 
+    def className(self) -> str:
+        return alive(self).metaObject().className()
+
     def connect(self, signal: str, receiver: Callable) -> bool:
         """Call `receiver` at a signal such as `clicked(bool)`, with as many of its arguments as `receiver` names."""
         sender, signature = alive(self), known_signal(self, signal)

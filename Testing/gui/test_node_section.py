@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import slicer
 import vtk
@@ -173,6 +174,34 @@ def test_the_chosen_output_is_filled_and_another_volume_gets_its_own(widget, vol
     assert widget.ui.outputSelector.currentNode() is None
     assert "Second segmentation is ready" in segment(widget)
     assert len(segmentations()) == 2
+
+
+def test_another_frame_of_a_sequence_gets_its_own_result(widget, rng):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    scene, logic = slicer.mrmlScene, slicer.vtkSlicerSequencesLogic()
+    logic.SetMRMLScene(scene)
+    frames, browser = (scene.AddNewNodeByClass(f"vtkMRMLSequence{kind}Node", "Cine") for kind in ("", "Browser"))
+    for number in range(2):
+        frame = add_volume(scene, make_scan(rng), "Frame")
+        frames.SetDataNodeAtValue(frame, str(number))
+        scene.RemoveNode(frame)
+    browser.SetAndObserveMasterSequenceNodeID(frames.GetID())
+    logic.UpdateAllProxyNodes()
+    widget.ui.inputSelector.setCurrentNode(browser.GetProxyNode(frames))
+    segment(widget)
+    (first,) = segmentations()
+    assert widget.ui.outputSelector.currentNode() is first
+    before = masks(first)
+    browser.SetSelectedItemNumber(1)
+    logic.UpdateAllProxyNodes()
+    assert widget.ui.outputSelector.currentNode() is None
+    segment(widget)
+    _, second = segmentations()
+    np.testing.assert_equal(masks(first), before)
+    draw(second, "more")
+    browser.SetSelectedItemNumber(0)
+    logic.UpdateAllProxyNodes()
+    assert f"{second.GetName()} was edited and is kept" in widget.ui.outputMessageLabel.text
 
 
 def test_a_result_that_was_edited_is_replaced_only_where_it_is_chosen_again(widget, volume):

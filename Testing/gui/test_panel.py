@@ -56,6 +56,22 @@ def test_what_is_said_can_be_read_in_a_light_and_in_a_dark_style(widget, behind,
     assert (said.lightness() > 128) == is_dark
 
 
+def test_what_is_said_can_be_read_after_a_change_from_light_to_dark_and_back(widget):
+    import qt
+
+    def lightness() -> int:
+        return qt.QColor(re.search("#[0-9a-f]{6}", widget.ui.statusLabel.styleSheet).group()).lightness()
+
+    widget.ui.segmentButton.click()
+    light = slicer.app.palette()
+    try:
+        slicer.app.setPalette(qt.QPalette(qt.QColor("#353535")))
+        wait_until(lambda: lightness() > 128, 10)
+    finally:
+        slicer.app.setPalette(light)
+    wait_until(lambda: lightness() < 128, 10)
+
+
 def test_what_was_said_of_a_scene_goes_with_it(widget, volume):
     select(widget.ui.modelComboBox, "tiny-2d")
     assert "is ready" in segment(widget)

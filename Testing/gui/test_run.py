@@ -24,7 +24,8 @@ from clicking import (
     worker_pid,
 )
 from event_loop import EventLoopWatch, wait_until
-from mrml_scenes import add_transform, masks, turn
+from helpers import make_scan, make_segmenter, save_model
+from mrml_scenes import add_transform, add_volume, masks, turn
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -151,12 +152,16 @@ def test_cancel_gives_the_panel_back_and_leaves_the_scene(widget, volume):
 def test_a_worker_that_does_not_listen_is_ended_after_three_seconds(widget, volume):
     select(widget.ui.modelComboBox, "tiny-3d")
     start(widget, **SLOW)
-    os.kill(python_pid(widget), signal.SIGSTOP)
+    python = python_pid(widget)
+    os.kill(python, signal.SIGSTOP)
     started = time.monotonic()
     widget.ui.segmentButton.click()
     wait_until(lambda: is_idle(widget), 10)
     assert 2.5 < time.monotonic() - started < 4.5
     assert leftovers() == []
+    if exists(python):  # the child of a launcher, which ends when it listens again
+        os.kill(python, signal.SIGCONT)
+    wait_until(lambda: not exists(python), 10)
 
 
 @pytest.mark.parametrize("deleted", ["Head", "Mine"])
@@ -187,6 +192,20 @@ def test_a_volume_that_shows_another_time_point_after_the_run_takes_no_result(wi
     slicer.util.updateVolumeFromArray(volume, slicer.util.arrayFromVolume(volume)[::-1].copy())
     wait_until(lambda: is_idle(widget), 60)
     assert "Head was changed during the run" in widget.ui.statusLabel.text
+    assert segmentations() == []
+
+
+def test_a_run_ends_when_one_of_its_volumes_is_changed(widget, models, volume, rng):
+    save_model(models / "two", make_segmenter(3, channels=2))
+    widget.enter()
+    select(widget.ui.modelComboBox, "two")
+    second = add_volume(slicer.mrmlScene, make_scan(rng), "Second")
+    slicer.util.findChild(widget.parent, "channelSelector2").setCurrentNode(second)
+    start(widget, **SLOW)
+    second.SetSpacing(1, 2, 3)
+    wait_until(lambda: is_idle(widget), 60)
+    assert "the volume Second was changed during the run" in widget.ui.statusLabel.text
+    assert widget.ui.progressBar.value < widget.ui.progressBar.maximum / 2, "nobody waits for what is of no use"
     assert segmentations() == []
 
 

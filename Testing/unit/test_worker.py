@@ -206,6 +206,13 @@ def test_when_the_window_goes_in_the_middle_of_a_request_the_worker_goes_too(req
     assert client.close() == 0
 
 
+def test_where_the_window_goes_before_the_run_has_begun_its_files_go_too(tmp_path, scan):
+    client = Client()
+    client.send("segment", **job(tmp_path / "job", scan))
+    assert client.close() == 0
+    assert not (tmp_path / "job").exists()
+
+
 def test_an_array_that_may_only_be_read_is_no_news(tmp_path, rng):
     client = Client("-W", "error::UserWarning", "-m", "DeepLabSegLib.worker")
     model = save_model(tmp_path / "tiny", make_segmenter(3))
