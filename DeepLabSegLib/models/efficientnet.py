@@ -152,8 +152,8 @@ class EfficientNetSpec:
             check_choice("blocks_args", rows, BLOCKS_ARGS)
             rows = BLOCKS_ARGS[rows]
         rows = tuple(row if isinstance(row, Blocks) else Blocks.from_args(row) for row in rows)
-        if not rows or any(row.repeats < 1 for row in rows):
-            raise InvalidInput("blocks_args must hold one or more rows, each with repeats of at least 1")
+        if not rows or any(row.repeats < 1 or row.kernel_size % 2 == 0 for row in rows):
+            raise InvalidInput("blocks_args must hold one or more rows, each with repeats >= 1 and an odd kernel_size")
         object.__setattr__(self, "blocks_args", rows)
 
     @property

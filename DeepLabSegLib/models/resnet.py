@@ -45,7 +45,8 @@ class ResNetSpec:
 
     def __post_init__(self) -> None:
         check_choice("block_type", self.block_type, BLOCK_TYPES)
-        activation_name("se_activation", self.se_activation, DECODER_ACTIVATIONS)
+        se_activation = activation_name("se_activation", self.se_activation, DECODER_ACTIVATIONS)
+        object.__setattr__(self, "se_activation", se_activation)
         for field in ("num_blocks", "conv_filters", "conv_kernel_sizes", "num_filters", "num_strides"):
             object.__setattr__(self, field, counts(field, getattr(self, field)))
         for field in ("groups", "width_per_group", "se_ratio"):
@@ -54,6 +55,11 @@ class ResNetSpec:
             raise InvalidInput(
                 f"conv_filters {list(self.conv_filters)} and conv_kernel_sizes {list(self.conv_kernel_sizes)} "
                 "must have the same length"
+            )
+        if any(size % 2 == 0 for size in self.conv_kernel_sizes[1:]):
+            raise InvalidInput(
+                f"conv_kernel_sizes is {list(self.conv_kernel_sizes)}; after the first they must be odd, "
+                "so that a convolution keeps the size"
             )
         if not len(self.num_filters) == len(self.num_blocks) == len(self.num_strides):
             raise InvalidInput(

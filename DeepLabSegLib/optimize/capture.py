@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
+from torch.func import functional_call, functionalize
 from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["NotCapturable", "arguments", "capture", "stand_in", "value"]
@@ -18,7 +20,11 @@ aten = torch.ops.aten
 
 
 class NotCapturable(Exception):
-    """A module whose operations depend on its input's values, or that writes into its tensors."""
+    """A module whose operations depend on its input's values, or that writes into its own tensors."""
+
+
+class _Writes(NotCapturable):
+    """An operation writes into a tensor."""
 
 
 def value(node: Any) -> Tensor:
@@ -52,13 +58,24 @@ def _record(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx
         module = copy.deepcopy(module, {id(tensor): tensor for tensor in named.values()})
     except Exception as error:  # of any kind, as what a module of one's own raises
         raise NotCapturable(f"it can't be copied: {error}") from error
+
+    def called(x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        return functional_call(module, tensors, (x,))
+
+    try:
+        return _recorded(called, x, tensors)
+    except _Writes:  # such as an activation in place; made anew instead, which `autograd.Function` can't be
+        return _recorded(functionalize(called), x, tensors)
+
+
+def _recorded(called: Callable[..., Tensor], x: Tensor, tensors: dict[str, Tensor]) -> fx.Graph:
     recorder = _Recorder(x, tensors)
     try:
-        with recorder:
-            result = functional_call(module, tensors, (x,))
-        recorder.graph.output(recorder.nodes[id(result)])
-    except (RuntimeError, KeyError) as error:
+        with _Unread(), recorder:
+            result = called(x, tensors)
+    except RuntimeError as error:
         raise NotCapturable(str(error)) from error
+    recorder.graph.output(recorder.node(result))
     recorder.graph.eliminate_dead_code()
     for node in recorder.graph.nodes:
         if node.op == "call_function" and not node.all_input_nodes:
@@ -72,6 +89,15 @@ def stand_in(shape: Any, dtype: torch.dtype) -> Tensor:
     Meta tensors would do, but torch imports its compiler for their shapes, which takes a second.
     """
     return torch.zeros((), dtype=dtype).expand(shape)
+
+
+class _Unread(TorchFunctionMode):
+    """Refuses what reads values without an operation: stand-ins have none."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
+            raise NotCapturable(f"{function.__name__} reads values")
+        return function(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):
@@ -96,14 +122,22 @@ class _Recorder(TorchDispatchMode):
         self.nodes[id(result)] = node
         return result
 
+    def node(self, tensor: Tensor) -> fx.Node:
+        """Where `tensor` came from."""
+        if id(tensor) not in self.nodes:
+            raise NotCapturable("it uses a tensor that is neither its parameter nor its buffer")
+        return self.nodes[id(tensor)]
+
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if op._schema.is_mutable or op is aten._local_scalar_dense.default:
-            raise NotCapturable(f"{op} reads or writes values")
+        if op._schema.is_mutable:
+            raise _Writes(f"{op} writes values")
+        if _reads(op, args):
+            raise NotCapturable(f"{op} reads values")
         if op is aten._weight_norm_interface.default:  # it writes results where a stand-in has no memory
             raise NotCapturable(f"there is no rule for {op}")
 
         def named(argument: Any) -> Any:
-            return self.nodes[id(argument)] if isinstance(argument, Tensor) else argument
+            return self.node(argument) if isinstance(argument, Tensor) else argument
 
         node = self.graph.call_function(op, map_aggregate(args, named), map_aggregate(kwargs or {}, named))
         result = _carry_out(op, args, kwargs or {})
@@ -111,8 +145,17 @@ class _Recorder(TorchDispatchMode):
             return self._remember(node, stand_in(result.shape, result.dtype))
         return tuple(
             self._remember(self.graph.call_function(operator.getitem, (node, n)), stand_in(part.shape, part.dtype))
+            if isinstance(part, Tensor)
+            else part
             for n, part in enumerate(result)
         )
+
+
+def _reads(op: Any, args: Any) -> bool:
+    """Whether it depends on values what `op` gives to Python: a number, or a result's shape."""
+    if op is aten.index.Tensor:  # places are as many as they are, but of a mask those count that are true
+        return any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in args[1])
+    return not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.isdisjoint(op.tags)
 
 
 def _carry_out(op: Any, args: Any, kwargs: Any) -> Any:

@@ -44,8 +44,9 @@ def convolve_before_enlarging(graph: fx.Graph, tensors: dict[str, Tensor]) -> No
         (joined,) = arguments(depthwise)
         if joined.target is not aten.cat.default or len(joined.users) > 1 or last.activation not in (None, "relu"):
             continue
-        deep = [part for part in arguments(joined)[0] if _enlarged(part, joined)]
-        if len(deep) == 1 and _worth(deep[0], first, last):
+        parts, axis = (*arguments(joined), 0)[:2]
+        deep = [part for part in parts if _enlarged(part, joined)]
+        if axis % value(joined).ndim == 1 and len(deep) == 1 and _worth(deep[0], first, last):
             _convolve_before_enlarging(pointwise, joined, deep[0], tensors)
 
 

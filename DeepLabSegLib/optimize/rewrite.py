@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from DeepLabSegLib.models.layers import LAYERS
 from DeepLabSegLib.optimize.capture import arguments, value
 
 __all__ = ["Conv", "conv_for_one", "convolution", "overwritable", "rewrite"]
@@ -106,9 +107,9 @@ def _is_view(node: fx.Node) -> bool:
 def _gather_convolutions(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments(node)
-        if transposed or weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
-            continue
         dims = value(weight).ndim - 2
+        if transposed or dims not in LAYERS or weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
+            continue
         steps, pads, apart = ([*given] * (dims // len(given)) for given in (stride, padding, dilation))
         shift = None if bias is None else tensors[str(bias.target)]
         node.target = convolution

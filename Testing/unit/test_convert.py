@@ -16,7 +16,7 @@ from DeepLabSegLib import SegmentOptions, read_image
 from DeepLabSegLib.bundle import read_bundle, save_bundle
 from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import InvalidInput, OutputError, WeightsError
-from DeepLabSegLib.export import export
+from DeepLabSegLib.export import EXPORTERS, export
 from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.segmenter import load_model
 from DeepLabSegLib.weights import convert
@@ -266,6 +266,20 @@ def test_an_export_leaves_the_network_as_it_was(tmp_path):
         export(network, tmp_path / "none" / "m.ts", (24, 24))
     assert export(network, str(tmp_path / "m.ts"), (24, 24)) < 1e-4
     assert network.training
+
+
+def test_large_logits_may_differ_by_more_than_probabilities(tmp_path, monkeypatch):
+    def rounded(network, example, path):
+        return network(example) * (1 + 1e-5)
+
+    monkeypatch.setitem(EXPORTERS, ".ts", rounded)
+    network = make_network(replace(make_bundle(2).network, classifier_activation="linear"))
+    with torch.no_grad():
+        network.head.weight.mul_(1000)
+    assert export(network, tmp_path / "m.ts", (24, 24)) > 1e-3
+    monkeypatch.setitem(EXPORTERS, ".ts", lambda *given: 1.001 * rounded(*given))
+    with pytest.raises(OutputError, match=r"differs by .*, more than .*; it is not kept"):
+        export(network, tmp_path / "m.ts", (24, 24))
 
 
 def test_an_export_that_cannot_be_made_leaves_no_file(tmp_path, bundle_folder, capsys):

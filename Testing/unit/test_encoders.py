@@ -21,6 +21,7 @@ from DeepLabSegLib.models import (
     make_encoder,
 )
 from DeepLabSegLib.models.activations import ACTIVATIONS, DECODER_ACTIVATIONS
+from DeepLabSegLib.models.efficientnet import Blocks
 from DeepLabSegLib.models.encoders import FAMILIES
 from DeepLabSegLib.models.layers import DropPath, SamePad
 
@@ -129,6 +130,11 @@ def test_the_smallest_input_works_and_one_less_is_refused(name: str, size: tuple
         (EfficientNetBackbone, {"width_coefficient": 1, "depth_coefficient": 1, "activation": "wish"}, "activation"),
         (EfficientNetBackbone, {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": "b9"}, "blocks_args"),
         (EfficientNetBackbone, {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": [{"k": 1}]}, "'k'"),
+        (
+            EfficientNetBackbone,
+            {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": [Blocks(1, 4, 1, 1, 32, 16)]},
+            "odd kernel_size",
+        ),
         (ConvNeXtBackbone, {"depths": [1, 1], "projection_dims": [8]}, "same length"),
         (ConvNeXtBackbone, {"depths": [0], "projection_dims": [8]}, "positive"),
         (
@@ -142,6 +148,11 @@ def test_the_smallest_input_works_and_one_less_is_refused(name: str, size: tuple
         (ResNetBackbone, {"num_blocks": [0, 1, 1, 1]}, "num_blocks is .*positive integers"),
         (ResNetBackbone, {"num_blocks": [1] * 4, "num_strides": [0, 2, 2, 2]}, "num_strides is .*positive integers"),
         (ResNetBackbone, {"num_blocks": [1] * 4, "conv_kernel_sizes": [0]}, "conv_kernel_sizes is .*positive integers"),
+        (
+            ResNetBackbone,
+            {"num_blocks": [1] * 4, "conv_filters": [8, 64], "conv_kernel_sizes": [7, 4]},
+            r"conv_kernel_sizes is \[7, 4\]; after the first they must be odd",
+        ),
         (ResNetBackbone, {"num_blocks": [1] * 4, "groups": 0}, "groups is 0; it must be a positive integer"),
         (ResNetBackbone, {"num_blocks": [1] * 4, "se_block": True, "se_ratio": 0}, "se_ratio is 0"),
         (ResNetBackbone, {"num_blocks": [1] * 4, "se_block": True, "se_activation": "glu"}, "se_activation"),
@@ -186,6 +197,12 @@ def test_efficientnet_rows_may_come_as_the_references_dictionaries() -> None:
     assert v1.strides == v2.strides == (2, 4)
     assert v1.channels == (32, 1280)
     assert v2.channels == (16, 1280)
+
+
+@pytest.mark.parametrize(("given", "known"), [("ReLU", "relu"), (None, "linear")])
+def test_a_gates_activation_may_be_written_as_the_references(given: str | None, known: str) -> None:
+    encoder = ResNetBackbone((32, 32, 1), num_blocks=(1,) * 4, se_block=True, se_activation=given)
+    assert encoder.stages[0][0].body.se.activation.name == known
 
 
 @pytest.mark.parametrize("dims", [2, 3])

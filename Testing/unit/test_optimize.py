@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -334,6 +335,181 @@ def test_places_masks_and_means_of_a_users_own_encoder_are_kept(change, precisio
     x = torch.randn(1, 2, *(33, 40, 25)[:dims])
     assert fast_form(network, x.shape, CPU, precision).how.startswith("folded")
     check(network, x, precision)
+
+
+def _halved_in_place(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    x[:, 0] += 1  # a level that may have been given away before
+    half = x.view(x.shape)
+    half *= 0.5
+    return F.relu_(x - 0.1)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("change", [lambda x, places: F.relu(x, inplace=True), _halved_in_place])
+def test_a_users_own_encoder_may_write_in_place_and_is_made_fast(change, dims):
+    network = make(dims, Changing(dims, change), encoder_depth=3)
+    x = torch.randn(1, 2, *(33, 40, 25)[:dims])
+    assert fast_form(network, x.shape, CPU, "fp32").how.startswith("folded")
+    check(network, x)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x, places: x * places.tolist()[0], "tolist reads values"),
+        (lambda x, places: x * float(places.numpy()[0]), "numpy reads values"),
+        (lambda x, places: x * np.asarray(places).max().item(), "__array__ reads values"),
+        (lambda x, places: x if torch.equal(x, x.abs()) else -x, "aten.equal.default reads values"),
+        (lambda x, places: x * (1 + len(torch.nonzero(x > 0)) / x.numel()), "aten.nonzero.default reads values"),
+        (lambda x, places: x * (1 + len(x[x > 0]) / x.numel()), "aten.index.Tensor reads values"),
+        (lambda x, places: x * torch.tensor(0.5), "neither its parameter nor its buffer"),
+        (lambda x, places: x * places.add_(1)[0].sign(), "writes values"),
+    ],
+)
+def test_a_users_own_encoder_that_hangs_on_values_runs_as_written(change, reason, dims):
+    network = make(dims, Changing(dims, change), encoder_depth=3)
+    x = torch.randn(1, 2, *(33, 40, 25)[:dims])
+    assert reason in fast_form(network, x.shape, CPU, "fp32").how
+    check(network, x)
+
+
+class Attention(nn.Module):
+    """Channels weighted as in ECA-Net, then voxels that see each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(1, 1, 3, padding=1)
+        self.heads = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        gate = torch.sigmoid(self.line(x.flatten(2).mean(2)[:, None])[:, 0])
+        x = x * gate.view(*x.shape[:2], *[1] * (x.ndim - 2))
+        if x.shape[1] < 8:
+            return x
+        voxels = x.flatten(2).transpose(1, 2)
+        return x + self.heads(voxels, voxels, voxels, need_weights=False)[0].transpose(1, 2).reshape(x.shape)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attention_over_channels_and_voxels_of_a_users_own_encoder_is_kept(precision, dims):
+    network = make(dims, Changing(dims, Attention().eval()), encoder_depth=3)
+    x = torch.randn(1, 2, *(33, 40, 25)[:dims])
+    assert fast_form(network, x.shape, CPU, precision).how.startswith("folded")
+    check(network, x, precision)
+
+
+class Steps(nn.Module):
+    """Layers of 8 channels, and `step(layers, x)`."""
+
+    def __init__(self, dims: int, step) -> None:
+        super().__init__()
+        conv, norm = ((nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))[dims - 2]
+        self.dims, self.step = dims, step
+        self.conv, self.bare, self.dilated = conv(8, 8, 3, padding=1), conv(8, 8, 3), conv(8, 8, 3, dilation=2)
+        self.line = conv(8, 8, (*[1] * (dims - 1), 3))
+        self.grouped, self.biased = conv(8, 8, 1, groups=2), conv(8, 8, 1, groups=8)
+        self.single, self.strided, self.padded = (
+            conv(8, 8, 1, stride, padding, groups=8, bias=False) for stride, padding in ((1, 0), (2, 0), (1, 1))
+        )
+        self.norm, self.again = norm(8), norm(8)
+        for module in (self.norm, self.again):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+
+    def forward(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return x if x.shape[1] < 8 else self.step(self, x)
+
+    def pad(self, x: torch.Tensor, low: int, high: int, value: float = 0) -> torch.Tensor:
+        return F.pad(x, (low, high) * self.dims, value=value)
+
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(x.mean(dim=tuple(range(2, x.ndim)), keepdim=True))
+
+
+def _twice(y: torch.Tensor, function) -> torch.Tensor:
+    return function(y) + y
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda s, x: s.bare(s.pad(x, 1, 1, -1.0)),
+        lambda s, x: s.dilated(s.pad(x, 1, 3)),
+        lambda s, x: s.conv(s.pad(x, 1, 1)),
+        lambda s, x: s.bare(s.pad(x, 2, 0)),
+        lambda s, x: s.bare(s.pad(x, -1, 3)),
+        lambda s, x: s.line(F.pad(x, (1, 1))),
+        lambda s, x: s.conv(s.biased(x)),
+        lambda s, x: s.grouped(s.single(x)),
+        lambda s, x: s.conv(s.strided(x)),
+        lambda s, x: s.bare(s.padded(x)),
+        lambda s, x: F.batch_norm(s.conv(x), None, None, training=True),
+        lambda s, x: s.again(s.norm(s.conv(x))),
+        lambda s, x: _twice(s.gated(x), s.norm),
+        lambda s, x: s.norm(x * torch.sigmoid(x)),
+        lambda s, x: _twice(s.conv(x), s.norm),
+        lambda s, x: torch.add(s.conv(x), x, alpha=0.3),
+        lambda s, x: _twice(s.conv(x), lambda y: y),
+        lambda s, x: x.mean(dim=1, keepdim=True) + s.conv(x),
+        lambda s, x: F.gelu(s.conv(x), approximate="tanh"),
+        lambda s, x: F.silu(x + s.conv(x)),
+        lambda s, x: _twice(s.conv(x), torch.relu),
+        lambda s, x: _twice(s.conv(x), lambda y: torch.relu(s.conv(y) + y.view(y.shape))),
+        lambda s, x: _twice(s.conv(x), lambda y: torch.relu(s.conv(y) + y.chunk(1)[0])),
+        lambda s, x: _twice(x.flip(1), lambda y: torch.relu(y.view(y.shape))),
+        lambda s, x: _twice(x.flip(1), lambda y: torch.cat([torch.relu(part) for part in y.chunk(2, 1)], 1)),
+    ],
+)
+def test_what_only_looks_like_a_rules_case_gives_the_same_numbers(step, dims):
+    network = make(dims, Changing(dims, Steps(dims, step).eval()), encoder_depth=3)
+    x = torch.randn(1, 2, *(33, 40, 25)[:dims])
+    assert fast_form(network, x.shape, CPU, "fp32").how.startswith("folded")
+    check(network, x)
+
+
+class Joining(nn.Module):
+    """A separable convolution of what `join` makes of an enlarged map and another, both of 32 channels."""
+
+    def __init__(self, dims: int, join, width: int, after, corners: bool) -> None:
+        super().__init__()
+        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        self.low, self.beside = conv(8, 32, 3, 16 if dims == 2 else 8, 1), conv(8, 32, 1)
+        self.depthwise, self.pointwise = conv(width, width, 3, 1, 1, groups=width, bias=False), conv(width, 8, 1)
+        self.join, self.after = join, after
+        self.how = {"mode": "bilinear" if dims == 2 else "trilinear", "align_corners": corners}
+
+    def forward(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] < 8:
+            return x
+        wide = F.interpolate(self.low(x), x.shape[2:], **self.how)
+        joined = self.join(wide, self.beside(x))
+        return self.after(self.pointwise(self.depthwise(joined)), joined, wide)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("join", "width", "after", "corners", "wanted"),
+    [
+        (lambda wide, beside: torch.cat([wide, beside], 1), 64, lambda y, *_: y, False, True),
+        (lambda wide, beside: torch.cat([beside, wide], 1 - wide.ndim), 64, lambda y, *_: F.relu(y), False, True),
+        (lambda wide, beside: torch.cat([wide, beside], 2), 32, lambda y, *_: y, False, False),
+        (lambda wide, beside: torch.cat([wide, beside]), 32, lambda y, *_: y[:1], False, False),
+        (lambda wide, beside: torch.cat([wide, beside], 1), 64, lambda y, *_: F.silu(y), False, False),
+        (lambda wide, beside: torch.cat([wide, beside], 1), 64, lambda y, joined, _: y + joined[:, :8], False, False),
+        (lambda wide, beside: torch.cat([wide, beside], 1), 64, lambda y, _, wide: y + wide[:, :8], False, False),
+        (lambda wide, beside: torch.cat([wide, beside], 1), 64, lambda y, *_: y, True, False),
+    ],
+    ids=["first", "last and ReLU", "along an axis", "images", "SiLU", "joined again", "enlarged again", "corners"],
+)
+def test_only_enlarged_channels_that_nobody_else_reads_are_convolved_before(join, width, after, corners, wanted, dims):
+    network = make(dims, Changing(dims, Joining(dims, join, width, after, corners).eval()), encoder_depth=3)
+    x = torch.randn(1, 2, *(256, 256) if dims == 2 else (64, 64, 64))
+    targets = [node.target for node in fast_form(network, x.shape, CPU, "fp32").run.graph.nodes]
+    assert (enlarge in targets) == wanted
+    check(network, x)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
