@@ -81,8 +81,9 @@ def fast_form(
 
     On the CPU that is oneDNN's fused convolutions on weights in its own layout, on NVIDIA's GPUs cuDNN's, where this
     torch has them; elsewhere torch's convolutions, with batch normalisation folded in. A network that can't be
-    captured, such as one with an encoder that looks at its input's values, runs as it is. A form may share weights with
-    `network`: once these change, make another, as `FastForms` does.
+    captured, such as one with an encoder that looks at its input's values, runs as it is; so does one with an encoder
+    of somebody's own that fails when it is tried. A form may share weights with `network`: once these change, make
+    another, as `FastForms` does.
 
     `compiled` has `torch.compile` write kernels for torch's operations, which takes up to a minute. Whether that pays
     must be tried: on an H100 resnet50 gained nothing.
@@ -104,6 +105,8 @@ def fast_form(
     try:
         with uncollected():
             module = _folded(network, tuple(shape), device, dtype, by)
+            if network.spec.encoder_name is None:
+                _try(module, tuple(shape), device, dtype)
     except NotCapturable as reason:
         plain = network if (device, dtype) == _place(network) else copy.deepcopy(network).to(device, dtype)
         return FastForm(plain.coarse_logits, f"as written ({reason})", tuple(shape), device, dtype)
@@ -133,6 +136,20 @@ def _folded(
         convolve_before_enlarging(graph, tensors)
         lower(graph, tensors, device, dtype, by)
         return fx.GraphModule(tensors, graph)
+
+
+def _try(module: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> None:
+    """Run it once: somebody's own encoder may ask for what torch can't do in the layout that is fast.
+
+    Raises `NotCapturable` where that is so.
+    """
+    try:
+        with torch.inference_mode(), _exact():
+            module(torch.zeros(shape, dtype=dtype, device=device))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise NotCapturable(str(error).partition("\n")[0]) from error
 
 
 class FastForms:

@@ -374,6 +374,17 @@ def test_a_users_own_encoder_that_hangs_on_values_runs_as_written(change, reason
     check(network, x)
 
 
+def test_what_torch_lacks_in_the_fast_layout_runs_as_written():
+    def blocks(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return F.pixel_shuffle(F.pixel_unshuffle(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)), 2), 2)
+
+    for dims, how in ((2, "folded"), (3, "as written (")):
+        network = make(dims, Changing(dims, blocks), encoder_depth=3)
+        x = torch.randn(1, 2, *(33, 40, 25)[:dims])
+        assert fast_form(network, x.shape, CPU, "fp32").how.startswith(how)
+        check(network, x)
+
+
 class Attention(nn.Module):
     """Channels weighted as in ECA-Net, then voxels that see each other."""
 
