@@ -29,6 +29,7 @@ from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.postprocess import End
 from DeepLabSegLib.preprocess import Normalization, check_orientation
 from DeepLabSegLib.schema import dumps, from_json, to_json
+from DeepLabSegLib.texts import some
 
 __all__ = ["Bundle", "ModelInput", "check_ending", "read_bundle", "read_network", "save_bundle"]
 
@@ -222,16 +223,12 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def _check_shapes(source: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
-        parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has {_some(extra)}, which the network doesn't"] if extra else []
+        parts = [f"lacks {some(missing, 3)}"] if missing else []
+        parts += [f"has {some(extra, 3)}, which the network doesn't"] if extra else []
         raise BundleError(f"{source} {' and '.join(parts)}; model.json and the tensors belong to different networks")
     for name, tensor in wanted.items():
         if found[name] != tuple(tensor.shape):
             raise BundleError(f"{source}: {name} has shape {found[name]}, and the network needs {tuple(tensor.shape)}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
-"""What people type, on the command line and in the panel."""
+"""What people type, on the command line and in the panel, and the lists that they are told."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["parse_names", "parse_sizes", "parse_spacing"]
+__all__ = ["parse_names", "parse_sizes", "parse_spacing", "some"]
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
@@ -37,3 +39,9 @@ def parse_names(text: str) -> list[str]:
     if twice:
         raise InvalidInput(f"{', '.join(sorted(twice))} stands twice in {text!r}; give each class a name of its own")
     return names
+
+
+def some(names: Sequence[str], count: int = 5) -> str:
+    """The first `count` of `names`, and how many more there are: an atlas has hundreds."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")

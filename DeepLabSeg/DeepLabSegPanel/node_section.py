@@ -135,15 +135,16 @@ class NodeSection(VTKObservationMixin):
 
     def _lookAtInput(self) -> None:
         """The result of a new scan, or of another frame in the same volume, must not replace the one before."""
-        parameters, last = self._parameters, self._lastInput
-        self._lastInput = volume, _state = _input(parameters)
-        if self._lastInput == last:
+        parameters, last, now = self._parameters, self._lastInput, _input(self._parameters)
+        if now == last:
             return
-        isSameVolume = volume is last[0]
-        if not isSameVolume:
-            self._kept = None
-        output = parameters.outputSegmentation
-        if _holdsAnother(output, volume) or (isSameVolume and _hasSegments(output)):
+        self._lastInput = now
+        volume, output = parameters.inputVolume, parameters.outputSegmentation
+        if volume is last[0]:
+            isOfBefore = _hasSegments(output)
+        else:
+            self._kept, isOfBefore = None, _holdsAnother(output, volume)
+        if isOfBefore:
             parameters.outputSegmentation = None
 
     def _lookAtOutput(self) -> None:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 from DeepLabSegLib.commands.arguments import Commands
 from DeepLabSegLib.commands.telling import Report, make_folder, progress_bar, table, telling
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.texts import some
 
 if TYPE_CHECKING:
     from DeepLabSegLib.comparison import Comparison
 
 __all__ = ["COMMANDS"]
-
-NAMED = 5  # labels in a note
 
 
 def evaluate(options: argparse.Namespace) -> Report:
@@ -77,10 +76,10 @@ def _comparison_notes(comparison: Comparison, images: bool) -> list[str]:
     notes = [INTERVAL_METHOD] if any(dice.interval for dice in found) else []
     absent = [f"{label} in {m['dice'].left_out}" for label, m in comparison.summary.items() if m["dice"].left_out]
     if absent:
-        notes.append(f"on neither side, and left out of {len(comparison.cases)} cases: {_some(absent)}")
+        notes.append(f"on neither side, and left out of {len(comparison.cases)} cases: {some(absent)}")
     found_on_both = {label: (m["hausdorff95_mm"].n, m["dice"].n) for label, m in comparison.summary.items()}
-    if fewer := [f"{label} in {some} of {n}" for label, (some, n) in found_on_both.items() if some < n]:
-        notes.append(f"HD95 is of the cases that have the label on both sides: {_some(fewer)}")
+    if fewer := [f"{label} in {both} of {n}" for label, (both, n) in found_on_both.items() if both < n]:
+        notes.append(f"HD95 is of the cases that have the label on both sides: {some(fewer)}")
     if comparison.disjoint:
         notes.append(
             f"no label is on both sides, by name or value, in {len(comparison.disjoint)} of {len(comparison.cases)}, "
@@ -99,12 +98,6 @@ def _comparison_notes(comparison: Comparison, images: bool) -> list[str]:
     notes += [f"{pair.name} has no image" for pair in pairing.pairs if images and pair.image is None]
     notes += [f"{case} failed: {message}" for case, message in comparison.failed.items()]
     return [*notes, f"{len(comparison.cases)} compared, {len(comparison.failed)} failed"]
-
-
-def _some(labels: list[str]) -> str:
-    """The first of them, since an atlas has hundreds."""
-    more = len(labels) - NAMED
-    return ", ".join(labels[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _number(value: float) -> str:

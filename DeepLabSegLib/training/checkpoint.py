@@ -14,12 +14,12 @@ from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.schema import to_json
+from DeepLabSegLib.texts import some
 from DeepLabSegLib.training.spec import TrainingSpec
 
 __all__ = ["CHECKPOINT", "identity_of", "read_checkpoint", "write_checkpoint"]
 
 CHECKPOINT = "checkpoint.pt"
-NAMED = 5  # of the cases that differ from a checkpoint's
 
 
 def identity_of(network: DeepLabV3Plus, spec: TrainingSpec, about: Mapping[str, object]) -> dict[str, Any]:
@@ -68,9 +68,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     for name in _unequal(before, now):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            parts = _unequal(old, new)
-            more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
-            said.append(f"{name}: {', '.join(parts[:NAMED])}{more}")
+            said.append(f"{name}: {some(_unequal(old, new))}")
         elif isinstance(old, list) or isinstance(new, list):
             said.append(name)
         else:

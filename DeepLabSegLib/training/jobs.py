@@ -16,6 +16,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.schema import to_json
+from DeepLabSegLib.texts import some
 from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.head_mri import SyntheticHeads, read_head_map
 from DeepLabSegLib.training.options import OnTraining, TrainOptions, initial_of, recipe_of, settings_of
@@ -29,8 +30,6 @@ from DeepLabSegLib.training.trainer import Validate
 from DeepLabSegLib.training.validation import dice_on
 
 __all__ = ["Job", "make_job"]
-
-NAMED = 5  # of what has a fault
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,8 @@ def _from_pairs(
         with replacing(folder / "data.txt") as temporary:
             temporary.write_text(f"{outline.text}\n", encoding="utf-8")
         if outline.faulty:
-            more = " ..." if len(outline.faulty) > NAMED else ""
             warnings.warn(
-                f"there are faults in {', '.join(outline.faulty[:NAMED])}{more}; {folder / 'data.txt'} says which, and "
+                f"there are faults in {some(outline.faulty)}; {folder / 'data.txt'} says which, and "
                 "the rest is trained on",
                 stacklevel=2,
             )
