@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -417,6 +418,14 @@ All run in the environment that the worker behind Slicer's window has (`worker.E
 NOTES = HERE / "NOTES.md"
 
 
+def _processor() -> str:
+    """Its name, and where it is told its family and model: generations of half and of double the rate share a name."""
+    with Path("/proc/cpuinfo").open() as file:
+        told = dict(map(str.strip, line.split(":", 1)) for line in takewhile(str.strip, file))
+    which = ", ".join(f"{name} {told[name]}" for name in ("cpu family", "model") if name in told)
+    return f"{told.get('model name', platform.processor())}{which and f', {which}'}"
+
+
 def main() -> None:
     """Measure the parts that are asked for, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -427,10 +436,8 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    with Path("/proc/cpuinfo").open() as file:
-        model = next((line.split(": ")[1].strip() for line in file if line.startswith("model name")), "")
     text = HEAD.format(
-        machine=f"{model or platform.processor()} ({os.cpu_count()} cores)", torch=torch.__version__,
+        machine=f"{_processor()} ({os.cpu_count()} cores)", torch=torch.__version__,
         threads=torch.get_num_threads(), load=os.getloadavg()[0], turns=options.turns,
     )  # fmt: skip
     bench = Bench(options.python, options.turns)
