@@ -38,7 +38,7 @@ class DeepLabSeg(ScriptedLoadableModule):
         self.parent.contributors = ["The DeepLabSeg developers"]
         self.parent.helpText = _(
             "<p>Segments medical images with DeepLabV3+ networks, in 2D and 3D. Choose a volume, click <b>Segment</b>. "
-            "It comes with a model for whole-head MRI, and opens your own.</p>"
+            "It comes with models for whole-head MRI and cardiac cine MR, and opens your own.</p>"
             "<p>In the Python console:</p><pre>"
             "from DeepLabSeg import DeepLabSegLogic\n"
             "logic = DeepLabSegLogic()\n"

@@ -157,8 +157,8 @@ def kept_pages() -> Iterator[None]:
     """Let the memory that is freed here be taken again at once, and give it back to the system at the end.
 
     A network's maps are so large that the C library would fetch each from the system anew, page by page, which costs
-    up to a sixth of the time. It holds for the whole process, so it is for programs of our own: the worker and the
-    command line. Does nothing where the C library isn't GNU's.
+    up to a sixth of the time. It holds for the whole process, so it is for programs, such as the command line and the
+    worker, and not for libraries. Does nothing where the C library isn't GNU's.
     """
     library = _gnu_c_library()
     if library is None:

@@ -26,4 +26,4 @@ class OutputError(DeepLabSegError, OSError):
 
 
 class Cancelled(DeepLabSegError):
-    """The run was stopped through its progress callback; nothing was written."""
+    """The run was stopped through its progress callback; of its scan nothing was written."""

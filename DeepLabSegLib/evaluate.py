@@ -65,7 +65,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scores:
-    """`dice` is 0 to 1 and `hausdorff95` in mm, NaN where a side is empty; volumes are in ml."""
+    """`dice` is 0 to 1, NaN where both sides are empty, `hausdorff95` in mm, NaN where one is; volumes are in ml."""
 
     dice: float
     hausdorff95: float

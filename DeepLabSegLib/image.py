@@ -115,7 +115,10 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Image:
-    """A volume with one or more channels: `array` is `(C, k, j, i)`; `(k, j, i)` is taken as one channel."""
+    """A volume with one or more channels: `array` is `(C, k, j, i)`; `(k, j, i)` is taken as one channel.
+
+    Raises `InvalidInput` where the sizes aren't the grid's, and for voxels that are no real numbers.
+    """
 
     array: NDArray
     geometry: Geometry

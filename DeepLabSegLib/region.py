@@ -16,7 +16,10 @@ __all__ = ["Region", "crop"]
 
 @dataclass(frozen=True)
 class Region:
-    """A box, which may be turned: `center` in RAS mm, `size` in mm along the rows of `axes`, which are directions."""
+    """A box, which may be turned: `center` in RAS mm, `size` in mm along the rows of `axes`, which are directions.
+
+    Without `axes` these are z, y and x. Raises `InvalidInput` for a side of no length, or axes in one plane.
+    """
 
     center: tuple[float, float, float]
     size: tuple[float, float, float]

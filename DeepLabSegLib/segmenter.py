@@ -69,6 +69,10 @@ class SegmentOptions:
         latter take two bytes per class and voxel.
     region : segment only what lies in this box; elsewhere the result is background. The network also sees
         `REGION_MARGIN` times its coarsest stride around it, and voxel values are normalised over the whole image.
+
+    Raises
+    ------
+    InvalidInput : a value out of its range; what doesn't fit a model is refused by `Segmenter.segment`.
     """
 
     tile: tuple[int, ...] | None = None
@@ -125,7 +129,11 @@ class Report(Protocol):
 
 
 class Segmenter:
-    """A model that is loaded and ready; `segment` may be called any number of times, and by several threads."""
+    """A model that is loaded and ready; `segment` may be called any number of times, and by several threads.
+
+    `load_model` makes one. Of a network of one's own it takes the `Bundle` that tells of it; `device`, `precision` and
+    `compiled` are as there, and so are the errors over them.
+    """
 
     def __init__(
         self,
@@ -155,7 +163,8 @@ class Segmenter:
 
         Raises
         ------
-        InvalidInput : channels, voxel values or options that don't fit; nothing has been computed then.
+        InvalidInput : channels, voxel values or options that don't fit, of which nothing has been computed; less memory
+            than the smallest windows need.
         Cancelled : `on_progress` returned False.
         """
         if not isinstance(image, Image):

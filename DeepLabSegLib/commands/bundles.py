@@ -58,7 +58,9 @@ def info(options: argparse.Namespace) -> Report:
         ("description", content.description),
         ("network", f"{_network(content.network)}, {parameters / 1e6:.2f} million parameters"),
         ("input", f"{', '.join(content.input.channels)}; orientation {content.input.orientation or 'as acquired'}; "
-                  f"spacing {' x '.join('as acquired' if s is None else f'{s:g} mm' for s in content.input.spacing)}"),
+                  f"spacing {' x '.join('as acquired' if s is None else f'{s:g} mm' for s in content.input.spacing)}; "
+                  f"values {_values(content.input.normalization)}; window "
+                  f"{' x '.join(map(str, content.input.tile)) if content.input.tile else 'the whole image'}"),
         ("labels", ", ".join(f"{label.value} {label.name}" for label in content.labels)),
         ("license", content.license),
         ("training data", content.training_data),
@@ -137,6 +139,11 @@ def _weights_info(path: Path, runs: dict[str, str]) -> Report:
 
 def _network(spec: Any) -> str:
     return f"DeepLabV3+ {spec.dims}D, {spec.encoder_name}, depth {spec.encoder_depth}, {spec.num_classes} classes"
+
+
+def _values(normalization: Any) -> str:
+    bounds = "" if normalization.lower is None else f" {normalization.lower:g} to {normalization.upper:g}"
+    return f"{normalization.method}{bounds}"
 
 
 def _labels(text: str | None) -> list[Any] | None:

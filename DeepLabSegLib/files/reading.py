@@ -26,9 +26,10 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     """Read a volume or picture: NIfTI, NRRD, MetaImage, PNG, JPEG, or a folder that holds one DICOM series.
 
     Returns `(C, k, j, i)`; pictures are one slice, colours are channels, and an alpha channel that hides nothing is
-    left out. Spacing is in mm, positions in RAS; a JPEG's spacing is 1, since the resolution in it is that of a print.
-    A radiotherapy dose is in its units. Warns of NIfTI whose two transforms, of which Slicer and here the qform is
-    taken, place the voxels differently, and of a JPEG that EXIF has turned where it is shown, and not here.
+    left out. Spacing is in mm, positions in RAS; a picture's spacing is 1, since a resolution is that of a print, but
+    for the size of pixels in a PNG that ITK wrote. A radiotherapy dose is in its units. Warns of NIfTI whose two
+    transforms, of which Slicer and here the qform is taken, place the voxels differently, and of a JPEG that EXIF has
+    turned where it is shown, and not here.
 
     Raises
     ------

@@ -80,7 +80,7 @@ def begin_with(network: DeepLabV3Plus, source: str, labels: Sequence[Segment], w
     if whole and bundle is not None and sorted(known) != sorted(_keys(labels)):
         raise WeightsError(
             f"{source} has the labels {_listed(bundle.labels)}, and these data {_listed(labels)}, so that keep would "
-            "mix the weights of different classes; name the labels as the model does, or leave keep out"
+            "mix the weights of different classes; name the labels as the model does (--labels), or leave keep out"
         )
     with torch.no_grad():
         for name, value in taken.items():

@@ -46,6 +46,7 @@ def train_model(
     Raises
     ------
     InvalidInput : data that can't be trained on, with every fault; options out of range; a training of other settings.
+    BundleError, WeightsError : weights to begin with that aren't there, can't be read or don't fit.
     OutputError : `output` exists, can't be written, or is another training's that is at work.
     KeyboardInterrupt : Ctrl-C, with what the same call does next.
     SystemExit : under `torchrun`, where another process has raised what ended all of them.

@@ -308,6 +308,9 @@ def test_info_shows_what_a_model_says_of_itself(capsys, bundle_folder):
     text = capsys.readouterr().out
     assert "1 Part 1, 2 Part 2" in text
     assert "resnet18" in text
+    assert "values zscore; window the whole image" in text
+    assert run("info", "head-mri") == 0
+    assert "values percentile 0.5 to 99.5; window 144 x 144 x 144" in capsys.readouterr().out
     assert run("info", bundle_folder, "--json") == 0
     assert json.loads(capsys.readouterr().out)["parameters"] > 100_000
 
