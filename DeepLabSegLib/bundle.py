@@ -243,7 +243,8 @@ def save_bundle(
 
     Raises
     ------
-    InvalidInput : `network` isn't the one that `bundle` tells of, or holds numbers that aren't finite.
+    InvalidInput : `network` isn't the one that `bundle` tells of, or holds numbers that aren't finite; or something in
+        `bundle` is of another type than declared, so that it couldn't be read.
     OutputError : a name of another kind of file; something is there already or can't be written.
     """
     check_ending(path)
@@ -253,7 +254,7 @@ def save_bundle(
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists; choose another name or overwrite it")
     state = {name: _stored(tensor, half) for name, tensor in network.state_dict().items() if not is_counter(name)}
-    bundle = replace(bundle, sha256=digest(state))
+    bundle = from_json(Bundle, to_json(replace(bundle, sha256=digest(state))))  # as it will be read
     text = dumps(to_json(bundle)) + "\n"
     try:
         if target.suffix == ".safetensors":

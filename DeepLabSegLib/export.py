@@ -16,6 +16,7 @@ from torch import Tensor
 from DeepLabSegLib.checks import counts
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.outputs import replacing
 
 __all__ = ["EXPORT_SUFFIXES", "export"]
 
@@ -27,8 +28,7 @@ def export(network: DeepLabV3Plus, path: str | os.PathLike[str], size: Sequence[
     """Write `network` to `path` (`.onnx`, or `.pt`/`.ts` for TorchScript) for inputs `(1, C, *size)`.
 
     What was written is run on noise and compared: returned is the largest difference, of values after the
-    classifier's activation. `network` stays as it is. `path` itself is only as safe as the caller makes it (see
-    `outputs.replacing`).
+    classifier's activation. `network` stays as it is, and a file at `path` is replaced only where all went well.
 
     Raises
     ------
@@ -39,18 +39,21 @@ def export(network: DeepLabV3Plus, path: str | os.PathLike[str], size: Sequence[
     if len(counts("size", size)) != spec.dims:
         raise InvalidInput(f"size is {tuple(size)}; this network needs {spec.dims} sizes of at least 1")
     target = Path(path)
-    if target.suffix not in EXPORTERS:
+    exporter = EXPORTERS.get(target.suffix.lower())
+    if exporter is None:
         raise InvalidInput(f"{target} has no known ending; choose one of {', '.join(EXPORT_SUFFIXES)}")
     if not target.parent.is_dir():
         raise OutputError(f"{target.parent} is no folder; make it first")
-    network = copy.deepcopy(network).cpu().eval()
+    network = copy.deepcopy(network).cpu().float().eval()
     example = torch.randn(1, spec.in_channels, *size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), replacing(target) as temporary:
         expected = network(example)
-        difference = float((EXPORTERS[target.suffix](network, example, target) - expected).abs().max())
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= allowed:
-        raise OutputError(f"the exported network differs by {difference:.2g}, more than {allowed:.2g}; it is not kept")
+        difference = float((exporter(network, example, temporary) - expected).abs().max())
+        allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+        if not difference <= allowed:
+            raise OutputError(
+                f"the exported network differs by {difference:.2g}, more than {allowed:.2g}; it is not kept"
+            )
     return difference
 
 

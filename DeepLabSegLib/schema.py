@@ -10,6 +10,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from DeepLabSegLib.errors import InvalidInput
 
 __all__ = ["dumps", "from_json", "load_json", "parse_json", "to_json"]
@@ -26,7 +28,8 @@ def from_json(cls: type[T], value: object, where: str = "") -> T:
 
 
 def to_json(value: Any) -> Any:
-    """What `json.dumps` takes, from a dataclass; fields that keep a default of None are left out."""
+    """What `json.dumps` takes, from a dataclass; fields that keep a default of None are left out. numpy's numbers count
+    as Python's."""
     if is_dataclass(value):
         kept = [f for f in fields(value) if not (getattr(value, f.name) is None and f.default is None)]
         return {f.name: to_json(getattr(value, f.name)) for f in kept}
@@ -34,7 +37,7 @@ def to_json(value: Any) -> Any:
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:

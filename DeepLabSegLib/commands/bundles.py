@@ -11,7 +11,7 @@ from DeepLabSegLib.commands.arguments import Commands, typed
 from DeepLabSegLib.commands.telling import Report, table
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.image import Segment
-from DeepLabSegLib.outputs import check_output, replacing
+from DeepLabSegLib.outputs import check_output
 from DeepLabSegLib.schema import from_json, load_json, to_json
 from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 
@@ -120,8 +120,7 @@ def export(options: argparse.Namespace) -> Report:
         raise InvalidInput(
             f"the model {segmenter.bundle.name} has no tile of its own; give --size, for example 256x256"
         )
-    with replacing(output) as temporary:
-        difference = exporting.export(segmenter.network, temporary, size)
+    difference = exporting.export(segmenter.network, output, size)
     text = (
         f"{output} takes (1, {segmenter.bundle.network.in_channels}, {', '.join(map(str, size))}); largest difference"
     )

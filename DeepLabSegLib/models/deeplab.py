@@ -63,6 +63,7 @@ class DeepLabSpec:
         if self.encoder_name is not None:
             object.__setattr__(self, "encoder_name", encoder_key(self.encoder_name))
         decoder_norm(self.decoder_normalization)
+        object.__setattr__(self, "decoder_normalization", self.decoder_normalization.lower())
         for field, table in (("decoder_activation", DECODER_ACTIVATIONS), ("classifier_activation", ACTIVATIONS)):
             object.__setattr__(self, field, activation_name(field, getattr(self, field), table))
         object.__setattr__(self, "head_upsample", self._checked_head_upsample())

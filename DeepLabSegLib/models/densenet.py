@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ class DenseNetSpec:
         object.__setattr__(self, "blocks", counts("blocks", self.blocks))
         for field in ("growth_rate", "bn_size"):
             check_count(field, getattr(self, field))
-        if not 0 < self.compression <= 1:
+        if not isinstance(self.compression, Real) or not 0 < self.compression <= 1:
             raise InvalidInput(f"compression is {self.compression!r}; it must be in (0, 1]")
         check_rate("dropout_rate", self.dropout_rate)
 
@@ -90,8 +92,14 @@ class DenseNetBackbone(Encoder):
         self.transitions = nn.ModuleList()
         for n, count in enumerate(s.blocks[: encoder_depth - 1]):
             if n > 0:
-                self.transitions.append(_transition(self.dims, width, int(width * s.compression)))
-                width = int(width * s.compression)
+                narrowed = int(width * s.compression)
+                if not narrowed:
+                    raise InvalidInput(
+                        f"compression is {s.compression!r}, which leaves none of {width} channels; give at least "
+                        f"{ceil(1000 / width) / 1000}"
+                    )
+                self.transitions.append(_transition(self.dims, width, narrowed))
+                width = narrowed
             self.stages.append(
                 nn.Sequential(*(_DenseLayer(self.dims, s, width + i * s.growth_rate) for i in range(count)))
             )

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil
+from math import ceil, inf
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 
-from DeepLabSegLib.checks import check_choice, check_rate
+from DeepLabSegLib.checks import check_choice, check_count, check_rate
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.models.activations import Activation, activation_name
+from DeepLabSegLib.models.activations import DECODER_ACTIVATIONS, Activation, activation_name
 from DeepLabSegLib.models.encoder import Encoder, check_depth, make_spec
 from DeepLabSegLib.models.layers import LAYERS, DropPath, InputNorm, NormFactory, SamePad, SqueezeExcite, batch_norm
 
@@ -64,7 +65,7 @@ class Blocks:
                 f"blocks_args has {', '.join(map(repr, sorted(unknown)))}; known are "
                 f"{', '.join(map(repr, [*cls.__dataclass_fields__, *names, 'conv_type']))}"
             )
-        return cls(**fields)
+        return make_spec(cls, fields)
 
 
 _V2_SMALL = (
@@ -141,19 +142,23 @@ class EfficientNetSpec:
 
     def __post_init__(self) -> None:
         for field in ("width_coefficient", "depth_coefficient", "depth_divisor"):
-            if not getattr(self, field) > 0:
-                raise InvalidInput(f"{field} is {getattr(self, field)!r}; it must be positive")
-        check_rate("drop_connect_rate", self.drop_connect_rate)
+            value = getattr(self, field)
+            if not isinstance(value, Real) or not 0 < float(value) < inf:
+                raise InvalidInput(f"{field} is {value!r}; it must be a positive number")
+        for field in ("drop_connect_rate", "bn_momentum"):
+            check_rate(field, getattr(self, field))
         if self.version not in (1, 2):
             raise InvalidInput(f"version is {self.version!r}; it must be 1 or 2")
-        object.__setattr__(self, "activation", activation_name("activation", self.activation))
-        rows = self.blocks_args
-        if isinstance(rows, str):
-            check_choice("blocks_args", rows, BLOCKS_ARGS)
-            rows = BLOCKS_ARGS[rows]
-        rows = tuple(row if isinstance(row, Blocks) else Blocks.from_args(row) for row in rows)
-        if not rows or any(row.repeats < 1 or row.kernel_size % 2 == 0 for row in rows):
-            raise InvalidInput("blocks_args must hold one or more rows, each with repeats >= 1 and an odd kernel_size")
+        object.__setattr__(self, "activation", activation_name("activation", self.activation, DECODER_ACTIVATIONS))
+        given: Any = self.blocks_args
+        if isinstance(given, str):
+            check_choice("blocks_args", given, BLOCKS_ARGS)
+            given = BLOCKS_ARGS[given]
+        if not isinstance(given, Sequence) or not given or not all(isinstance(row, Blocks | Mapping) for row in given):
+            raise InvalidInput(f"blocks_args is {given!r}; give one or more rows in a list, Blocks or dictionaries")
+        rows = tuple(row if isinstance(row, Blocks) else Blocks.from_args(row) for row in given)
+        for row in rows:
+            _check_row(row)
         object.__setattr__(self, "blocks_args", rows)
 
     @property
@@ -183,6 +188,16 @@ class EfficientNetSpec:
             return int(max(self.min_depth or divisor, rounded))
         rounded = max(divisor, rounded)
         return int(rounded + divisor if rounded < 0.9 * width else rounded)  # never more than a tenth narrower
+
+
+def _check_row(row: Blocks) -> None:
+    """Raise `InvalidInput` where a field of `row` is out of its range."""
+    for field in ("repeats", "kernel_size", "strides", "expand_ratio", "filters_in", "filters_out"):
+        check_count(f"{field} in blocks_args", getattr(row, field))
+    if row.kernel_size % 2 == 0:
+        raise InvalidInput(f"blocks_args has a kernel_size of {row.kernel_size}; give an odd kernel_size")
+    if not isinstance(row.se_ratio, Real):
+        raise InvalidInput(f"se_ratio in blocks_args is {row.se_ratio!r}; give a number, 0 for no gate")
 
 
 def _v2(blocks_args: str, width: float = 1.0, depth: float = 1.0) -> EfficientNetSpec:

@@ -32,7 +32,10 @@ __all__ = ["Stored", "WeightsFile", "open_weights"]
 MAX_JSON = 16 << 20
 """Bytes of a `.keras` file's configuration that are read; medicai's are about a thousandth of it."""
 
-STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network_weights")
+STATE_DICT_KEYS = (
+    *("state_dict_ema", "model_ema", "ema"),
+    *("state_dict", "model_state_dict", "model", "net", "network_weights", "module"),
+)
 """Where training scripts put the weights in a checkpoint: a moving average before what it is of, as timm takes it."""
 
 WRAPPERS = re.compile(r"(?:(?:module|model|_orig_mod|net|network)\.)*")
@@ -223,7 +226,12 @@ def _read_torch(archive: zipfile.ZipFile, path: Path) -> WeightsFile:
             raise WeightsError(f"{path} is a zip archive, but neither a .keras file nor torch's; unpack it")
         _check_pickle(_read_member(archive, pickles[0]), path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state, beside = _state_dict(content, path)
+    state, beside = _state_dict(content)
+    if not state:
+        raise WeightsError(
+            f"{path} holds no tensors by name; save model.state_dict(), alone or under one of the keys "
+            f"{', '.join(STATE_DICT_KEYS)}"
+        )
     found = {name: Stored(name, tuple(t.shape), partial(state.__getitem__, name)) for name, t in state.items()}
     file = _of_torch(found)
     return replace(file, beside=(*file.beside, *beside))
@@ -244,25 +252,20 @@ def _check_pickle(content: bytes, path: Path) -> None:
             )
 
 
-def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The mapping from names to tensors in a checkpoint, and the names of those in others beside it."""
-    beside: list[str] = []
-    for _ in range(3):  # checkpoints nest their state_dict once or twice
-        if not isinstance(content, Mapping):
-            break
-        # These first: a checkpoint may keep its epoch or its best measure as a tensor, too.
-        held = {key: content.get(key) for key in STATE_DICT_KEYS}
-        nested = {key: value for key, value in held.items() if isinstance(value, Mapping) and value}
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if not nested and tensors:
-            return tensors, beside
-        chosen, *others = nested or [""]
-        beside += [f"{key}.{name}" for key in others for name, t in nested[key].items() if isinstance(t, Tensor)]
-        content = nested.get(chosen)
-    raise WeightsError(
-        f"{path} holds no tensors by name; save model.state_dict(), alone or under one of the keys "
-        f"{', '.join(STATE_DICT_KEYS)}"
-    )
+def _state_dict(content: Any, depth: int = 3) -> tuple[dict[str, Tensor], list[str]]:
+    """The mapping from names to tensors in a checkpoint, empty where there is none, and the names of those beside it.
+
+    Checkpoints nest their state_dict once or twice.
+    """
+    if not isinstance(content, Mapping) or not depth:
+        return {}, []
+    nested = {key: _state_dict(content.get(key), depth - 1) for key in STATE_DICT_KEYS}
+    held = {key: found for key, found in nested.items() if found[0]}
+    if not held:  # only then: a checkpoint may keep its epoch or its best measure as a tensor, too
+        return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}, []
+    chosen, *others = held
+    state, beside = held[chosen]
+    return state, [*beside, *(f"{key}.{name}" for key in others for name in held[key][0])]
 
 
 @contextmanager

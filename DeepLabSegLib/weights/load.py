@@ -36,12 +36,12 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """Load the weights in `path` into `model`, a `DeepLabV3Plus` or one of the encoders.
 
     Read are medicai's `.weights.h5` and `.keras` files (with h5py), safetensors and torch state_dicts, also under a
-    `state_dict` key, where a moving average beside it (`state_dict_ema`, `model_ema`) comes first as in timm, or with
-    wrappers' prefixes; of a whole network or of a backbone alone, which then fills the encoder; and ImageNet's encoders
-    in torchvision's and timm's names, into 2D encoders with any number of channels (see `weights.imagenet`; `inflate`
-    carries them on to 3D), or, as MedicalNet's and MONAI's, of volumes into 3D encoders. Nothing in the file is
-    executed. The model changes only if everything fits. A `.keras` file tells arguments that no tensor does: where the
-    model has others, a warning names them, and so does the report.
+    `state_dict` key, where a moving average beside it (`state_dict_ema`, `model_ema`, `ema`) comes first as in timm, or
+    with wrappers' prefixes; of a whole network or of a backbone alone, which then fills the encoder; and ImageNet's
+    encoders in torchvision's and timm's names, into 2D encoders with any number of channels (see `weights.imagenet`;
+    `inflate` carries them on to 3D), or, as MedicalNet's and MONAI's, of volumes into 3D encoders. Nothing in the file
+    is executed. The model changes only if everything fits. A `.keras` file tells arguments that no tensor does: where
+    the model has others, a warning names them, and so does the report.
 
     Raises
     ------

@@ -27,25 +27,26 @@ def misfits(found: Mapping[str, Stored], wanted: Mapping[str, Tensor], model: nn
     return problems
 
 
-def _permutation(name: str, model: nn.Module, ndim: int) -> tuple[int, ...]:
-    """The axes of a Keras kernel in our order."""
+def _permutation(name: str, model: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a Keras kernel of `shape` in our order."""
     module = model.get_submodule(name.rpartition(".")[0]) if "." in name else model
     if name.endswith(".weight") and isinstance(module, nn.Linear):
         return (1, 0)
     if name.endswith(".weight") and isinstance(module, nn.Conv2d | nn.Conv3d):
-        spatial = tuple(range(ndim - 2))
-        # Keras's depthwise kernel in 2D is (h, w, channels, 1); all others, also in 3D, end with (in, out).
-        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels:
-            return (ndim - 2, ndim - 1, *spatial)
-        return (ndim - 1, ndim - 2, *spatial)
-    return tuple(range(ndim))
+        *spatial, before_last, last = range(len(shape))
+        # Keras's depthwise kernel in 2D is (h, w, channels, 1); all others, also in 3D and in groups of one channel,
+        # end with (in, out).
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels and shape[-1] == 1:
+            return (before_last, last, *spatial)
+        return (last, before_last, *spatial)
+    return tuple(range(len(shape)))
 
 
 def _our_shape(shape: tuple[int, ...], name: str, model: nn.Module) -> tuple[int, ...]:
     """The shape that `as_ours` gives a Keras variable of `shape`."""
     if name.endswith((".grn.weight", ".grn.bias")) and set(shape[:-1]) == {1}:
         return shape[-1:]
-    axes = _permutation(name, model, len(shape))
+    axes = _permutation(name, model, shape)
     return tuple(shape[axis] for axis in axes) if len(axes) == len(shape) else shape
 
 
@@ -55,7 +56,7 @@ def as_ours(value: Tensor, name: str, model: nn.Module, origin: str) -> Tensor:
         return value
     if name.endswith((".grn.weight", ".grn.bias")):
         return value.reshape(-1)
-    return value.permute(_permutation(name, model, value.ndim))
+    return value.permute(_permutation(name, model, tuple(value.shape)))
 
 
 def shape_text(shape: Sequence[int]) -> str:

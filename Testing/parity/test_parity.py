@@ -36,11 +36,15 @@ BLOCK_TYPES = (
     Case("convnext_tiny", (50, 41), 3, 4),
     Case("convnext_v2_atto", (50, 41), 1, 3),
     Case("convnext_v2_atto", (33, 36, 32), 1, 4),
+    Case("resnet18", (24, 20), 1, 3, {"decoder_normalization": "layer", "decoder_activation": "leaky_relu"}),
+    Case("resnet18", (24, 20), 1, 3, {"decoder_normalization": "instance", "decoder_aspp_separable": False}),
+    Case("resnet18", (16, 12, 16), 1, 3, {"decoder_normalization": "unit", "head_upsample": (1, 2, 1.5)}),
+    Case("resnet18", (16, 12, 16), 1, 3, {"decoder_normalization": "group", "projection_filters": 32}),
 )
 
 
 def label(case: Case) -> str:
-    return f"{case.name}-{'x'.join(map(str, case.shape))}-P{case.depth}"
+    return "-".join([case.name, "x".join(map(str, case.shape)), f"P{case.depth}", *map(str, case.options.values())])
 
 
 @pytest.mark.parametrize("case", BLOCK_TYPES, ids=label)
@@ -51,13 +55,14 @@ def test_every_pyramid_level_and_the_logits_equal_the_references(case: Case) -> 
 
 ROW = {"kernel_size": 3, "expand_ratio": 2, "se_ratio": 0.25}
 ROWS_V1 = [
-    {**ROW, "repeats": 2, "filters_in": 32, "filters_out": 16, "strides": 1, "id_skip": True},
+    {**ROW, "repeats": 2, "filters_in": 32, "filters_out": 16, "strides": 1, "id_skip": False},
     {**ROW, "repeats": 1, "filters_in": 16, "filters_out": 24, "strides": 2, "id_skip": False, "kernel_size": 5},
 ]
 ROWS_V2 = [
     {**ROW, "num_repeat": 2, "input_filters": 16, "output_filters": 16, "strides": 1, "conv_type": 1},
     {**ROW, "num_repeat": 1, "input_filters": 16, "output_filters": 24, "strides": 2, "conv_type": 0},
 ]
+ONE_STAGE = {"num_blocks": [1], "num_filters": [64], "num_strides": [1], "block_type": "bottleneck_block"}
 BACKBONES: tuple[tuple[str, tuple[int, ...], dict], ...] = (
     ("DenseNetBackbone", (41, 50, 1), {"blocks": [2, 1, 2], "growth_rate": 8, "compression": 0.7, "bn_size": 2}),
     ("DenseNetBackbone", (24, 18, 20, 2), {"blocks": [1, 2], "include_rescaling": True, "dropout_rate": 0.1}),
@@ -102,6 +107,11 @@ BACKBONES: tuple[tuple[str, tuple[int, ...], dict], ...] = (
         "ResNetBackbone",
         (33, 42, 1),
         {"num_blocks": [1, 2, 1, 1], "block_type": "bottleneck_block_vd", "groups": 4, "width_per_group": 8},
+    ),
+    (  # as many groups as channels, which is no depthwise layer of Keras
+        "ResNetBackbone",
+        (20, 25, 1),
+        {"groups": 64, "width_per_group": 1, **ONE_STAGE},
     ),
 )
 

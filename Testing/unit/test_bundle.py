@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import make_bundle, make_network, make_scan, make_spec
@@ -214,6 +215,29 @@ def test_only_the_network_that_a_bundle_tells_of_is_saved(tmp_path, dims):
         save_bundle(tmp_path / "model", bundle, own)
     assert not list(tmp_path.iterdir())
     save_bundle(tmp_path / "model", bundle, make_network(replace(bundle.network, input_shape=(*(16,) * dims, 1))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda b: replace(b, input=replace(b.input, spacing=(1, 1))), r"input\.spacing has 2 entries; it needs 3"),
+        (lambda b: replace(b, input=replace(b.input, tile=(32.0, 32.0))), r"input\.tile\[0\] is 32\.0.* an integer"),
+        (lambda b: replace(b, labels=(replace(b.labels[0], color=(0.5, 1, 1)), b.labels[1])), r"color\[0\] is 0\.5"),
+        (lambda b: replace(b, license=None), "license is None; it must be a text"),
+    ],
+)
+def test_a_bundle_that_could_not_be_read_is_not_saved(tmp_path, change, words):
+    bundle = change(make_bundle(2))
+    with pytest.raises(InvalidInput, match=words):
+        save_bundle(tmp_path / "model", bundle, make_network(bundle.network))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bundles_numbers_may_be_numpys(tmp_path):
+    bundle = make_bundle(2, tile=(32, 32))
+    odd = replace(bundle, figures={"Dice": np.float32(0.5)}, input=replace(bundle.input, tile=(np.int64(32),) * 2))
+    saved = save_bundle(tmp_path / "model", odd, make_network(bundle.network))
+    assert saved == read_bundle(tmp_path / "model") == replace(bundle, figures={"Dice": 0.5}, sha256=saved.sha256)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

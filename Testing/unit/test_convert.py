@@ -264,12 +264,14 @@ def test_an_export_leaves_the_network_as_it_was(tmp_path):
         export(network, tmp_path / "m.ts", (24.5, 24))
     with pytest.raises(OutputError, match="no folder; make it first"):
         export(network, tmp_path / "none" / "m.ts", (24, 24))
-    assert export(network, str(tmp_path / "m.ts"), (24, 24)) < 1e-4
+    assert export(network.half(), str(tmp_path / "m.TS"), (24, 24)) < 1e-4
     assert network.training
+    assert network.head.weight.dtype == torch.float16
 
 
 def test_large_logits_may_differ_by_more_than_probabilities(tmp_path, monkeypatch):
     def rounded(network, example, path):
+        path.touch()
         return network(example) * (1 + 1e-5)
 
     monkeypatch.setitem(EXPORTERS, ".ts", rounded)
@@ -278,8 +280,10 @@ def test_large_logits_may_differ_by_more_than_probabilities(tmp_path, monkeypatc
         network.head.weight.mul_(1000)
     assert export(network, tmp_path / "m.ts", (24, 24)) > 1e-3
     monkeypatch.setitem(EXPORTERS, ".ts", lambda *given: 1.001 * rounded(*given))
+    (tmp_path / "m.ts").write_text("before")
     with pytest.raises(OutputError, match=r"differs by .*, more than .*; it is not kept"):
         export(network, tmp_path / "m.ts", (24, 24))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("m.ts", "before")]
 
 
 def test_an_export_that_cannot_be_made_leaves_no_file(tmp_path, bundle_folder, capsys):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 import torch
 from seeded import FIXTURES
+from torch import nn
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models import (
@@ -21,9 +23,9 @@ from DeepLabSegLib.models import (
     make_encoder,
 )
 from DeepLabSegLib.models.activations import ACTIVATIONS, DECODER_ACTIVATIONS
-from DeepLabSegLib.models.efficientnet import Blocks
+from DeepLabSegLib.models.efficientnet import Blocks, EfficientNetSpec
 from DeepLabSegLib.models.encoders import FAMILIES
-from DeepLabSegLib.models.layers import DropPath, SamePad
+from DeepLabSegLib.models.layers import DropPath, InputNorm, SamePad
 
 KNOWN = json.loads((FIXTURES / "known.json").read_text())
 SMALLEST = (
@@ -124,6 +126,12 @@ def test_the_smallest_input_works_and_one_less_is_refused(name: str, size: tuple
         (DenseNetBackbone, {"blocks": 2}, "blocks is 2; give one or more positive integers in a list"),
         (DenseNetBackbone, {"blocks": [2], "growth_rate": 1.5}, "growth_rate is 1.5; it must be a positive integer"),
         (DenseNetBackbone, {"blocks": [2], "compression": 0}, "compression"),
+        (DenseNetBackbone, {"blocks": [2], "compression": "0.5"}, r"compression is '0\.5'; it must be in \(0, 1\]"),
+        (
+            DenseNetBackbone,
+            {"blocks": [2, 2], "compression": 1e-3},
+            r"compression is 0\.001, which leaves none of 128 channels; give at least 0\.008",
+        ),
         (DenseNetBackbone, {"blocks": [2], "dropout_rate": 1.5}, "dropout_rate"),
         (DenseNetBackbone, {"blocks": [2], "encoder_depth": 0}, "encoder_depth"),
         (EfficientNetBackbone, {"width_coefficient": 0, "depth_coefficient": 1}, "width_coefficient"),
@@ -134,6 +142,43 @@ def test_the_smallest_input_works_and_one_less_is_refused(name: str, size: tuple
             EfficientNetBackbone,
             {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": [Blocks(1, 4, 1, 1, 32, 16)]},
             "odd kernel_size",
+        ),
+        (
+            EfficientNetBackbone,
+            {"width_coefficient": "1", "depth_coefficient": 1},
+            "is '1'; it must be a positive number",
+        ),
+        (EfficientNetBackbone, {"width_coefficient": 1, "depth_coefficient": float("inf")}, "depth_coefficient is inf"),
+        (
+            EfficientNetBackbone,
+            {"width_coefficient": 1, "depth_coefficient": 1, "bn_momentum": 99},
+            "bn_momentum is 99",
+        ),
+        (
+            EfficientNetBackbone,
+            {"width_coefficient": 1, "depth_coefficient": 1, "activation": "glu"},
+            "activation is 'glu'",
+        ),
+        (EfficientNetBackbone, {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": []}, "one or more rows"),
+        (
+            EfficientNetBackbone,
+            {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": [3]},
+            r"\[3\]; give one",
+        ),
+        (
+            EfficientNetBackbone,
+            {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": [{"kernel_size": 3, "strides": 1}]},
+            "Blocks lacks repeats, expand_ratio, filters_in, filters_out",
+        ),
+        (
+            EfficientNetBackbone,
+            {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": [Blocks(1, 3, 0, 1, 32, 16)]},
+            "strides in blocks_args is 0; it must be a positive integer",
+        ),
+        (
+            EfficientNetBackbone,
+            {"width_coefficient": 1, "depth_coefficient": 1, "blocks_args": [Blocks(1, 3, 1, 1, 32, 16, None)]},
+            "se_ratio in blocks_args is None; give a number, 0 for no gate",
         ),
         (ConvNeXtBackbone, {"depths": [1, 1], "projection_dims": [8]}, "same length"),
         (ConvNeXtBackbone, {"depths": [0], "projection_dims": [8]}, "positive"),
@@ -220,12 +265,17 @@ def test_rescaling_maps_pixel_values_into_the_networks_range(dims: int, channels
         torch.testing.assert_close(scaled(255 * (x * spread + mean))[1], plain(x)[1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_channel_that_was_the_same_everywhere_is_no_division_by_zero() -> None:
+    norm = InputNorm([3.0], [0.0], learned=True)
+    assert torch.equal(norm(torch.full((1, 1, 2, 2), 3.0)), torch.zeros(1, 1, 2, 2))
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_give_keras_values(name: str) -> None:
-    x = torch.tensor([KNOWN["numbers"]])
+    x = torch.tensor(KNOWN["numbers"]).view(1, -1, 1, 1).expand(2, -1, 1, 3)
     for kind, table in (("function", ACTIVATIONS), ("layer", DECODER_ACTIVATIONS)):
         if name in KNOWN["activations"][kind]:
-            expected = torch.tensor([KNOWN["activations"][kind][name]])
+            expected = torch.tensor(KNOWN["activations"][kind][name]).view(1, -1, 1, 1).expand(2, -1, 1, 3)
             torch.testing.assert_close(table[name](x), expected, rtol=2e-6, atol=2e-6)
 
 
@@ -239,11 +289,74 @@ def test_decoder_and_classifier_have_the_slopes_of_their_keras_layers() -> None:
 
 def test_dropped_paths_are_whole_samples_in_training_and_none_otherwise() -> None:
     torch.manual_seed(0)
-    drop, x = DropPath(0.5), torch.ones(64, 2, 3, 3)
+    drop, x = DropPath(0.25), torch.ones(256, 2, 3, 3)
     kept = drop(x).flatten(1)
-    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
     assert (kept == kept[:, :1]).all()
+    assert float(kept.mean()) == pytest.approx(1, abs=0.1), "what is kept makes up for what is dropped"
     assert torch.equal(drop.eval()(x), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("efficientnet_b0", 0, 0.2 * 15 / 16),
+        ("efficientnet_b7", 0, 0.5 * 54 / 55),
+        ("efficientnet_v2_b3", 0, 0.2 * 31 / 21),  # of the blocks before the depth is scaled, as in the reference
+    ],
+)
+def test_the_share_of_dropped_paths_grows_from_block_to_block(name: str, first: float, last: float) -> None:
+    with torch.device("meta"):
+        rates = [m.rate for m in make_encoder(name, (64, 64, 1)).modules() if isinstance(m, DropPath)]
+    assert (rates[0], rates[-1]) == pytest.approx((first, last))
+    steps = [b - a for a, b in itertools.pairwise(rates)]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+
+
+def test_a_convnexts_blocks_start_and_drop_as_the_references() -> None:
+    encoder = ConvNeXtBackbone((32, 32, 1), depths=[2, 1], projection_dims=[4, 8], drop_path_rate=0.4, encoder_depth=5)
+    blocks = [block for stage in encoder.stages for block in stage]
+    assert [block.drop.rate for block in blocks] == pytest.approx([0, 0.2, 0.4])
+    assert all((block.scale == 1e-6).all() for block in blocks)
+    assert make_encoder("convnext_v2_atto", (32, 32, 1), 1).stages[0][0].scale is None
+
+
+def test_the_rates_of_dropped_values_are_those_that_are_given() -> None:
+    encoder = DenseNetBackbone((32, 32, 1), blocks=[1, 1], dropout_rate=0.2)
+    assert {m.p for m in encoder.modules() if isinstance(m, nn.Dropout)} == {0.2}
+    model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(32, 32, 1), encoder_depth=3, decoder_aspp_dropout=0.3)
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.3}
+
+
+@pytest.mark.parametrize(("version", "width"), [(1, 16), (2, 8)])
+def test_only_the_first_efficientnet_is_never_more_than_a_tenth_narrower_than_asked(version: int, width: int) -> None:
+    assert EfficientNetSpec(0.35, 1.0, version=version).scaled(32) == width
+
+
+def test_a_response_over_a_large_map_stays_finite_in_half_precision() -> None:
+    grn = make_encoder("convnext_v2_atto", (32, 32, 1), 1).stages[0][0].grn.half()
+    nn.init.ones_(grn.weight)
+    x = torch.full((1, 64, 64, grn.weight.numel()), 100, dtype=torch.float16)
+    torch.testing.assert_close(grn(x), 2 * x)  # equal channels have the mean's energy
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", {("encoder", 0.1), ("decoder", 0.01)}),
+        ("densenet121", {("encoder", 0.01), ("decoder", 0.01)}),
+        ("efficientnet_b0", {("encoder", 0.01), ("decoder", 0.01)}),
+        ("efficientnet_v2_b0", {("stages", 0.1), ("encoder", 0.01), ("decoder", 0.01)}),
+    ],
+)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_running_statistics_follow_as_fast_as_the_references(name: str, expected: set, dims: int) -> None:
+    found = set()
+    for place, norm in build(name, dims).named_modules():
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
+            part = "stages" if "v2" in name and ".stages." in place else place.partition(".")[0]
+            found.add((part if part in ("encoder", "stages") else "decoder", round(norm.momentum, 9)))
+    assert found == expected
 
 
 @pytest.mark.parametrize("size", [7, 8, 9, 10])

@@ -1,5 +1,5 @@
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from torch import nn
 
 from DeepLabSegLib import DeepLabV3Plus, list_encoders
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.models import DeepLabSpec
 from DeepLabSegLib.models.activations import ACTIVATIONS
 from DeepLabSegLib.models.encoders import make_encoder
 from DeepLabSegLib.schema import dumps, to_json
@@ -57,7 +58,14 @@ def test_any_input_size_gives_an_output_of_the_same_size(dims, depth):
 
 
 def test_a_given_head_upsample_is_obeyed_as_in_the_reference():
-    for factor, expected in [(4, (52, 64)), (1, (13, 16)), ((2, 4), (26, 64)), (0.5, (13, 16))]:
+    for factor, expected in [
+        (4, (52, 64)),
+        (1, (13, 16)),
+        ((2, 4), (26, 64)),
+        ((1, 4), (13, 64)),
+        (1.5, (19, 24)),
+        (0.5, (13, 16)),
+    ]:
         model = DeepLabV3Plus(encoder_name="resnet18", input_shape=(50, 61, 1), head_upsample=factor).eval()
         with torch.inference_mode():
             assert model(torch.randn(1, 1, 50, 61)).shape[2:] == expected
@@ -163,6 +171,9 @@ class ThreeLevels(nn.Module):
 def test_any_module_that_keeps_the_contract_is_an_encoder():
     model = DeepLabV3Plus(encoder=ThreeLevels(), input_shape=(None, None, 1), encoder_depth=3, num_classes=2).eval()
     assert model(torch.randn(1, 1, 21, 30)).shape == (1, 2, 21, 30)
+    deeper = DeepLabV3Plus(encoder=make_encoder("resnet18", (None, None, 1)), encoder_depth=3).eval()
+    assert deeper(torch.randn(1, 1, 21, 30)).shape == (1, 1, 21, 30)
+    assert deeper.stride == 8
 
 
 @pytest.mark.parametrize(
@@ -214,6 +225,14 @@ def test_numpys_integers_count_as_pythons(dims):
     spec = DeepLabV3Plus(encoder_name="resnet18", **plain).spec
     assert dumps(to_json(model.spec)) == dumps(to_json(spec))
     assert model.eval()(torch.zeros(1, 1, *(32,) * dims)).shape == (1, 3, *(32,) * dims)
+
+
+def test_a_spec_says_names_in_small_letters_whatever_was_given():
+    given = {"encoder_name": "ResNet18", "decoder_normalization": "Layer", "decoder_activation": "GELU"}
+    assert (
+        asdict(DeepLabSpec(input_shape=(32, 32, 1), **given)).items()
+        >= {k: v.lower() for k, v in given.items()}.items()
+    )
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -288,7 +288,7 @@ def test_a_checkpoint_may_hold_more_than_the_network(name: str, wrap: Any, tmp_p
 
 
 @pytest.mark.parametrize(
-    "keys", [("model_state_dict",), ("net",), ("network_weights",), ("model", "state_dict")], ids=".".join
+    "keys", [("model_state_dict",), ("net",), ("network_weights",), ("module",), ("model", "state_dict")], ids=".".join
 )
 def test_weights_lie_under_the_keys_of_many_training_scripts(keys: tuple[str, ...], tmp_path: Path) -> None:
     source, target = network("convnext_v2_atto"), network("convnext_v2_atto")
@@ -300,7 +300,9 @@ def test_weights_lie_under_the_keys_of_many_training_scripts(keys: tuple[str, ..
     assert torch.equal(output(target), output(source))
 
 
-@pytest.mark.parametrize(("average", "plain"), [("state_dict_ema", "state_dict"), ("model_ema", "model")])
+@pytest.mark.parametrize(
+    ("average", "plain"), [("state_dict_ema", "state_dict"), ("model_ema", "model"), ("ema", "model")]
+)
 def test_of_weights_and_their_average_under_keys_the_average_is_taken_as_in_timm(
     average: str, plain: str, tmp_path: Path
 ) -> None:
@@ -311,9 +313,13 @@ def test_of_weights_and_their_average_under_keys_the_average_is_taken_as_in_timm
     assert torch.equal(output(target), output(averaged))
     beside = report.ignored["tensors beside the network, outside of its wrapper"]
     assert beside == ["n_averaged", *(f"{plain}.{name}" for name in last.state_dict())]
-    torch.save({plain: last.state_dict(), average: {}}, tmp_path / "w.pt")
+    torch.save({plain: last.state_dict(), average: {"module": ema, "updates": 3}}, tmp_path / "w.pt")
     load_weights(target, tmp_path / "w.pt")
-    assert torch.equal(output(target), output(last))
+    assert torch.equal(output(target), output(averaged))
+    for empty in ({}, {"decay": 0.9}):
+        torch.save({plain: last.state_dict(), average: empty}, tmp_path / "w.pt")
+        load_weights(target, tmp_path / "w.pt")
+        assert torch.equal(output(target), output(last))
 
 
 def test_of_two_networks_in_a_checkpoint_none_is_chosen(tmp_path: Path) -> None:
