@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import DeepLabSegLib
-from DeepLabSegLib.commands import COMMANDS
+from DeepLabSegLib.commands import COMMANDS, training
 from DeepLabSegLib.commands.telling import warnings_as_notes
 from DeepLabSegLib.errors import DeepLabSegError, OutputError
 
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings_as_notes(), _terminable() as signals:
         try:
             data, text = options.run(options)
-            if os.environ.get("RANK", "0") != "0":  # of several processes that train one network, the first reports
+            # Of several processes that train one network, the first reports.
+            if options.run is training.train and os.environ.get("RANK", "0") != "0":
                 return 0
             _say(json.dumps(data, indent=2) if options.json else text)
             return 1 if isinstance(data, dict) and data.get("failed") else 0

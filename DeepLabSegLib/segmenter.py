@@ -201,6 +201,33 @@ class Segmenter:
             return labels
         return _put_back(labels, image.geometry, box, options.region, self.bundle.network.exclusive)
 
+    def check_options(self, options: SegmentOptions) -> None:
+        """Raise `InvalidInput` for options that don't fit the model, whatever the image."""
+        dims = self.bundle.network.dims
+        if options.tile is not None and len(options.tile) != dims:
+            raise InvalidInput(f"tile has {len(options.tile)} sizes; this model is {dims}D and needs {dims}")
+        if options.slice_axis is not None and (dims == 3 or self.bundle.input.orientation is None):
+            why = "is 3D" if dims == 3 else "takes slices as they were acquired"
+            raise InvalidInput(
+                f"slice_axis is {options.slice_axis!r}, but the model {self.bundle.name} {why}; leave it out"
+            )
+        if options.mirror and not self._mirror_axes(options):
+            raise InvalidInput(
+                f"mirror is on, but the model {self.bundle.name} tells the ends of every axis apart; leave it out"
+            )
+        if options.threshold != SegmentOptions.threshold and self.bundle.network.exclusive:
+            raise InvalidInput(
+                f"threshold is {options.threshold}, but the model {self.bundle.name} gives each voxel one class, that "
+                "of the largest score; leave it out"
+            )
+        activation = self.bundle.network.classifier_activation
+        for name in SCORE_MAPS:
+            if getattr(options, name) and activation not in ("softmax", "sigmoid"):
+                raise InvalidInput(
+                    f"{name}: the scores of {self.bundle.name} are no probabilities, since it ends with {activation}; "
+                    "leave it out"
+                )
+
     def describe(self) -> dict[str, str]:
         """What runs where, in words: "device", "precision" and the network's "form" (see `optimize.FastForm.how`)."""
         spec = self.bundle.network
@@ -231,30 +258,7 @@ class Segmenter:
                 f"the image has {image.channels} channels, and the model {self.bundle.name} takes "
                 f"{len(wanted)} ({', '.join(wanted)}); choose another model or image"
             )
-        dims = self.bundle.network.dims
-        if options.tile is not None and len(options.tile) != dims:
-            raise InvalidInput(f"tile has {len(options.tile)} sizes; this model is {dims}D and needs {dims}")
-        if options.slice_axis is not None and (dims == 3 or self.bundle.input.orientation is None):
-            why = "is 3D" if dims == 3 else "takes slices as they were acquired"
-            raise InvalidInput(
-                f"slice_axis is {options.slice_axis!r}, but the model {self.bundle.name} {why}; leave it out"
-            )
-        if options.mirror and not self._mirror_axes(options):
-            raise InvalidInput(
-                f"mirror is on, but the model {self.bundle.name} tells the ends of every axis apart; leave it out"
-            )
-        if options.threshold != SegmentOptions.threshold and self.bundle.network.exclusive:
-            raise InvalidInput(
-                f"threshold is {options.threshold}, but the model {self.bundle.name} gives each voxel one class, that "
-                "of the largest score; leave it out"
-            )
-        activation = self.bundle.network.classifier_activation
-        for name in SCORE_MAPS:
-            if getattr(options, name) and activation not in ("softmax", "sigmoid"):
-                raise InvalidInput(
-                    f"{name}: the scores of {self.bundle.name} are no probabilities, since it ends with {activation}; "
-                    "leave it out"
-                )
+        self.check_options(options)
         check_voxels(image)
 
     def _orientation(self, options: SegmentOptions) -> str | None:

@@ -55,13 +55,16 @@ def segment_files(
 
     Raises
     ------
-    InvalidInput : an ending that labels can't have; two scans of one name, but for capital letters.
+    InvalidInput : an ending that labels can't have; options that don't fit the model; two scans of one name, but for
+        capital letters.
     OutputError : a folder or report that can't be written; another table in the report's place; an output that would
         take a scan's place; an ending that can't hold segments that overlap, as the model's may.
     Cancelled : `on_progress` returned False; finished cases stay.
     """
     if suffix not in files.LABEL_SUFFIXES:
         raise InvalidInput(f"suffix is {suffix!r}; choose one of {', '.join(files.LABEL_SUFFIXES)}")
+    options = options or SegmentOptions()
+    segmenter.check_options(options)
     folder = Path(output_folder)
     sources = [Path(scan) for scan in scans]
     names = [stem(source) for source in sources]
@@ -84,7 +87,7 @@ def segment_files(
         if table.exists():  # that it can't be replaced is known before the work
             with replacing(table) as temporary:
                 shutil.copy2(table, temporary)
-    made_with = _made_with(segmenter, options or SegmentOptions())
+    made_with = _made_with(segmenter, options)
 
     def segment(source: Path, target: Path) -> Labels:
         check_output(target, files.LABEL_SUFFIXES, overwrite=True)

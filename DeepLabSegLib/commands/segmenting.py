@@ -62,8 +62,8 @@ def batch(options: argparse.Namespace) -> Report:
             f"scans in {len(nested)} of the subfolders are left out, such as those in {nested[0]}; run `deeplabseg "
             "batch` on each"
         )
+    segmenter, settings = _load(options), _settings(options)
     make_folder(Path(options.output), parents=True)
-    segmenter = _load(options)
     report = Path(options.output) / batches.REPORT
     try:
         with ProgressBar(options) as bar, kept_pages():
@@ -72,7 +72,7 @@ def batch(options: argparse.Namespace) -> Report:
                 segmenter,
                 scans,
                 options.output,
-                _settings(options),
+                settings,
                 suffix=options.suffix,
                 overwrite=options.overwrite,
                 on_case=bar.of_case,
@@ -130,7 +130,6 @@ def _segment_file(
     with ProgressBar(options) as bar, kept_pages():
         labels = segmenter.segment(image, settings, bar.of_run)
     seconds = time.perf_counter() - started
-    DeepLabSegLib.write_labels(labels, output, overwrite=options.overwrite)
     report = {
         "inputs": [str(source) for source in sources],
         "output": str(output),
@@ -140,6 +139,7 @@ def _segment_file(
         "seconds": round(seconds, 3),
         "volumes_ml": {name: round(ml, 3) for name, ml in labels.volumes_ml().items()},
     }
+    DeepLabSegLib.write_labels(labels, output, overwrite=options.overwrite)
     return report, image, labels
 
 

@@ -57,6 +57,7 @@ class ProgressBar:
             self.bar = progress_bar(stage, self.options, total=total, initial=max(0, done - 1), mininterval=1)
         if said is not None:
             note(said)
+        self.bar.total = total  # smaller windows are more
         self.bar.update(done - self.bar.n)
 
     def of_run(self, progress: Progress) -> None:
@@ -137,7 +138,9 @@ def make_folder(folder: Path, parents: bool = False) -> None:
     try:
         folder.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"the folder {folder} can't be made ({error.strerror}); make its parent first") from None
+        raise OutputError(
+            f"the folder {folder} can't be made ({error.strerror}); make its parent first, or choose another place"
+        ) from None
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -73,8 +73,13 @@ def train(options: argparse.Namespace) -> Report:
 
 
 def _reproduce(options: argparse.Namespace) -> str:
-    """The command with the data's and the model's own names in place of where they lie."""
+    """The command with the data's and the model's own names in place of where they lie.
+
+    A path that is also another argument's value, as in `train liver --labels liver`, stays as it is.
+    """
     names = {options.data: "DATA"} | {path: Path(path).name for path in (options.output, options.weights) if path}
+    others = [value for name, value in vars(options).items() if name not in ("data", "output", "weights")]
+    names = {path: name for path, name in names.items() if path not in others and [path] not in others}
     words = [re.split(r"^(--[^=]*=|-o=?)", word) for word in options.words]
     return shlex.join(["deeplabseg", *("".join(option) + names.get(value, value) for *option, value in words)])
 

@@ -58,14 +58,16 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
 def read_labels(path: str | os.PathLike[str]) -> Labels:
     """Read a label map or `.seg.nrrd`; segments of a plain label map are named after their values.
 
-    Of a `.seg.nrrd` names, colours, values and the terminology's category, type and modifier are kept, not the ids.
+    Of a `.seg.nrrd` names, colours, values and the terminology's category, type and modifier are kept, not the ids;
+    of a picture with an alpha channel, whatever that hides, the rest.
 
     Raises `InvalidInput` where the file can't be read or holds no whole numbers.
     """
     itk_image = read_itk(path)
     image = _to_image(itk_image, str(path))
-    array = image.array if image.channels > 1 else image.array[0]
-    array = whole_numbers(array, str(path))
+    picture = str(path).lower().endswith(PICTURE_SUFFIXES)
+    layers = image.array[:3] if picture else image.array  # how transparent a pixel is tells no label
+    array = whole_numbers(layers if len(layers) > 1 else layers[0], str(path))
     keys = [key for key in itk_image.GetMetaDataKeys() if key == printable(key)]  # SimpleITK takes no others
     fields = {key: printable(itk_image.GetMetaData(key)) for key in keys}
     segments = segments_of(fields, itk_image.GetNumberOfComponentsPerPixel(), str(path))

@@ -71,7 +71,7 @@ def _from_label_maps(
     processes: Processes,
     on_progress: OnTraining,
 ) -> Job:
-    paths = sorted(data.glob("*.nii.gz"))
+    paths = sorted(path for path in data.glob("*.nii.gz") if not path.name.startswith("."))
     if not paths:
         raise InvalidInput(f"{data} holds no label maps (*.nii.gz); give the folder of whole-head label maps")
     training = settings_of(recipe, options, processes)

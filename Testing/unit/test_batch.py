@@ -149,6 +149,19 @@ def test_plain_label_maps_of_what_may_overlap_are_refused_before_any_scan(folder
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("dims", "options", "words"),
+    [
+        (2, SegmentOptions(tile=(16, 16, 16)), "tile has 3 sizes; this model is 2D and needs 2"),
+        (3, SegmentOptions(slice_axis="axial"), "slice_axis is 'axial', but the model tiny-3d is 3D; leave it out"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_refused_before_any_scan(folder, tmp_path, dims, options, words):
+    with pytest.raises(InvalidInput, match=words):
+        segment_files(make_segmenter(dims), find_scans(folder), tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["gone", "empty"])
 def test_a_folder_without_scans_is_said(tmp_path, name):
     (tmp_path / "empty").mkdir()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from helpers import SAMPLE, itk, make_bundle, make_network, make_segmenter, make_spec, save_model
 
 from DeepLabSegLib import files, load_model, read_image
+from DeepLabSegLib.batch import Case
 from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.catalog import DEFAULT_MODEL
 from DeepLabSegLib.cli import main
@@ -143,7 +145,9 @@ def test_a_first_model_is_converted_into_a_home_without_models(tmp_path, monkeyp
         (("segment", "scan.nii.gz", "-o", "r.nrrd", "--model", "tiny", "--overlap", "2"), "between 0 and 0.9"),
         (("segment", "scan.nii.gz", "-o", "a" * 300 + ".nii.gz", "--model", "tiny"), "a.nii.gz"),
         (("batch", ".", "-o", "scan.nii.gz", "--model", "tiny"), "scan.nii.gz is a file"),
-        (("batch", ".", "-o", "scan.nii.gz/results"), "results can't be made"),
+        (("batch", ".", "-o", "scan.nii.gz/results", "--model", "tiny"), "results can't be made"),
+        (("batch", ".", "-o", "results", "--model", "nothing"), "there is no model 'nothing'"),
+        (("batch", ".", "-o", "results", "--model", "tiny", "--overlap", "2"), "between 0 and 0.9"),
         (("demo", "-o", "scan.nii.gz"), "is a file"),
         (("demo", "-o", "gone/demo"), "make its parent first"),
         (("info", "nothing"), "there is no model"),
@@ -206,10 +210,45 @@ def test_who_is_stopped_leaves_no_file_and_exits_with_130_or_143(tmp_path, sent,
     assert not list(tmp_path.iterdir())
 
 
+def test_who_is_told_that_nothing_was_written_has_no_file(tmp_path, scan_path, bundle_folder, monkeypatch, capsys):
+    monkeypatch.setattr("DeepLabSegLib.image.Labels.volumes_ml", interrupt)  # after the network's work
+    assert run("segment", scan_path, "-o", tmp_path / "r.seg.nrrd", "--model", bundle_folder, "--device", "cpu") == 130
+    assert capsys.readouterr().err == "deeplabseg: interrupted; nothing was written\n"
+    assert not (tmp_path / "r.seg.nrrd").exists()
+
+
+def test_only_of_processes_that_train_the_first_alone_reports(tmp_path, bundle_folder, monkeypatch, capsys):
+    """MPI's starters, and scripts of batch systems, number processes too that each have scans of their own."""
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "broken.nii.gz").write_bytes(b"broken")
+    arguments = ("batch", tmp_path, "-o", tmp_path / "out", "--model", bundle_folder, "--device", "cpu", "--json")
+    assert run(*arguments) == 1
+    assert json.loads(capsys.readouterr().out)["failed"] == 1
+
+
 def test_after_the_command_sigterm_is_what_it_was():
     before = signal.getsignal(signal.SIGTERM)
     run("encoders")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_who_sees_to_sigterm_himself_goes_on_to_do_so(monkeypatch):
+    def their_own(*_) -> None:
+        pass
+
+    held = []
+    monkeypatch.setattr("DeepLabSegLib.cli._say", lambda _: held.append(signal.getsignal(signal.SIGTERM)))
+    before = signal.signal(signal.SIGTERM, their_own)
+    try:
+        assert run("encoders") == 0
+        assert held == [signal.getsignal(signal.SIGTERM)] == [their_own]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_command_runs_in_a_thread_too():
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(run, "encoders").result() == 0
 
 
 def fail(*_, **__):
@@ -445,6 +484,15 @@ def test_a_folder_is_segmented_with_a_table(tmp_path, scan_path, bundle_folder, 
     assert f"scans in 1 of the subfolders are left out, such as those in {tmp_path / 'more'}" in capsys.readouterr().err
 
 
+def test_results_in_a_subfolder_are_no_scans_that_are_left_out(tmp_path, scan_path, bundle_folder, capsys):
+    results = tmp_path / "results"
+    arguments = ("batch", tmp_path, "-o", results, "--suffix", ".nii.gz", "--model", bundle_folder, "--device", "cpu")
+    assert run(*arguments) == 0
+    (results / "report.csv").unlink()  # as where the run was killed before it wrote one
+    assert run(*arguments) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("json_too", [[], ["--json"]])
 def test_a_log_has_a_line_for_each_case(tmp_path, scan_path, bundle_folder, capsys, json_too):
     (tmp_path / "broken.nii.gz").write_bytes(b"broken")
@@ -456,6 +504,15 @@ def test_a_log_has_a_line_for_each_case(tmp_path, scan_path, bundle_folder, caps
     assert re.fullmatch(r"deeplabseg: 2 of 2, scan done: \d+\.\d s", second)
     if json_too:
         assert json.loads(printed.out)["done"] == 1
+
+
+def test_a_log_can_be_followed_through_a_pipe(monkeypatch):
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe))
+    with ProgressBar(argparse.Namespace(json=False)) as bar:
+        bar.show("batch", 0, 2)
+        bar.of_case(Case("head", "done", 1.5))
+        assert pipe.getvalue().split() == b"deeplabseg: 1 of 2, head done: 1.5 s".split()
 
 
 @pytest.mark.parametrize("closed", [("stderr",), ("stdout", "stderr")])
@@ -483,6 +540,39 @@ def test_a_log_that_nobody_reads_any_longer_stops_nothing(monkeypatch):
     with ProgressBar(argparse.Namespace(json=False)) as bar:
         bar.of_run(Progress("segment", 1, 2, "smaller windows, for want of memory"))
         bar.of_training("train", 1, 1, 0.5)
+
+
+def test_who_runs_with_smaller_windows_is_told_and_sees_how_many_there_are(capsys):
+    with ProgressBar(argparse.Namespace(json=False)) as bar:
+        bar.of_run(Progress("segment", 1, 2))
+        bar.of_run(Progress("segment", 0, 1, "smaller windows, for want of memory"))
+        bar.of_run(Progress("segment", 1, 8))
+        assert bar.bar.total == 8
+    assert capsys.readouterr().err == "deeplabseg: note: smaller windows, for want of memory\n"
+
+
+@pytest.mark.parametrize("json_too", [False, True])
+def test_a_terminal_shows_a_bar_per_stage_but_none_beside_json(monkeypatch, json_too):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with ProgressBar(argparse.Namespace(json=json_too)) as bar:
+        for stage in ("segment", "restore"):
+            bar.show(stage, 1, 2)
+    shown = sys.stderr.getvalue()
+    assert [f"{stage}:" in shown for stage in ("segment", "restore")] == [not json_too] * 2
+
+
+@pytest.mark.parametrize(("json_too", "lines"), [(False, 50), (True, 0)])
+def test_the_log_of_a_training_has_fifty_lines(capsys, json_too, lines):
+    with ProgressBar(argparse.Namespace(json=json_too)) as bar:
+        for step in range(1, 201):
+            bar.of_training("train", step, 200, 0.5)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    assert said[-1:] == ["deeplabseg: step 200 of 200, loss 0.500"] * (not json_too)
 
 
 def test_results_that_are_older_than_their_scans_are_noted(tmp_path, scan_path, bundle_folder, capsys):

@@ -10,7 +10,8 @@ import SimpleITK as sitk
 from PIL import Image as Picture
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import read_image
+from DeepLabSegLib.evaluate import in_grey
+from DeepLabSegLib.files import read_image, read_labels
 
 
 def test_colours_are_channels_and_a_picture_is_one_slice(tmp_path, rng):
@@ -32,6 +33,16 @@ def test_an_alpha_channel_that_hides_nothing_is_left_out(tmp_path, rng):
     opaque[3, 4, -1] = 0
     Picture.fromarray(opaque).save(tmp_path / "picture.png")
     assert read_image(tmp_path / "picture.png").channels == 4
+
+
+def test_how_transparent_a_mask_is_is_no_label(tmp_path):
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:15, 10:20] = 2
+    rgba = np.stack([mask, mask, mask, np.where(mask, 255, 0).astype(np.uint8)], axis=2)
+    Picture.fromarray(rgba).save(tmp_path / "mask.png")
+    labels = read_labels(tmp_path / "mask.png")
+    assert [segment.name for segment in labels.segments] == ["Label 2"]
+    np.testing.assert_array_equal(in_grey(labels).array, mask[None])
 
 
 def test_grey_with_transparency_is_called_so(tmp_path, rng):

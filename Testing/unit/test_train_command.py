@@ -130,6 +130,19 @@ def test_the_command_says_how_to_make_the_model_again_without_naming_this_machin
     assert "exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("data", "kept"),
+    [("scans/liver", "train DATA -o liver --labels liver"), ("liver", "train liver -o liver --labels liver")],
+)
+def test_the_command_keeps_a_label_that_is_called_like_the_data(data, kept, monkeypatch, capsys):
+    def say(data, output, options, **_) -> None:
+        raise InvalidInput(options.reproduce)
+
+    monkeypatch.setattr("DeepLabSegLib.training.train_model", say)
+    assert main(["train", data, "-o", "models/liver", "--labels", "liver"]) == 1
+    assert capsys.readouterr().err == f"deeplabseg: deeplabseg {kept}\n"
+
+
 def test_the_command_that_is_kept_can_be_run_as_it_stands(tmp_path, monkeypatch):
     data = write_data(tmp_path / "DATA", 2)
     arguments = ["train", str(data), f"-o{tmp_path / 'boxes'}", "--tile=32x32", "--spacing=0x0.8x0.8", "--steps", "2",
@@ -557,6 +570,7 @@ def losses_of(processes, data, output):
                              "--precision", "fp32", *FAST)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Grad strides" not in done.stderr
+    assert done.stdout.count("weights of step") == 1, "the first process alone reports"
     with (output.parent / f"{output.name}.training/curves.csv").open(encoding="utf-8", newline="") as file:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
@@ -601,6 +615,7 @@ def test_every_recipe_makes_its_model_from_a_few_steps(name, tmp_path):
         values = [value for structure in STRUCTURES for value in structure.sources if value != 24]
         head[12:28, 12:28, 12:28] = np.resize(values, (16, 16, 16))
         sitk.WriteImage(sitk.GetImageFromArray(head), data / "head.nii.gz")
+        (data / "._head.nii.gz").write_bytes(b"of macOS, on a foreign disk")
     options = TrainOptions(
         recipe=name, training={"steps": 1, "batch_size": 2, "workers": 0}, folds=2, reproduce=f"make {name}"
     )
