@@ -26,10 +26,10 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwr
     target = Path(path)
     if not target.name.lower().endswith(suffixes):
         raise OutputError(f"{target} has no known ending; choose one of {', '.join(suffixes)}")
-    try:
-        folder = _leads_to(target).parent
-    except RuntimeError:
-        raise OutputError(f"{target} is a link that leads round in a circle; give another name") from None
+    end = _leads_to(target)
+    if end.is_symlink():
+        raise OutputError(f"{target} is a link that leads round in a circle; give another name")
+    folder = end.parent
     if not folder.is_dir():
         raise OutputError(f"the folder {folder} does not exist; make it first")
     if target.is_dir():
@@ -54,7 +54,8 @@ def _takes_files(folder: Path) -> bool:
 
 
 def _leads_to(path: Path) -> Path:
-    return path.resolve() if path.is_symlink() else path
+    # Path.resolve raises an error of its own where links lead round in a circle, until Python 3.13.
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -71,7 +72,7 @@ def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 
 def _place(path: Path) -> str:
-    return os.path.normcase(path.resolve())
+    return os.path.normcase(os.path.realpath(path))
 
 
 def _file(path: Path) -> tuple[int, int] | None:

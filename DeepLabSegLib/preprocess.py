@@ -104,7 +104,7 @@ def stack_channels(images: Sequence[Image]) -> Image:
 
     Images on another grid are resampled in physical space, linearly; where they don't reach, a channel has its minimum.
 
-    Raises `InvalidInput` where one lies wholly elsewhere than the first.
+    Raises `InvalidInput` where one lies wholly elsewhere than the first, or is constant there.
     """
     first, *others = images
     if not others:
@@ -121,6 +121,12 @@ def stack_channels(images: Sequence[Image]) -> Image:
         else:
             values = torch.from_numpy(image.array.astype(np.float32))
             arrays.append(resample(values, image.geometry, first.geometry).numpy())
+    for number, array in enumerate(arrays, 1):
+        if _is_constant(array):
+            raise InvalidInput(
+                f"image {number} is constant ({array[0, 0, 0, 0]} in every voxel of the first's grid), so it tells "
+                "nothing; give another, or another model"
+            )
     return Image(np.concatenate(arrays), first.geometry)
 
 
@@ -265,7 +271,10 @@ def _percentiles(channel: NDArray, lower: float, upper: float) -> tuple[float, f
 
 
 def check_voxels(image: Image) -> None:
-    """Raise `InvalidInput` for voxels that are NaN or too large for float32, or an image that is constant."""
+    """Raise `InvalidInput` for voxels that are NaN or too large for float32, or an image that is constant.
+
+    A channel may be constant where another isn't, as in a picture of one colour.
+    """
     array = image.array
     if array.dtype.kind == "f":
         largest = min(LARGEST_VALUE, float(np.finfo(array.dtype).max))
@@ -275,7 +284,12 @@ def check_voxels(image: Image) -> None:
                 f"{array.size - good} of {array.size} voxels are NaN, infinite or beyond {LARGEST_VALUE:.2g}; replace "
                 "them, by 0 for example"
             )
-    for n, channel in enumerate(array):
-        first = channel[0, 0, 0]
-        if all((plane == first).all() for plane in channel):  # which the first planes settle
-            raise InvalidInput(f"channel {n} is constant ({first} in every voxel), so there is nothing to segment")
+    if _is_constant(array):
+        channels = "channel 0 is" if image.channels == 1 else "all channels are"
+        values = ", ".join(map(str, array[:, 0, 0, 0]))
+        raise InvalidInput(f"{channels} constant ({values} in every voxel), so there is nothing to segment")
+
+
+def _is_constant(array: NDArray) -> bool:
+    """Whether each channel of `(C, k, j, i)` has one value throughout, which the first planes settle."""
+    return all((plane == channel[0, 0, 0]).all() for channel in array for plane in channel)

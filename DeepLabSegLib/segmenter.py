@@ -38,8 +38,9 @@ SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Slice direction -> the RAS axis that the slices are stacked along."""
 
 MAX_GRID_VOXELS = 2**30
+MAX_WINDOWS = 2**22
 CPU_AT_ONCE = {2: 8, 3: 1}
-"""Dimensions -> windows that go through the network together on a CPU, which gains nothing from more."""
+"""Dimensions -> the most windows that go through the network together on a CPU, which gains nothing from more."""
 
 GPU_AT_ONCE = 8
 """The same on a GPU, at least. Small maps leave most of it idle, so of many windows more go together."""
@@ -334,6 +335,12 @@ class Segmenter:
         if options.tile is not None:  # a window beyond the scan would hold nothing but what lies outside
             tile = tuple(min(asked, max(own)) for asked, *own in zip(options.tile, tile, whole, strict=True))
         window: tuple[int, int, int] = (1, *tile) if flat else tile  # type: ignore[assignment]
+        windows = Tiling(grid.shape, window, options.overlap).count
+        if windows > MAX_WINDOWS:
+            raise InvalidInput(
+                f"the scan has {windows} windows of {' x '.join(map(str, tile))} voxels with an overlap of "
+                f"{options.overlap:g}, more than {MAX_WINDOWS}; choose a larger tile, less overlap, or a region"
+            )
         background = None
         if self.bundle.input.background is not None:
             background = _flat(scaling(torch.full((spec.in_channels, 1), self.bundle.input.background)))
@@ -357,7 +364,7 @@ class Segmenter:
             ),
             background=background,
             mirror_axes=self._mirror_axes(options),
-            at_once=self._at_once(tile, len(Tiling(grid.shape, window, options.overlap).corners)),
+            at_once=self._at_once(tile, windows),
             device=self.device,
             keep_on=self.device,
             keep_as=PRECISIONS[self.precision],
@@ -366,7 +373,8 @@ class Segmenter:
     def _at_once(self, tile: Sequence[int], windows: int = max(CPU_AT_ONCE.values())) -> int:
         """How many windows of size `tile`, of so many, go through the network together; a power of two on a GPU."""
         if not is_gpu(self.device):
-            return min(CPU_AT_ONCE[len(tile)], windows)
+            batches = -(-windows // CPU_AT_ONCE[len(tile)])
+            return -(-windows // batches)  # the last one is as long as the others, or is filled up
         # Of all memory: what is free would be less in the next run, and the network be made ready anew.
         room = memory_of(self.device)
         numbers = NUMBERS_PER_VOXEL * PRECISIONS[self.precision].itemsize

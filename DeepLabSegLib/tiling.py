@@ -114,6 +114,11 @@ class Tiling:
         ]
 
     @property
+    def count(self) -> int:
+        """How many windows there are."""
+        return math.prod(map(len, self.starts))
+
+    @property
     def corners(self) -> list[Corner]:
         """The grid's voxel at each window's first; ordered along the first axis."""
         return list(product(*self.starts))  # type: ignore[arg-type]  # three of them
@@ -183,9 +188,7 @@ class Blender:
         self.keep_on = keep_on
         self.keep_as = keep_as
         self.verdict = verdict
-        self.alone = len(tiling.corners) == len({corner[0] for corner in tiling.corners}) and (
-            tiling.tile[0] == 1 or len(tiling.corners) == 1
-        )
+        self.alone = tiling.count == (len(tiling.starts[0]) if tiling.tile[0] == 1 else 1)
         self.importance = tile_importance(tiling.tile, blending).to(device)
         self.open: dict[Corner, _Window] = {}  # in the order in which they came
         self._free: list[tuple[Tensor, Tensor]] = []  # room for logits and labels, used again: fresh memory costs time

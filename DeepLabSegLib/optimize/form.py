@@ -90,7 +90,8 @@ def fast_form(
 
     Raises
     ------
-    InvalidInput : a part of `network` is in training mode, or torch has no compiler.
+    InvalidInput : a part of `network` is in training mode, or can't be copied to another device or precision; or torch
+        has no compiler.
     """
     training = next((name for name, module in network.named_modules() if module.training), None)
     if training is not None:
@@ -108,7 +109,7 @@ def fast_form(
             if network.spec.encoder_name is None:
                 _try(module, tuple(shape), device, dtype)
     except NotCapturable as reason:
-        plain = network if (device, dtype) == _place(network) else copy.deepcopy(network).to(device, dtype)
+        plain = network if (device, dtype) == _place(network) else _copied(network, device, dtype)
         return FastForm(plain.coarse_logits, f"as written ({reason})", tuple(shape), device, dtype)
     how = f"folded, {CONVOLUTIONS[by]}, {precision}"
     if compiled:
@@ -136,6 +137,18 @@ def _folded(
         convolve_before_enlarging(graph, tensors)
         lower(graph, tensors, device, dtype, by)
         return fx.GraphModule(tensors, graph)
+
+
+def _copied(network: DeepLabV3Plus, device: torch.device, dtype: torch.dtype) -> DeepLabV3Plus:
+    try:
+        return copy.deepcopy(network).to(device, dtype)
+    except Exception as error:  # of any kind, as what a module of one's own raises
+        if out_of_memory(error):
+            raise
+        where, kind = _place(network)
+        raise InvalidInput(
+            f"the network can't be copied ({error}), so it runs on {where} in {kind} only; choose these"
+        ) from error
 
 
 def _try(module: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> None:

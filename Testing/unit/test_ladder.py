@@ -44,8 +44,7 @@ def test_fewer_slices_at_once_change_nothing(monkeypatch, scan):
     found, notes = run(segmenter, scan)
     np.testing.assert_array_equal(found, expected)
     assert notes == [
-        "Not enough memory on CPU: 4 windows go through the network at once.",
-        "Not enough memory on CPU: 2 windows go through the network at once.",
+        "Not enough memory on CPU: 3 windows go through the network at once.",
         "Not enough memory on CPU: one window goes through the network at once.",
     ]
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,9 +150,11 @@ def _convolved(x: torch.Tensor, conv: Conv) -> torch.Tensor:
     return function(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def test_pairs_and_rows_are_for_half_precision_and_few_channels_only():
+def test_pairs_and_rows_are_for_half_precision_few_channels_and_steps_of_two_only():
     conv = Conv(torch.zeros(8, 1, 7, 7, 7), None, [2, 2, 2], [3, 3, 3], [1, 1, 1], 1)
-    more = Conv(torch.zeros(8, 8, 7, 7, 7), None, [2, 2, 2], [3, 3, 3], [1, 1, 1], 1)
+    more = replace(conv, weight=torch.zeros(8, 8, 7, 7, 7))
+    others = [replace(conv, stride=[1, 1, 1]), replace(conv, stride=[1, 2, 2]), replace(conv, stride=[4, 4, 4])]
+    others += [replace(conv, dilation=[2, 2, 2]), replace(conv, groups=8)]
     gpu = torch.device("cuda")
     assert on_rows(conv, gpu, torch.float16)
     assert on_rows(conv, gpu, torch.bfloat16)
@@ -159,7 +162,7 @@ def test_pairs_and_rows_are_for_half_precision_and_few_channels_only():
     for device in (CPU, gpu):
         for chosen in (on_pairs, on_rows):
             assert not chosen(conv, device, torch.float32)
-            assert not chosen(more, device, torch.bfloat16)
+            assert not any(chosen(other, device, torch.bfloat16) for other in (more, *others))
 
 
 @pytest.mark.parametrize("other", [False, True])
@@ -263,12 +266,19 @@ def test_networks_whose_convolutions_go_by_points_give_the_same_numbers(encoder,
     check(make(dims, encoder), torch.randn(1, 2, *(45, 50, 66)[:dims]))
 
 
-def test_points_are_for_large_maps_of_many_channels():
+def test_points_are_for_large_maps_of_many_channels_and_three_taps_side_by_side():
     wide, narrow, strided, image = (
         Conv(torch.zeros(channels, channels, *(3,) * dims), None, [stride] * dims, [1] * dims, [1] * dims, 1)
         for channels, dims, stride in ((64, 3, 1), (16, 3, 1), (64, 3, 2), (64, 2, 1))
     )
     assert results_at_once(wide, (72, 72, 72)) > 1
+    for other in (
+        replace(wide, groups=2),
+        replace(wide, dilation=[2, 1, 1]),
+        replace(wide, stride=[2, 1, 1]),
+        replace(wide, weight=torch.zeros(64, 64, 5, 3, 3)),
+    ):
+        assert results_at_once(other, (72, 72, 72)) == 1
     for conv, sizes in ((narrow, (72, 72, 72)), (strided, (72, 72, 72)), (wide, (4, 4, 4)), (image, (56, 56))):
         assert results_at_once(conv, sizes) == 1
 
@@ -310,7 +320,7 @@ class Changing(OwnEncoder):
     def __init__(self, dims: int, change) -> None:
         super().__init__(dims, looks=False)
         self.change = change
-        self.register_buffer("places", torch.arange(8).flip(0))
+        self.register_buffer("places", torch.arange(8).flip(0), persistent=False)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [self.change(level, self.places[-level.shape[1] :]) for level in super().forward(x)]
@@ -383,6 +393,15 @@ def test_what_torch_lacks_in_the_fast_layout_runs_as_written():
         x = torch.randn(1, 2, *(33, 40, 25)[:dims])
         assert fast_form(network, x.shape, CPU, "fp32").how.startswith(how)
         check(network, x)
+
+
+def test_a_try_of_a_users_own_encoder_for_which_memory_is_missing_is_no_reason_to_run_it_as_written(monkeypatch):
+    def full(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(form, "_folded", lambda *_: full)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        fast_form(make(2, OwnEncoder(2, looks=False), encoder_depth=3), (1, 2, 40, 40), CPU, "fp32")
 
 
 class Attention(nn.Module):
@@ -484,20 +503,27 @@ def test_what_only_looks_like_a_rules_case_gives_the_same_numbers(step, dims):
 class Joining(nn.Module):
     """A separable convolution of what `join` makes of an enlarged map and another, both of 32 channels."""
 
-    def __init__(self, dims: int, join, width: int, after, corners: bool) -> None:
+    def __init__(
+        self, dims: int, join, width: int, after, corners: bool, beyond: float = 0, residual: bool = False, **changed
+    ) -> None:
         super().__init__()
         conv = nn.Conv2d if dims == 2 else nn.Conv3d
-        self.low, self.beside = conv(8, 32, 3, 16 if dims == 2 else 8, 1), conv(8, 32, 1)
-        self.depthwise, self.pointwise = conv(width, width, 3, 1, 1, groups=width, bias=False), conv(width, 8, 1)
-        self.join, self.after = join, after
+        step = 16 if dims == 2 else 8
+        self.low, self.beside = conv(8, 32, 3, step, 1), conv(8, 32, 1)
+        usual = {"padding": 1, "groups": width, "bias": False}
+        self.depthwise = conv(width, width, 3, **usual | changed.get("depthwise", {}))
+        self.pointwise = conv(width, 8, 1, **changed.get("pointwise", {}))
+        self.join, self.after, self.residual = join, after, residual
+        self.factor = step + beyond if beyond else None
         self.how = {"mode": "bilinear" if dims == 2 else "trilinear", "align_corners": corners}
 
     def forward(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         if x.shape[1] < 8:
             return x
-        wide = F.interpolate(self.low(x), x.shape[2:], **self.how)
+        wide = F.interpolate(self.low(x), None if self.factor else x.shape[2:], self.factor, **self.how)
         joined = self.join(wide, self.beside(x))
-        return self.after(self.pointwise(self.depthwise(joined)), joined, wide)
+        y = self.pointwise(self.depthwise(joined))
+        return self.after(y + x if self.residual else y, joined, wide)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -523,14 +549,43 @@ def test_only_enlarged_channels_that_nobody_else_reads_are_convolved_before(join
     check(network, x)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"depthwise": {"bias": True}},
+        {"depthwise": {"stride": 2}},
+        {"depthwise": {"groups": 32}},
+        {"pointwise": {"padding": 1}},
+        {"pointwise": {"stride": 2}},
+        {"pointwise": {"groups": 2}},
+        {"beyond": 0.2},
+        {"residual": True},
+    ],
+    ids=str,
+)
+def test_only_plain_separable_convolutions_of_maps_enlarged_to_a_size_are_done_before(changed):
+    def join(wide: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
+        return torch.cat([wide, beside], 1)
+
+    def sized(y: torch.Tensor, joined: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(y, joined.shape[2:])
+
+    network = make(2, Changing(2, Joining(2, join, 64, sized, False, **changed).eval()), encoder_depth=3)
+    x = torch.randn(1, 2, 128, 128)
+    run = fast_form(network, x.shape, CPU, "fp32").run
+    assert enlarge not in [node.target for node in run.graph.nodes]
+    check(network, x)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_weights_that_are_normalised_at_each_call_run_as_written(dims):
     encoder = OwnEncoder(dims, looks=False)
     for conv in encoder.convs:
         nn.utils.parametrizations.weight_norm(conv)
     network, x = make(dims, encoder, encoder_depth=3), torch.randn(1, 2, *(17, 20, 15)[:dims])
-    assert "_weight_norm_interface" in fast_form(network, x.shape, CPU, "fp32").how
-    check(network, x)
+    for precision in ("fp32", "bf16"):
+        assert "_weight_norm_interface" in fast_form(network, x.shape, CPU, precision).how
+        check(network, x, precision)
 
 
 def test_a_sum_whose_argument_is_read_again_is_not_written_over():
@@ -606,8 +661,11 @@ def test_what_can_not_be_copied_runs_as_written():
         def __deepcopy__(self, memo):
             raise AttributeError("there is one of it")
 
-    made = fast_form(make(2, Single(2, looks=False), encoder_depth=3), (1, 2, 17, 20), CPU, "fp32")
+    network = make(2, Single(2, looks=False), encoder_depth=3)
+    made = fast_form(network, (1, 2, 17, 20), CPU, "fp32")
     assert "as written (it can't be copied: there is one of it)" in made.how
+    with pytest.raises(InvalidInput, match=r"copied \(there is one of it\), so it runs on cpu in torch.float32 only"):
+        fast_form(network, (1, 2, 17, 20), CPU, "bf16")
 
 
 @pytest.mark.parametrize("dims", [2, 3])

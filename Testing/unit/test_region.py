@@ -163,15 +163,25 @@ def test_a_channel_that_lies_wholly_elsewhere_is_refused(turn, rng):
         stack_channels([first, Image(rng.normal(size=(1, *there.shape)), there)])
 
 
+def test_a_channel_that_is_constant_on_the_grid_of_the_first_is_refused(rng):
+    first = Image(rng.normal(size=(1, *GRID.shape)), GRID)
+    flat = Image(np.full((1, *GRID.shape), 3.0), GRID)
+    beside = replace(GRID, origin=tuple((GRID.affine @ [0, 0, 29.6, 1])[:3]))  # no centre of the first's lies in it
+    for images, number in (([first, flat], 2), ([flat, first], 1), ([first, Image(first.array, beside)], 2)):
+        with pytest.raises(InvalidInput, match=f"image {number} is constant .* in every voxel of the first's grid"):
+            stack_channels(images)
+
+
 def test_a_channel_may_reach_the_first_by_any_of_its_faces_but_must_reach_it(rng):
     first = Image(rng.normal(size=(1, *GRID.shape)), GRID)
     for axis, size in enumerate(GRID.shape):
-        for start, meets in ((-5.2, False), (-4.8, True), (size - 0.2, True), (size + 0.2, False)):
+        ends = ((-5.2, size + 0.2, "wholly beside"), (-4.8, size - 0.2, "is constant"), (-4.4, size - 0.6, None))
+        for start, refused in ((place, words) for *places, words in ends for place in places):
             corner = np.where(np.eye(3, dtype=bool)[axis], start, 2)
             origin = tuple((GRID.affine @ [*corner, 1])[:3])
             other = Image(rng.normal(size=(1, 5, 5, 5)), replace(GRID, shape=(5, 5, 5), origin=origin))
-            if meets:
+            if refused is None:
                 assert stack_channels([first, other]).channels == 2
             else:
-                with pytest.raises(InvalidInput, match="wholly beside"):
+                with pytest.raises(InvalidInput, match=refused):
                     stack_channels([first, other])

@@ -211,6 +211,17 @@ def test_windows_of_the_very_value_up_to_which_all_is_background_are_not_looked_
     assert seen[0] == seen[1] > 0
 
 
+@pytest.mark.parametrize(("dims", "tile"), [(2, (16, 16)), (3, (16, 16, 16))])
+def test_a_window_is_background_where_every_channel_is_by_its_own_values(dims, tile, rng, monkeypatch):
+    scan, seen = make_scan(rng, (16, 48, 48), channels=2), []
+    scan.array[0, :, :, 16:32] = scan.array[1, :, :, 16:] = -1000
+    segmenter = make(dims, channels=2, background=-950)
+    whole = segmenter._logits_of
+    monkeypatch.setattr(segmenter, "_logits_of", lambda passage: lambda x: seen.append(len(x)) or whole(passage)(x))
+    segmenter.segment(scan, SegmentOptions(tile=tile, overlap=0.0))
+    assert sum(seen) == (16 if dims == 2 else 1) * 3 * 2, "all but the middle column of three"
+
+
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("dims", [2, 3])

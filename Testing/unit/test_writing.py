@@ -14,7 +14,7 @@ from helpers import SEGMENTS
 from DeepLabSegLib.errors import OutputError
 from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels
-from DeepLabSegLib.outputs import check_output, replacing
+from DeepLabSegLib.outputs import check_apart, check_output, replacing
 
 
 @pytest.mark.parametrize("name", ["r.seg.nrrd", "r.nii.gz", "r.nii", "r.nrrd", "r.mha"])
@@ -103,6 +103,16 @@ def test_a_link_that_leads_nowhere_is_refused_before_work_begins(tmp_path):
         check_output(tmp_path / "r.nrrd", (".nrrd",))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a right to make links")
+def test_links_that_lead_round_in_a_circle_are_refused(tmp_path):
+    first, second = tmp_path / "a.nrrd", tmp_path / "b.nrrd"
+    first.symlink_to(second)
+    second.symlink_to(first)
+    check_apart([first], [tmp_path / "scan.nrrd"])
+    with pytest.raises(OutputError, match=r"a\.nrrd is a link that leads round in a circle"):
+        check_output(first, (".nrrd",))
+
+
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, labels):
     for path, words in [
         (tmp_path / "gone" / "r.nrrd", "does not exist"),
@@ -164,7 +174,7 @@ def test_a_result_that_another_program_has_open_is_kept_and_named(tmp_path, labe
 
     monkeypatch.setattr(Path, "replace", refuse)
     monkeypatch.setattr("DeepLabSegLib.outputs.PAUSES_S", (0.01,))
-    with pytest.raises(OutputError, match=r"result\.nrrd can't be replaced \(Access denied\); close it in other"):
+    with pytest.raises(OutputError, match=r"^\S+result\.nrrd can't be replaced \(Access denied\); close it in other"):
         write_labels(labels, tmp_path / "result.nrrd", overwrite=True)
     assert (tmp_path / "result.nrrd").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["result.nrrd"]
