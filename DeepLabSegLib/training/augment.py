@@ -80,7 +80,7 @@ def augment_intensity(
 
 
 def _channel(x: Tensor, spec: Augmentation, draw: Draw, planar: bool) -> Tensor:
-    axes = [axis for axis in range(3) if x.shape[axis] > 1 and not (planar and axis == 0)]
+    axes = range(planar, 3)
     if draw.chance(spec.noise_share):
         x = x + draw.even(*spec.noise) * float(x.std()) * draw.normal(x.shape)
     if draw.chance(spec.blur_share):
@@ -95,7 +95,8 @@ def _channel(x: Tensor, spec: Augmentation, draw: Draw, planar: bool) -> Tensor:
     if draw.chance(spec.resolution_share):
         factor = draw.even(*spec.resolution)
         low = [max(1, round(size * factor)) if axis in axes else size for axis, size in enumerate(x.shape)]
-        coarse = F.interpolate(x[None, None], size=low, mode="nearest-exact")  # whose voxels stay centred
+        # Linear both ways: the nearest voxel lies to half a voxel off, always to the same side where sizes are halved.
+        coarse = F.interpolate(x[None, None], size=low, mode="trilinear", align_corners=False)
         x = F.interpolate(coarse, size=tuple(x.shape), mode="trilinear", align_corners=False)[0, 0]
     if draw.chance(spec.gamma_share):
         x = _gamma(x, draw.even(*spec.gamma), draw.chance(0.5))

@@ -113,7 +113,7 @@ def find_cases(data: str | os.PathLike[str], patient: str | None = None) -> tupl
         faults += unclear
     found = [_lossy(case) or _with_patient(case, pattern) for case in cases]
     faults += [item for item in found if isinstance(item, Fault)]
-    apart, shared = _with_own_files([item for item in found if isinstance(item, Case)])
+    apart, shared = _with_own_files(_in_one_spelling([item for item in found if isinstance(item, Case)]))
     return sorted(apart, key=lambda case: case.name), faults + shared
 
 
@@ -127,6 +127,12 @@ def _with_patient(case: Case, pattern: re.Pattern[str] | None) -> Case | Fault:
     if not found:
         return Fault(case.name, f"the patient expression {pattern.pattern!r} finds nothing in it; correct either")
     return replace(case, patient=found)
+
+
+def _in_one_spelling(cases: Sequence[Case]) -> list[Case]:
+    """The cases, a patient whose names differ in capitals alone being one, by the first of them."""
+    spelling: dict[str, str] = {}
+    return [replace(case, patient=spelling.setdefault(case.patient.casefold(), case.patient)) for case in cases]
 
 
 def _with_own_files(cases: Sequence[Case]) -> tuple[list[Case], list[Fault]]:

@@ -162,10 +162,8 @@ def _end_stem(array: NDArray[np.int32], orientation: str) -> None:
     """
     axis = next(n for n, letter in enumerate(orientation) if letter in "SI")
     upward = np.moveaxis(array, axis, 0)[:: 1 if orientation[axis] == "S" else -1]
-    cerebellum = np.isin(upward, CEREBELLUM).any(axis=(1, 2))
-    if cerebellum.any():
-        below = upward[: cerebellum.argmax()]
-        below[below == BRAIN_STEM] = SPINAL_CORD
+    below = upward[: np.isin(upward, CEREBELLUM).any(axis=(1, 2)).argmax()]  # nothing where there is no cerebellum
+    below[below == BRAIN_STEM] = SPINAL_CORD
 
 
 class SyntheticHeads(Dataset[tuple[Tensor, Tensor]]):

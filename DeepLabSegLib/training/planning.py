@@ -52,7 +52,7 @@ DEEP_CELLS = 6
 """Cells along each axis that the deepest map keeps, if it can."""
 
 SIDES = {
-    "RL": ("left", "right", "l", "r", "lt", "rt"),
+    "RL": ("left", "right", "l", "r", "lt", "rt", "lh", "rh"),
     "AP": ("anterior", "posterior", "front", "back"),
     "SI": ("superior", "inferior", "upper", "lower"),
 }
@@ -315,7 +315,7 @@ def _labels(classes: Sequence[ClassFound], names: Sequence[str] | None) -> tuple
         raise InvalidInput(f"the labels have {count} ({values}); give as many names, not {len(names)}")
     if names is not None and not all(map(name_key, names)):
         raise InvalidInput(f"the names {', '.join(names)!r} hold an empty one; each class needs its own")
-    if names is not None and len(set(names)) < len(names):
+    if names is not None and len(set(map(name_key, names))) < len(names):
         raise InvalidInput(f"the names {', '.join(names)} hold one twice; each class needs its own")
     labels = tuple(Segment(n, found.name, found.color, found.terminology) for n, found in enumerate(classes, 1))
     if names is None:

@@ -59,7 +59,6 @@ def train_model(
     with _told_what_is_left(folder), joined_processes(options.device) as processes, ExitStack() as stack:
         _check_target(target, overwrite)
         if processes.first:
-            _make(folder)
             stack.enter_context(held(folder))
             for path in leftovers(target):
                 path.unlink(missing_ok=True)
@@ -115,10 +114,3 @@ def _told_what_is_left(folder: Path) -> Iterator[None]:
         there = (folder / CHECKPOINT).exists()
         how = "goes on from the checkpoint" if there else "begins anew, since there is no checkpoint yet"
         raise KeyboardInterrupt(f"the same command {how}") from None
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} can't be made ({error.strerror}); choose another place") from None

@@ -103,8 +103,9 @@ def synthesize(
     draw = Draw(device, generator)
     flat = len(size) == 2
     step = (1.0, *spacing) if flat else tuple(spacing)
-    # A thick slice averages what lies within it, so its planes are drawn 1 mm apart and averaged.
-    planes = round(draw.even(1, spec.thickness[1])) if flat else size[0]
+    # A thick slice averages what lies within it, so its planes are drawn 1 mm apart and averaged. Their number is odd:
+    # the label is that of the middle one.
+    planes = 1 + 2 * round(draw.even(0, (spec.thickness[1] - 1) / 2)) if flat else size[0]
     shape = (planes, *size[-2:])
 
     pose = Deformation(spec.rotation, spec.scale, spec.elastic, spec.elastic_spacing, spec.mirror_axes)

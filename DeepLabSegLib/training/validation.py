@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.evaluate import dice
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.segmenter import Segmenter
 from DeepLabSegLib.training.cases import Case
@@ -27,6 +26,9 @@ MEAN = "mean Dice"
 def dice_on(cases: Sequence[Case], plan: TrainingPlan, bundle: Bundle, device: str) -> Validate:
     """Dice of `cases`: the mean over labels first, then each label's, which is a mean over the cases that have it.
 
+    What is found of a label in the others lessens that mean as it would the Dice of all voxels together; counted as a
+    case with a Dice of 0, one wrong voxel would weigh as much as a case that is missed.
+
     What is returned raises `InvalidInput` that names the case where one can't be read any more or segmented.
     """
 
@@ -38,14 +40,14 @@ def dice_on(cases: Sequence[Case], plan: TrainingPlan, bundle: Bundle, device: s
                 image, labels = read_pair(case, allow_empty=True)
                 found = segmenter.segment(image).array
                 wanted = class_indices(labels, image.geometry, plan)
-            rows.append([_dice(found == label.value, wanted == label.value) for label in bundle.labels])
-        table = np.array(rows)
-        seen = ~np.isnan(table)
-        means = np.where(seen, table, 0).sum(0) / np.maximum(seen.sum(0), 1)
+            rows.append([_counts(found == label.value, wanted == label.value) for label in bundle.labels])
+        overlaps, sizes, has = np.moveaxis(np.array(rows), 2, 0)  # (cases, labels) each
+        means = (2 * overlaps / np.maximum(sizes, 1)).sum(0) / np.maximum(has.sum(0), 1)
+        means *= (sizes * has).sum(0) / np.maximum(sizes.sum(0), 1)
         scores = {
             f"Dice of {label.name}": float(mean)
-            for label, mean, n in zip(bundle.labels, means, seen.sum(0), strict=True)
-            if n
+            for label, mean, some in zip(bundle.labels, means, has.any(0), strict=True)
+            if some
         }
         return {MEAN: float(np.mean(list(scores.values()))), **scores}
 
@@ -68,9 +70,9 @@ def lacking(cases: Sequence[Case], plan: TrainingPlan) -> list[str]:
     return list(left.values())
 
 
-def _dice(found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
-    """NaN where nothing is wanted: else one wrong voxel would make 0 of what counts as nothing without it."""
-    return dice(found, wanted) if wanted.any() else float("nan")
+def _counts(found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> tuple[int, int, bool]:
+    """Voxels in both masks, those of one and the other, and whether anything is wanted."""
+    return int((found & wanted).sum()), int(found.sum() + wanted.sum()), bool(wanted.any())
 
 
 @contextmanager

@@ -3,8 +3,8 @@
     python Testing/evaluation/folds.py DATA MODEL_0 MODEL_1 ... --patient "(.+)-IM-" -o table.csv
 
 MODEL_n is what `deeplabseg train DATA --fold n` gave, with as many `--folds` as there are models and the same
-`--patient` and `--seed`. Reported per label are the mean Dice over cases, and over patients, all of whose voxels are
-counted together; each with its 95% interval.
+`--patient`, `--seed` and `--allow-empty`; what was left out there as faulty is so here. Reported per label are the mean
+Dice over cases, and over patients, all of whose voxels are counted together; each with its 95% interval.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ import argparse
 import csv
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from DeepLabSegLib import load_model
+from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.evaluate import INTERVAL_METHOD, compare, groups_of, mean_interval
 from DeepLabSegLib.training.cases import find_cases
+from DeepLabSegLib.training.check import CheckedData, check_cases
 from DeepLabSegLib.training.pairs import read_pair
+from DeepLabSegLib.training.planning import Overrides, TrainingPlan, plan
+from DeepLabSegLib.training.prepared import class_indices
 from DeepLabSegLib.training.split import split
 
 
@@ -30,15 +35,18 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--patient", help="regular expression that finds the patient in a case's name")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--allow-empty", action="store_true", help="take labels without a voxel")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    cases, _ = find_cases(options.data, options.patient)
+    data = check_cases(*find_cases(options.data, options.patient), allow_empty=options.allow_empty)
     rows = []
     for fold, name in enumerate(options.models):
         segmenter = load_model(name)
-        for case in split(cases, len(options.models), fold, options.seed)[1]:
-            image, reference = read_pair(case)
+        chosen = plan_of(segmenter.bundle, data)
+        for case in split(data.cases, len(options.models), fold, options.seed)[1]:
+            image, drawn = read_pair(case, allow_empty=True)
             found = segmenter.segment(image)
+            reference = replace(found, array=class_indices(drawn, image.geometry, chosen))
             for label, scores in compare(found, reference, groups_of(found, reference)).items():
                 if math.isnan(scores.dice):  # it is on neither side
                     continue
@@ -52,6 +60,12 @@ def main() -> None:
         tell(label, "cases", [dice for pairs in of_patient.values() for dice, _ in pairs])
         tell(label, "patients", [pooled(pairs) for pairs in of_patient.values()])
     print(INTERVAL_METHOD)  # noqa: T201
+
+
+def plan_of(bundle: Bundle, data: CheckedData) -> TrainingPlan:
+    """What says which value of the training labels is which label of the model."""
+    names = tuple(label.name for label in bundle.labels)
+    return plan(data.fingerprint, Overrides(names=names, dims=bundle.network.dims, spacing=bundle.input.spacing))
 
 
 def pooled(pairs: list[tuple[float, float]]) -> float:

@@ -162,6 +162,13 @@ def test_a_label_of_one_patient_may_serve_two_images_however_the_patient_is_foun
     assert [fault.name for fault in faults] == ["p1_v2", "p2_v2"]
 
 
+def test_a_patient_whose_name_is_spelled_in_two_ways_is_one(tmp_path):
+    touch(*(tmp_path / part / f"{name}.png" for part in ("images", "labels") for name in ("Ann-1", "ann-2", "Bo-1")))
+    cases, faults = find_cases(tmp_path, "(.+)-")
+    assert [(case.name, case.patient) for case in cases] == [("Ann-1", "Ann"), ("Bo-1", "Bo"), ("ann-2", "Ann")]
+    assert not faults
+
+
 def test_the_patient_is_found_in_the_name(tmp_path):
     touch(*(tmp_path / part / f"{name}.png" for part in ("images", "labels") for name in ("P1-IM-1", "P1-IM-2", "odd")))
     cases, (fault,) = find_cases(tmp_path, "(.+)-IM-")

@@ -12,7 +12,7 @@ from training_data import STILL, ball, checked, prepared
 from DeepLabSegLib.files import write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image
 from DeepLabSegLib.preprocess import Normalization
-from DeepLabSegLib.training.deformation import Deformation
+from DeepLabSegLib.training.deformation import Deformation, sample_linear, sample_nearest
 from DeepLabSegLib.training.draw import Draw
 from DeepLabSegLib.training.patches import Patches
 from DeepLabSegLib.training.planning import Overrides, plan
@@ -99,3 +99,15 @@ def test_what_does_not_leave_its_plane_is_displaced_by_a_share_of_the_planes_sho
     pose = replace(STILL, elastic_share=1, elastic=0.1, elastic_spacing=0.5).deformation(made, cases[0].spacing, draw)
     assert (pose.elastic, pose.elastic_spacing) == pytest.approx((4.8, 24))
     assert pose.planar
+
+
+def test_on_the_outer_half_of_the_last_voxel_lies_its_value_and_beyond_no_label():
+    places = torch.tensor([-0.6, -0.4, 0.0, 2.0, 2.4, 2.6])
+    points = torch.stack(torch.meshgrid(places, places, places, indexing="ij"))
+    values = torch.arange(1.0, 28).view(1, 3, 3, 3)
+    corners = values[0][[0, 2]][:, [0, 2]][:, :, [0, 2]]
+    torch.testing.assert_close(sample_linear(values, points)[0, 1:5:3, 1:5:3, 1:5:3], corners)
+    label = sample_nearest(values[0].long(), points)
+    assert torch.equal(label[1:5:3, 1:5:3, 1:5:3], corners.long())
+    outside = ((places < -0.5) | (places > 2.5)).nonzero().flatten()
+    assert not any(label.index_select(axis, outside).any() for axis in range(3))

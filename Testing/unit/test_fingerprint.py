@@ -82,3 +82,29 @@ def test_sizes_and_spacings_of_scans_are_told_along_the_same_axes_however_these_
     assert found.spacings == ((2, 3, 1),) * 3
     assert found.spacing("RSA").tolist() == [1, 2, 3]
     assert found.extent("RSA").tolist() == [10, 40, 90]
+
+
+def summary(*arrays):
+    """The fingerprint of `arrays` `(C, 10, 20, 20)`, whose middle slices are labelled."""
+    grid = Geometry((10, 20, 20))
+    array = np.zeros(grid.shape, np.uint8)
+    array[3:7] = 1
+    return summarize([measure(Image(values, grid), Labels(array, grid, (SHELL,))) for values in arrays])
+
+
+def test_scans_with_air_of_minus_1000_are_ct_and_one_odd_mr_or_several_channels_make_none(rng):
+    mr, ct = rng.uniform(0, 900, (1, 10, 20, 20)), rng.uniform(-1000, 900, (1, 10, 20, 20))
+    assert summary(*[ct] * 5).ct
+    assert not summary(*[mr] * 4, ct).ct
+    assert not summary(*[np.concatenate([ct, ct])] * 5).ct
+
+
+def test_a_ct_window_leaves_out_metal_and_a_label_of_one_value_gives_none(rng):
+    ct = rng.uniform(-1000, 900, (1, 10, 20, 20))
+    ct[0, 5, 5, 5] = 30_000
+    scaling = plan(summary(ct, ct)).input.normalization
+    assert scaling.method == "window"
+    assert -1000 < scaling.lower < -950
+    assert 850 < scaling.upper < 900
+    ct[0, 3:7] = 40
+    assert plan(summary(ct, ct)).input.normalization.method == "zscore"

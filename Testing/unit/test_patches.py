@@ -109,3 +109,11 @@ def test_thick_slices_are_not_blurred_into_each_other(tmp_path, rng):
     changed, plain = Patches(cases, made, coarser), Patches(cases, made)
     for index in range(4):
         torch.testing.assert_close(changed[index][0], plain[index][0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_lies_outside_of_the_image_is_zero_however_values_are_changed(dims, tmp_path, rng):
+    cases, made = prepared(dims, tmp_path, rng, tile=(96,) * dims, spacing=(None,) * dims)
+    noisy = replace(STILL, pose_share=0, elastic_share=0, noise_share=1, noise=(0.5, 0.5))
+    for index in range(3):
+        assert int((Patches(cases, made, noisy)[index][0] != 0).sum()) == np.prod(cases[0].shape)

@@ -28,6 +28,18 @@ def test_an_image_that_fits_into_the_tile_is_worked_on_finer(tmp_path, rng):
     assert [label.name for label in made.labels] == ["Label 1", "Label 2"]
 
 
+def test_a_tile_has_room_for_the_part_of_a_voxel_more_that_a_finer_grid_needs(tmp_path, rng):
+    made = plan(checked(write_volumes(tmp_path, "ab", rng, (32, 48, 40), (1, 1, 1))).fingerprint)
+    assert (made.input.spacing, made.input.tile) == ((0.5, 0.5, 0.5), (80, 112, 96))
+
+
+@pytest.mark.parametrize(("thickness", "orientation"), [(1.2, "SAR"), (1.5, "RSA")])
+def test_axes_keep_their_order_unless_one_is_clearly_thicker(thickness, orientation, tmp_path, rng):
+    fingerprint = checked(write_volumes(tmp_path, "ab", rng, (30, 36, 30), (1, 1, thickness))).fingerprint
+    assert fingerprint.orientation == "SAR"
+    assert plan(fingerprint).input.orientation == orientation
+
+
 def test_an_image_larger_than_the_tile_keeps_its_spacing(tmp_path, rng):
     made = plan(checked(write_pictures(tmp_path, "ab", rng, (500, 700))).fingerprint)
     assert made.network.dims == 2
@@ -100,6 +112,7 @@ def test_everything_can_be_chosen(tmp_path, rng):
         ({"tile": (32, 32)}, "needs 3 sizes"),
         ({"names": ("one",)}, r"2 classes \(1, 2\); give as many names, not 1"),
         ({"names": ("one", " ")}, "hold an empty one"),
+        ({"names": ("one", "One ")}, "hold one twice"),
         ({"mirror_axes": (0, 3)}, "mirror_axes are k, 3; .* a 3D network has k, j, i$"),
         ({"dims": 2, "mirror_axes": (0,)}, "mirror_axes are k; .* a 2D network has j, i$"),
         ({"channels": ("a", "b")}, "2 channels"),
@@ -164,6 +177,7 @@ def test_more_classes_than_a_byte_holds_are_refused(tmp_path, rng):
         (("Kidney L/R", "RKidney"), (0, 1)),
         (("Lung (left)", "Lung (right)"), (0, 1)),
         (("LUNG_LT", "LUNG_RT"), (0, 1)),
+        (("ctx-lh-cuneus", "ctx-rh-cuneus"), (0, 1)),
         (("kidneyLeft1", "kidneyRight1"), (0, 1)),
         (("vertebrae_L1", "Artère l3"), (0, 1)),
         (("vertebrae_L1", "Artériel"), (0, 1, 2)),

@@ -96,6 +96,34 @@ def test_a_contrast_is_seen_in_its_share_of_the_images(share, label_map):
     assert abs(seen / 60 - share) < 0.2
 
 
+def test_a_thick_slice_has_the_label_of_most_that_lies_within_it(label_map):
+    """White left, grey right, and between both what is white from one height on."""
+    structures = torch.full((48, 48, 48), 1)
+    structures[..., :16] = 2
+    structures[24:, :, 16:32] = 2
+    label_map = replace(label_map, structures=structures.byte(), focus=((20, 24, 24), (28, 24, 24)))
+    draws, bright = generator(), (Contrast(1.0, {WHITE: (0.9, 0.9), GREY: (0.3, 0.3)}),)
+    spec = replace(CALM, texture=0.0, thickness=(1.0, 5.0))
+    shares = set()
+    for _ in range(40):
+        image, target = synthesize(label_map, (40, 40), (1.0, 1.0), spec, bright, draws)
+        white, middle, grey = (float(image[0, 10:30, column].mean()) for column in (5, 20, 35))
+        share = (middle - grey) / (white - grey)
+        assert (share > 0.5) == bool(target[20, 20] == WHITE)
+        assert abs(share - 0.5) > 0.05
+        shares.add(round(share, 1))
+    assert len(shares) > 3
+
+
+@pytest.mark.parametrize("size", [(24, 24), (24, 24, 24)])
+def test_a_window_of_air_stays_dark(size, label_map):
+    air = replace(label_map, structures=torch.zeros_like(label_map.structures))
+    for seed in range(4):
+        image, target = synthesize(air, size, (1.0,) * len(size), replace(CALM, noise=0.04), T1, generator(seed))
+        assert float(image.max()) < 0.6
+        assert not target.any()
+
+
 def test_a_finer_grid_shows_the_same_thing_larger(label_map):
     _, coarse = synthesize(label_map, (24, 24, 24), (2, 2, 2), CALM, T1, generator())
     _, fine = synthesize(label_map, (48, 48, 48), (1, 1, 1), CALM, T1, generator())
@@ -187,6 +215,14 @@ def test_the_spinal_cord_looks_like_the_brain_stem_and_begins_below_the_cerebell
     assert STRUCTURES[label_map.classes[stem] - 1].name == "Brain stem"
     assert label_map.classes[end] == label_map.classes[cord] == 0
     assert label_map.tissues[stem] == label_map.tissues[end] == label_map.tissues[cord]
+
+
+def test_what_surrounds_a_map_has_no_label_even_where_the_map_has_no_such_value(head):
+    image = sitk.ReadImage(str(head))
+    sitk.WriteImage(image + 2 * sitk.Cast(image == 0, image.GetPixelID()), head)
+    label_map = read_head_map(head, "SAR")
+    assert label_map.classes[0] == 0
+    assert not (label_map.structures == 0).any()
 
 
 def test_the_intracranial_volume_closes_sulci_and_adds_a_rim():

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ import SimpleITK as sitk
 import torch
 from helpers import make_bundle, make_spec
 
+import DeepLabSegLib.training.lock
 from DeepLabSegLib import load_model, read_image
 from DeepLabSegLib.bundle import read_bundle, read_network, save_bundle
 from DeepLabSegLib.catalog import find_model
@@ -30,6 +32,7 @@ from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.cases import find_cases
 from DeepLabSegLib.training.head_mri import STRUCTURES
 from DeepLabSegLib.training.jobs import make_job
+from DeepLabSegLib.training.lock import held
 from DeepLabSegLib.training.options import quiet
 from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.recipes import RECIPES
@@ -178,6 +181,45 @@ def test_two_trainings_do_not_write_into_one_folder_and_a_killed_one_leaves_it_f
         if killed:
             other.kill()
     assert main(arguments) == 0
+
+
+def keeps_others_out(folder) -> bool:
+    """Whether another process can't lock what lies in `folder`."""
+    program = "import fcntl, sys\nfcntl.lockf(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    done = subprocess.run([sys.executable, "-c", program, folder / "lock"], capture_output=True, check=False)
+    return b"BlockingIOError" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no open file")
+def test_a_lock_that_is_deleted_while_another_training_takes_it_is_taken_anew(tmp_path, monkeypatch):
+    """As by one that failed, and tidies up at that moment; a deleted file would keep nobody out."""
+    folder, real = tmp_path / "boxes.training", DeepLabSegLib.training.lock._lock
+
+    def late(file: int) -> None:
+        monkeypatch.setattr(DeepLabSegLib.training.lock, "_lock", real)
+        with held(folder):
+            pass
+        assert not folder.exists()
+        real(file)
+
+    monkeypatch.setattr(DeepLabSegLib.training.lock, "_lock", late)
+    with held(folder):
+        assert keeps_others_out(folder)
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no open file")
+def test_a_training_that_tidies_up_keeps_others_out_until_it_is_done(tmp_path, monkeypatch):
+    folder, real, kept_out = tmp_path / "boxes.training", Path.unlink, []
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        kept_out.append(keeps_others_out(folder))
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with held(folder):
+        pass
+    assert kept_out == [True]
 
 
 def test_training_begins_with_a_models_weights(tmp_path):
@@ -373,7 +415,9 @@ def test_a_fold_in_which_no_label_holds_a_class_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("balls", [0, 1])
-def test_dice_of_a_class_is_a_mean_over_the_held_out_cases_that_have_it(balls, data, tmp_path):
+def test_dice_of_a_class_is_a_mean_over_the_held_out_cases_that_have_it_less_what_is_found_in_the_others(
+    balls, data, tmp_path
+):
     learned, held_out = split(find_cases(data)[0], 3)
     add_balls([*learned, *held_out[:balls]])
     dims = 2 if held_out[0].label.suffix == ".png" else 3
@@ -391,7 +435,8 @@ def test_dice_of_a_class_is_a_mean_over_the_held_out_cases_that_have_it(balls, d
     if balls:
         voxels = np.array(SHAPES[dims])
         ball = 36 * np.prod(voxels[:-2])
-        assert scores(2)["Dice of Ball"] == pytest.approx(2 * ball / (ball + voxels.prod()))
+        both = 2 * voxels.prod()  # the other case has none, and all that is found in it is wrong
+        assert scores(2)["Dice of Ball"] == pytest.approx(2 * ball / (ball + both))
         assert job.bundle.limits is None
     else:
         assert scores(2) == scores(0) == {"mean Dice": 0, "Dice of Box": 0}
@@ -593,6 +638,29 @@ def test_of_processes_that_end_for_one_reason_one_says_it(wrong, tmp_path, monke
     assert done.returncode == 1
     assert done.stderr.count("deeplabseg: ") == 1
     assert done.stderr.count("Traceback") == done.stderr.count("ChildFailedError:") == 1  # torchrun's own
+
+
+def test_a_cross_validation_segments_each_case_with_the_model_that_did_not_learn_it(data, tmp_path, monkeypatch):
+    """Model n calls everything its label if n is even, and nothing else; one case can't be trained on."""
+    dims = 2 if next((data / "images").iterdir()).suffix == ".png" else 3
+    for path in (data / "labels").iterdir():
+        label = sitk.ReadImage(str(path))
+        sitk.WriteImage(label * (0 if "case3" in path.name else 255), path)
+    bundle = make_bundle(dims, 2, orientation=None if dims == 2 else "SAR")
+    network = DeepLabV3Plus.from_spec(bundle.network)
+    models = [str(tmp_path / f"model{fold}") for fold in range(3)]
+    for fold, path in enumerate(models):
+        with torch.no_grad():
+            network.head.weight.zero_()
+            network.head.bias.copy_(torch.tensor([0.0, 1.0 - 2 * (fold % 2)]))
+        save_bundle(path, bundle, network)
+    script, table = Path(__file__).parents[1] / "evaluation" / "folds.py", tmp_path / "table.csv"
+    monkeypatch.setattr(sys, "argv", ["folds.py", str(data), *models, "--seed", "1", "-o", str(table)])
+    runpy.run_path(str(script), run_name="__main__")
+    with table.open(encoding="utf-8", newline="") as file:
+        found = {row["case"]: float(row["dice"]) > 0 for row in csv.DictReader(file)}
+    good = [case for case in find_cases(data)[0] if case.name != "case3"]
+    assert found == {case.name: fold % 2 == 0 for fold in range(3) for case in split(good, 3, fold, seed=1)[1]}
 
 
 @pytest.mark.parametrize("name", RECIPES)
