@@ -196,7 +196,10 @@ def _segment(
     """The segmentation node that was filled, and the `Labels` in it."""
     from DeepLabSegLib.surface import closed_surfaces
 
-    labels = segmenter.segment(mrml.read_volumes(volumes), options, onProgress)
+    image = mrml.read_volumes(volumes)
+    if volumes[0].GetScene() is None:
+        raise InvalidInput(f"the volume {volumes[0].GetName()} is in no scene; add it first: slicer.mrmlScene.AddNode")
+    labels = segmenter.segment(image, options, onProgress)
     surfaces = closed_surfaces(labels) if show3D else None
     return mrml.write_result(labels, volumes[0], output, surfaces), labels
 

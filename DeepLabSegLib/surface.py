@@ -50,7 +50,10 @@ def write_surface(surface: Any, path: Path) -> None:
     writer.SetCompressorTypeToNone()
     writer.SetDataModeToAppended()
     writer.EncodeAppendedDataOff()
-    if not writer.Write():
+    failures = []  # of which neither Write() nor, in Slicer, the error code tells
+    writer.GetExecutive().AddObserver("ErrorEvent", lambda *_: failures.append(path))
+    writer.Write()
+    if failures:
         raise OSError(f"{path} can't be written; is the disk full?")
 
 

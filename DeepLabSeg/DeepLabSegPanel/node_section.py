@@ -13,7 +13,7 @@ from DeepLabSegLib import mrml
 from DeepLabSegLib.catalog import ModelCard
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegPanel.channels import ChannelSelectors
-from DeepLabSegPanel.tones import BAD, DOUBT, paint
+from DeepLabSegPanel.tones import BAD, DOUBT, tell
 
 NOTHING: tuple[Any, Any] = (None, None)
 INPUT_CLASSES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
@@ -230,6 +230,5 @@ def _events(node: Any) -> tuple[int, ...]:
 
 
 def _tell(label: Any, text: str, tone: str) -> None:
-    label.text = text
-    paint(label, tone)
+    tell(label, text, tone)
     label.visible = bool(text)

@@ -17,7 +17,7 @@ from DeepLabSegPanel.model_section import FILE, SAID, ModelSection, typed_path
 from DeepLabSegPanel.node_section import NodeSection
 from DeepLabSegPanel.run import RunRequest, RunResult, SegmentationRun
 from DeepLabSegPanel.sample import load_sample
-from DeepLabSegPanel.tones import BAD, DOUBT, GOOD, PLAIN, paint, repaint
+from DeepLabSegPanel.tones import BAD, DOUBT, GOOD, PLAIN, repaint, tell
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
 COMBOS = {
@@ -396,7 +396,8 @@ class Panel(VTKObservationMixin):
     def _offerRestart(self, wanted: list[str]) -> None:
         """The packages are there, but this Slicer doesn't see them yet."""
         volume = self._parameters.inputVolume
-        torch_setup.remember_run(volume.GetName() if volume else _("a volume"), self._parameters.model)
+        model = self._parameters.model or typed_path(self._parameters.weightsPath).name
+        torch_setup.remember_run(volume.GetName() if volume else _("a volume"), model)
         self._say(_("Restart Slicer, so that it finds {packages}.").format(packages=", ".join(wanted)), BAD)
         if slicer.util.confirmYesNoDisplay(_("Slicer must restart to find PyTorch. Restart now?")):
             slicer.util.restart()
@@ -405,8 +406,7 @@ class Panel(VTKObservationMixin):
 
     def _say(self, text: str, tone: str = PLAIN) -> None:
         self._isRefusal = False
-        self.ui.statusLabel.text = text
-        paint(self.ui.statusLabel, tone)
+        tell(self.ui.statusLabel, text, tone)
 
     def _sayBusy(self, text: str) -> None:
         """Say what has begun, over a bar that shows no end yet."""

@@ -4,6 +4,7 @@ import errno
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -152,8 +153,10 @@ class SegmentationRun:
             return self._failed(answer["error"]["kind"], answer["error"]["message"])
         try:
             return self._write(answer["result"])
-        except (DeepLabSegError, OSError, ValueError) as error:
-            return self._failed(type(error).__name__, str(error))
+        except Exception as error:  # whatever it is, the panel must hear of the end
+            if not isinstance(error, DeepLabSegError | OSError):
+                traceback.print_exc()
+            return self._failed(type(error).__name__, str(error) or type(error).__name__)
 
     def _write(self, report: Mapping[str, Any]) -> RunResult:
         from DeepLabSegLib.surface import read_surface

@@ -1,5 +1,6 @@
 """The colours in which the panel speaks, readable in Slicer's light and dark styles."""
 
+import html
 from typing import Any
 
 import qt
@@ -19,6 +20,13 @@ def paint(label: Any, tone: str) -> None:
     label.setProperty("tone", tone)
     # Its parent's palette: a label that has a style sheet keeps the one of a former style.
     _color(label, label.parent().palette)
+
+
+def tell(label: Any, text: str, tone: str = PLAIN) -> None:
+    """Say something in a label. A name that is wider than the panel is cut in it, and whole in its tooltip."""
+    label.text = text
+    label.toolTip = f"<p>{html.escape(text)}</p>" if text else ""
+    paint(label, tone)
 
 
 def repaint(widget: Any, palette: Any) -> None:

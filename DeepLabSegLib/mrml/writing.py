@@ -12,7 +12,7 @@ import vtk.util.numpy_support  # loaded lazily from Slicer 5.13 on
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.image import Labels
+from DeepLabSegLib.image import SCORE_MAPS, Labels
 from DeepLabSegLib.mrml.nodes import binary_labelmap, describe, is_a, node_affine, segment_ids, segmented_volume
 
 __all__ = ["check_output_node", "write_map", "write_result", "write_segmentation"]
@@ -36,6 +36,8 @@ def write_result(
 
     `segmentation_node` None makes a new one, named after the volume, as for uncertainty and probabilities; these have a
     component per class, and take the place of those that belong to the segmentation already, if it was of this volume.
+    Maps that nothing takes the place of are kept, and named as of an earlier run.
+
     Raises what `write_segmentation` raises.
     """
     _check_size(labels, volume_node)
@@ -56,6 +58,7 @@ def write_result(
     try:
         segmentation = segmentation_node or add("vtkMRMLSegmentationNode", "segmentation")
         same = segmented_volume(segmentation) is volume_node
+        former = {what: segmentation.GetNodeReference(f"{ROLE_PREFIX}{what}") for what in SCORE_MAPS}
         if labels.uncertainty is not None:
             add_map(labels.uncertainty, "vtkMRMLScalarVolumeNode", "uncertainty")
         if labels.probabilities is not None:
@@ -66,6 +69,12 @@ def write_result(
         for node in added:
             scene.RemoveNode(node)
         raise
+    for what, node in former.items():
+        role = f"{ROLE_PREFIX}{what}"
+        if getattr(labels, what) is None:
+            segmentation.SetNodeReferenceID(role, None)
+        if node is not None and segmentation.GetNodeReference(role) is not node:
+            node.SetName(scene.GenerateUniqueName(f"{node.GetName()} of an earlier run"))
     return segmentation
 
 

@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 import slicer
 import torch
+from clicking import choose_file
 from event_loop import EventLoopWatch, wait_until
 from helpers import itk, make_scan, make_segmenter, save_model
 from mrml_scenes import add_transform, add_volume, masks, turn
@@ -68,6 +69,10 @@ def test_a_run_that_fails_or_is_cancelled_leaves_the_scene(logic, model, volume)
         logic.segment(volume, model=model, furtherVolumes=[volume])
     with pytest.raises(InvalidInput, match="choose a segmentation node"):
         logic.segment(volume, volume, model=model)
+    alone = slicer.vtkMRMLScalarVolumeNode()
+    alone.CopyContent(volume)
+    with pytest.raises(InvalidInput, match="is in no scene; add it first"):
+        logic.segment(alone, model=model)
     assert slicer.mrmlScene.GetNumberOfNodes() == before
 
 
@@ -325,6 +330,13 @@ def test_after_a_restart_it_says_where_it_was(load_module, slicer_window):
     again = load_module()
     assert "you were about to segment Head with head-mri-2d" in again.ui.statusLabel.text
     assert torch_setup.recall_run() is None
+
+
+def test_after_a_restart_a_file_is_named_by_its_name(panel, volume, slicer_window, load_module, tmp_path):
+    choose_file(panel, tmp_path / "mine.pth")
+    slicer_window.confirms = False
+    panel.panel._offerRestart(["torch"])
+    assert "you were about to segment Head with mine.pth" in load_module().ui.statusLabel.text
 
 
 def test_slicers_own_packages_are_kept(load_module):

@@ -65,12 +65,14 @@ def test_only_models_that_do_not_tell_sides_apart_can_be_mirrored(widget, volume
     assert "is ready" in segment(widget)
 
 
-def test_a_direction_of_slices_is_asked_where_the_model_leaves_it_open(widget, models):
+def test_a_direction_of_slices_is_asked_where_the_model_leaves_it_open(widget, models, volume):
     save_model(models / "as-acquired", make_segmenter(2, orientation=None))
     widget.enter()
     for model, is_open in (("tiny-2d", True), ("as-acquired", False), ("tiny-3d", False)):
         select(widget.ui.modelComboBox, model)
         assert widget.ui.sliceAxisComboBox.enabled == is_open
+    widget.logic.getParameterNode().sliceAxis = "axial"
+    assert "is ready" in segment(widget), "what can't be chosen is not asked for"
 
 
 def test_a_threshold_is_for_models_whose_segments_may_overlap(widget, models, volume):
@@ -188,6 +190,15 @@ def test_a_file_that_was_being_looked_into_when_the_worker_ended_can_be_run(widg
     widget.panel.worker.stop()
     assert "ended" in widget.ui.modelMessageLabel.text
     assert "is ready" in segment(widget)
+
+
+def test_what_is_told_of_a_file_is_not_taken_for_the_model_that_is_chosen_since(widget, tmp_path):
+    torch.save(make_segmenter(2).network.state_dict(), tmp_path / "weights.pt")
+    choose_file(widget, tmp_path / "weights.pt")
+    wait_until(lambda: "Looking into" in widget.ui.modelMessageLabel.text, 10)
+    select(widget.ui.modelComboBox, "tiny-3d")
+    wait_until(lambda: not widget.panel.worker._waiting, 60)
+    assert widget.ui.dimensionsComboBox.currentText == "3D"
 
 
 def test_a_file_that_is_typed_takes_the_place_of_the_one_before(widget, models, volume, tmp_path):

@@ -50,6 +50,13 @@ def test_what_is_no_image_is_not_chosen_and_the_sample_is_still_offered(widget, 
     assert widget.ui.sampleButton.visible
 
 
+def test_a_volume_that_slicer_keeps_out_of_its_lists_is_not_chosen(widget):
+    hidden = slicer.vtkMRMLScalarVolumeNode()
+    hidden.SetHideFromEditors(True)
+    slicer.mrmlScene.AddNode(hidden)
+    assert widget.logic.getParameterNode().inputVolume is None
+
+
 def test_an_empty_volume_is_refused_beside_the_field(widget, slicer_window):
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Nothing")
     widget.ui.inputSelector.setCurrentNode(empty)

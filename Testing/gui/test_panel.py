@@ -106,6 +106,22 @@ def test_every_widget_explains_itself(widget):
     assert [name for name in silent if not name.endswith("MessageLabel")] == []
 
 
+@pytest.mark.parametrize(
+    ("elapsed", "done", "said"),
+    [
+        (5, 1, ", about 45 s left"),
+        (90, 1, ", about 14 min left"),
+        (10, 10, ", about 1 s left"),
+        (0.5, 1, ""),
+        (9, 0, ""),
+    ],
+)
+def test_the_time_left_is_that_of_the_tiles_to_come(widget, elapsed, done, said):
+    from DeepLabSegPanel.panel import _timeLeft
+
+    assert _timeLeft(elapsed, done, 10) == said
+
+
 # --- how much room it takes ------------------------------------------------------------------------------------------
 
 
@@ -145,6 +161,8 @@ def test_a_long_name_without_a_space_leaves_the_panel_as_wide_as_it_was(widget, 
     ui.roiSelector.setCurrentNode(add("vtkMRMLMarkupsROINode", name))
     assert name in ui.inputMessageLabel.text
     assert width() == narrow
+    for label in (ui.statusLabel, ui.inputMessageLabel):
+        assert name in label.toolTip, "what is cut can be read"
     slicer.mrmlScene.RemoveNode(ui.outputSelector.currentNode())
     choose_file(widget, models / name / "nothing")
     assert name in ui.modelMessageLabel.text

@@ -253,6 +253,18 @@ def test_closing_the_scene_or_the_module_ends_run_and_worker(widget, volume, clo
     assert leftovers() == []
 
 
+def test_whatever_fails_at_the_end_is_said_and_the_panel_is_given_back(widget, volume, monkeypatch):
+    def out_of_memory(*_args):
+        raise MemoryError
+
+    select(widget.ui.modelComboBox, "tiny-2d")
+    with monkeypatch.context() as patched:
+        patched.setattr("DeepLabSegPanel.run.mrml.write_result", out_of_memory)
+        assert segment(widget) == "MemoryError"
+    assert leftovers() == []
+    assert "is ready" in segment(widget)
+
+
 def test_a_full_disk_is_said(widget, volume, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")

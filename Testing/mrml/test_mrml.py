@@ -122,6 +122,13 @@ def test_a_second_run_replaces_the_segments(scene, scan):
     assert list(output.GetSegmentation().GetSegmentIDs()) == ["Segment_1"]
 
 
+def test_a_segmentation_of_surfaces_becomes_one_of_voxels(scene, scan):
+    output = add_output(scene)
+    output.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    segment_volumes([add_volume(scene, scan)], output, make_segmenter(2))
+    assert output.GetSegmentation().GetSourceRepresentationName() == "Binary labelmap"
+
+
 def test_a_colour_volume_is_segmented(scene, rng):
     image = Image(rng.integers(0, 255, (3, 2, 30, 40)).astype(np.uint8), Geometry((2, 30, 40)))
     volume = add_volume(scene, image, "Photo", "vtkMRMLVectorVolumeNode")
@@ -213,6 +220,14 @@ def test_a_region_without_size_is_refused_by_name(scene):
         read_region(roi)
 
 
+def test_a_region_under_a_non_linear_transform_is_refused(scene):
+    roi, warp = (scene.AddNewNodeByClass(f"vtkMRML{kind}Node") for kind in ("MarkupsROI", "BSplineTransform"))
+    roi.SetSize(10, 10, 10)
+    roi.SetAndObserveTransformNodeID(warp.GetID())
+    with pytest.raises(InvalidInput, match=r"the region .* lies under the non-linear transform"):
+        read_region(roi)
+
+
 def test_a_volume_that_changed_meanwhile_takes_no_labels(scene, scan):
     volume, output = add_volume(scene, scan), add_output(scene)
     labels = make_segmenter(2).segment(scan)
@@ -231,6 +246,7 @@ def test_uncertainty_lies_on_the_volume(scene, scan):
     write_map(labels.uncertainty, node, volume)
     np.testing.assert_array_equal(read_volumes([node]).array[0], labels.uncertainty)
     assert read_volumes([node]).geometry.is_close(read_volumes([volume]).geometry)
+    assert node.GetDisplayNode() is not None, "it can be shown"
 
 
 def test_probabilities_are_the_components_of_a_volume(scene, scan):
@@ -267,6 +283,30 @@ def test_a_second_run_into_a_segmentation_renews_its_maps_and_keeps_hidden_what_
     write_result(other, add_volume(scene, scan, "Other"), output)
     assert scene.GetFirstNodeByName("Other uncertainty") is not None, "another volume has its own"
     assert visible("Segment_1"), "another segment of that number was hidden"
+
+
+def test_maps_of_a_result_that_is_replaced_without_new_ones_say_that_they_are_of_an_earlier_run(scene, scan):
+    volume, output = add_volume(scene, scan), add_output(scene)
+    plain = make_segmenter(2).segment(scan)
+    both = make_segmenter(2).segment(scan, SegmentOptions(uncertainty=True, probabilities=True))
+    one = replace(both, probabilities=None)
+    for labels in (both, one, plain, one):
+        write_result(labels, volume, output)
+    found = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
+    former = [f"Head {name} of an earlier run" for name in ("uncertainty", "probabilities")]
+    assert sorted(found) == sorted(["Head", *former, "Head uncertainty_1"])
+    write_result(one, add_volume(scene, scan, "Other"), output)
+    assert scene.GetFirstNodeByName("Head uncertainty_1 of an earlier run"), "the result is another volume's now"
+    assert scene.GetFirstNodeByName("Other uncertainty")
+
+
+def test_a_result_that_can_not_be_written_leaves_no_node_behind(scene, scan):
+    volume = add_volume(scene, scan)
+    labels = make_segmenter(2).segment(scan, SegmentOptions(uncertainty=True))
+    with pytest.raises(TypeError):
+        write_result(labels, volume, surfaces={"Segment_1": "no surface"})
+    for kind, count in (("ScalarVolume", 1), ("Segmentation", 0)):
+        assert scene.GetNumberOfNodesByClass(f"vtkMRML{kind}Node") == count
 
 
 def overlapping(shape: tuple[int, ...]) -> Labels:
@@ -416,11 +456,24 @@ def test_a_surface_lies_around_its_segment(scene, rng, largest, off, monkeypatch
     np.testing.assert_allclose((bounds[::2] + bounds[1::2]) / 2, (matrix @ centre)[:3], atol=3)
 
 
-def test_steps_thin_out_a_large_surface_and_spare_a_vessel(monkeypatch):
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_surface_faces_outwards_whichever_way_the_axes_turn(side):
+    array = np.pad(np.ones((6, 5, 4), np.uint8), 2)
+    geometry = Geometry.from_affine(array.shape, np.diag([side, 1, 1, 1]))
+    surface = closed_surfaces(Labels(array, geometry, (Segment(1, "Box", (1, 2, 3)),)))["Segment_1"]
+    points = vtk.util.numpy_support.vtk_to_numpy(surface.GetPoints().GetData())
+    normals = vtk.util.numpy_support.vtk_to_numpy(surface.GetPointData().GetNormals())
+    assert (np.sum((points - points.mean(0)) * normals, axis=1) > 0).all()
+
+
+def test_steps_thin_out_a_large_surface_and_spare_what_is_thin(monkeypatch):
     array = np.zeros((70, 60, 50), np.uint8)
     array[5:65, 5:55, 5:45] = 1
     array[:, 2, 2] = 2
-    labels = Labels(array, Geometry(array.shape), (Segment(1, "Block", (255, 0, 0)), Segment(2, "Vessel", (0, 0, 255))))
+    array[:, 57:] = 3
+    names = ("Block", "Vessel", "Plate")
+    segments = tuple(Segment(n, name, (255, 0, 0)) for n, name in enumerate(names, 1))
+    labels = Labels(array, Geometry(array.shape), segments)
     fine = closed_surfaces(labels)
     monkeypatch.setattr(surface_module, "LARGEST", 60 * 50 * 40 // 8)
     coarse = closed_surfaces(labels)
@@ -428,6 +481,9 @@ def test_steps_thin_out_a_large_surface_and_spare_a_vessel(monkeypatch):
     np.testing.assert_allclose(coarse["Segment_1"].GetBounds(), fine["Segment_1"].GetBounds(), atol=0.5)
     monkeypatch.setattr(surface_module, "LARGEST", 9)
     assert closed_surfaces(labels)["Segment_2"].GetNumberOfPoints() == fine["Segment_2"].GetNumberOfPoints()
+    monkeypatch.setattr(surface_module, "LARGEST", 70 * 3 * 50 // 8)
+    plate = [made["Segment_3"].GetNumberOfPoints() for made in (fine, closed_surfaces(labels))]
+    assert plate[0] == plate[1], "in steps of two it would be four thick, not three"
 
 
 def test_a_surface_survives_its_file(tmp_path, rng):
@@ -435,6 +491,8 @@ def test_a_surface_survives_its_file(tmp_path, rng):
     surface = closed_surfaces(labels)["Segment_1"]
     write_surface(surface, tmp_path / "box.vtp")
     assert read_surface(tmp_path / "box.vtp").GetBounds() == surface.GetBounds()
+    with pytest.raises(OSError, match=r"box\.vtp can't be written"):
+        write_surface(surface, tmp_path / "nowhere" / "box.vtp")
 
 
 @pytest.mark.parametrize("what", ["Head", np.zeros(2)])
