@@ -21,7 +21,7 @@ from DeepLabSegLib.models.encoder import check_input_shape, check_tensor
 from DeepLabSegLib.models.encoders import encoder_key, make_encoder
 from DeepLabSegLib.models.layers import DECODER_NORMS, LAYERS, ConvNormAct, decoder_norm, resize
 
-__all__ = ["ASPP", "DeepLabSpec", "DeepLabV3Plus"]
+__all__ = ["ASPP", "CoarseLogits", "DeepLabSpec", "DeepLabV3Plus"]
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,17 @@ class DeepLabV3Plus(nn.Module):
         if all(factor <= 1 for factor in listed):  # the reference resizes only to enlarge
             return tuple(low)
         return tuple(int(size * factor) for size, factor in zip(low, listed, strict=True))
+
+
+class CoarseLogits(nn.Module):
+    """A network as a module whose `forward` is `coarse_logits`; enlarging is the blending's, or the loss's."""
+
+    def __init__(self, network: DeepLabV3Plus) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.coarse_logits(x)
 
 
 def _encoder_channels(encoder: nn.Module, depth: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from DeepLabSegLib.devices import PRECISIONS
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.ladder import out_of_memory
-from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.models.deeplab import CoarseLogits, DeepLabV3Plus
 from DeepLabSegLib.optimize.capture import NotCapturable, capture
 from DeepLabSegLib.optimize.enlarged import convolve_before_enlarging
 from DeepLabSegLib.optimize.gpu import channels_last
@@ -32,17 +32,6 @@ CONVOLUTIONS: dict[Library, str] = {
     "cudnn": "cuDNN fused",
     "torch": "torch convolutions",
 }
-
-
-class _Coarse(nn.Module):
-    """A network's logits at the size in which its head computes them."""
-
-    def __init__(self, network: DeepLabV3Plus) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network.coarse_logits(x)
 
 
 @dataclass(frozen=True)
@@ -129,9 +118,10 @@ def _folded(
     network: DeepLabV3Plus, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, by: Library
 ) -> Callable[[Tensor], Tensor]:
     """The rewritten network as a function. Raises `NotCapturable`."""
-    graph = capture(_Coarse(network), shape, dtype)
-    tensors = {name: tensor.detach() for name, tensor in _Coarse(network).state_dict().items()}
-    tensors |= {name: tensor for name, tensor in _Coarse(network).named_buffers() if name not in tensors}
+    coarse = CoarseLogits(network)
+    graph = capture(coarse, shape, dtype)
+    tensors = {name: tensor.detach() for name, tensor in coarse.state_dict().items()}
+    tensors |= {name: tensor for name, tensor in coarse.named_buffers() if name not in tensors}
     with torch.inference_mode():
         rewrite(graph, tensors)
         convolve_before_enlarging(graph, tensors)

@@ -73,7 +73,7 @@ def check_cases(
     if len(good) < FEWEST_CASES:
         lines = "\n".join(_fault_lines(found))
         raise InvalidInput(
-            f"{len(good)} pairs of an image and its label can be used, and training needs at least {FEWEST_CASES}"
+            f"of pairs of an image and its label {len(good)} can be used, and training needs at least {FEWEST_CASES}"
             + (f"; correct these:\n{lines}" if lines else "; give more")
         )
     empty = tuple(case for case, measurement in good.items() if not measurement.segments)

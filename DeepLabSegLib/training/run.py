@@ -23,9 +23,11 @@ from DeepLabSegLib.training.trainer import Trained, train
 __all__ = ["check_data", "train_model"]
 
 
-def check_data(data: str | os.PathLike[str], options: TrainOptions, on_progress: OnTraining = quiet) -> str:
+def check_data(
+    data: str | os.PathLike[str], options: TrainOptions | None = None, on_progress: OnTraining = quiet
+) -> str:
     """The report of faults, the fingerprint and the plan, without training. Raises as `train_model` does."""
-    options = checked_options(options)
+    options = checked_options(options or TrainOptions())
     with joined_processes(options.device) as processes:
         return outline_of(Path(data), options, processes, on_progress).text
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from DeepLabSegLib.devices import PRECISIONS
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.ladder import out_of_memory
-from DeepLabSegLib.models.deeplab import DeepLabV3Plus
+from DeepLabSegLib.models.deeplab import CoarseLogits, DeepLabV3Plus
 from DeepLabSegLib.outputs import leftovers
 from DeepLabSegLib.training.checkpoint import CHECKPOINT, identity_of, read_checkpoint, write_checkpoint
 from DeepLabSegLib.training.curves import Curves
@@ -160,17 +160,6 @@ class _Indices(Sized):
             yield list(range(first, first + self._share))
 
 
-class _Coarse(nn.Module):
-    """A network whose `forward` stops before the enlargement, which the loss does for fewer voxels."""
-
-    def __init__(self, network: DeepLabV3Plus) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network.coarse_logits(x)
-
-
 class _Run:
     """The state of a training: everything that a checkpoint holds."""
 
@@ -197,7 +186,7 @@ class _Run:
             layout = torch.contiguous_format  # 7% faster on an H200
         self._network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
         self._layout = layout
-        coarse = _Coarse(network)
+        coarse = CoarseLogits(network)
         self._forward: nn.Module = coarse
         if processes.count > 1:
             self._forward = DistributedDataParallel(coarse, [device] if device.type == "cuda" else None)
