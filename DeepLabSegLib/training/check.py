@@ -72,8 +72,9 @@ def check_cases(
             found.append(Fault(fault_case.name, problem))
     if len(good) < FEWEST_CASES:
         lines = "\n".join(_fault_lines(found))
+        pairs = "1 pair" if len(good) == 1 else f"{len(good)} pairs"
         raise InvalidInput(
-            f"of pairs of an image and its label {len(good)} can be used, and training needs at least {FEWEST_CASES}"
+            f"{pairs} of an image and its label can be used, and training needs at least {FEWEST_CASES}"
             + (f"; correct these:\n{lines}" if lines else "; give more")
         )
     empty = tuple(case for case, measurement in good.items() if not measurement.segments)

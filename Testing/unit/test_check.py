@@ -97,7 +97,7 @@ def test_two_good_cases_are_enough_and_one_is_not(tmp_path, rng):
     (folder / "labels" / "a.png").write_bytes(b"")
     assert len(checked(folder).cases) == 2
     (folder / "labels" / "b.png").write_bytes(b"")
-    with pytest.raises(InvalidInput, match=r"(?s)1 pairs .* at least 2.*a: .*a.png is empty.*b: "):
+    with pytest.raises(InvalidInput, match=r"(?s)1 pair of .* at least 2.*a: .*a.png is empty.*b: "):
         checked(folder)
 
 
