@@ -28,8 +28,10 @@ def from_json(cls: type[T], value: object, where: str = "") -> T:
 
 
 def to_json(value: Any) -> Any:
-    """What `json.dumps` takes, from a dataclass; fields that keep a default of None are left out. numpy's numbers count
-    as Python's."""
+    """What `json.dumps` takes, from a dataclass; numpy's numbers count as Python's.
+
+    Fields that keep a default of None are left out.
+    """
     if is_dataclass(value):
         kept = [f for f in fields(value) if not (getattr(value, f.name) is None and f.default is None)]
         return {f.name: to_json(getattr(value, f.name)) for f in kept}

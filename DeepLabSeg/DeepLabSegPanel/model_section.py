@@ -14,7 +14,7 @@ from DeepLabSegLib.catalog import ModelCard
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.texts import parse_names, parse_sizes, parse_spacing
 from DeepLabSegPanel import combo
-from DeepLabSegPanel.tones import BAD, DOUBT, PLAIN, paint, tell
+from DeepLabSegPanel.tones import BAD, DOUBT, PLAIN, paint, tell_or_hide
 from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
 DEPTHS = (3, 4, 5)
@@ -236,8 +236,7 @@ class ModelSection:
         if not text and self._assumed:
             things = (thing.removeprefix("decoder_").replace("_", " ") for thing in self._assumed)
             text = _("The file doesn't tell: {things}.").format(things="; ".join(things))
-        tell(label, text, BAD if self.problem else DOUBT)
-        label.visible = bool(text)
+        tell_or_hide(label, text, BAD if self.problem else DOUBT)
         card = self.card
         description = "" if card is None else card.description
         self.ui.modelDescriptionLabel.text = description

@@ -13,7 +13,7 @@ from DeepLabSegLib import mrml
 from DeepLabSegLib.catalog import ModelCard
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegPanel.channels import ChannelSelectors
-from DeepLabSegPanel.tones import BAD, DOUBT, tell
+from DeepLabSegPanel.tones import BAD, DOUBT, tell_or_hide
 
 NOTHING: tuple[Any, Any] = (None, None)
 INPUT_CLASSES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
@@ -84,8 +84,8 @@ class NodeSection(VTKObservationMixin):
         wanted = () if card is None else card.input.channels
         self._channels.show(wanted, _components(parameters.inputVolume), parameters.parameterNode)
         ui.sampleButton.visible = not _listedVolumes()
-        _tell(ui.inputMessageLabel, self.problem(), BAD)
-        _tell(ui.outputMessageLabel, self._remark(), DOUBT)
+        tell_or_hide(ui.inputMessageLabel, self.problem(), BAD)
+        tell_or_hide(ui.outputMessageLabel, self._remark(), DOUBT)
         self._watch([*self.volumes, parameters.roi, parameters.outputSegmentation, self._kept])
 
     def problem(self) -> str:
@@ -227,8 +227,3 @@ def _events(node: Any) -> tuple[int, ...]:
         segmentation.SegmentsOrderModified,
         segmentation.SourceRepresentationModified,
     )
-
-
-def _tell(label: Any, text: str, tone: str) -> None:
-    tell(label, text, tone)
-    label.visible = bool(text)

@@ -29,6 +29,12 @@ def tell(label: Any, text: str, tone: str = PLAIN) -> None:
     paint(label, tone)
 
 
+def tell_or_hide(label: Any, text: str, tone: str) -> None:
+    """`tell`, where there is something to say; else the label takes no room."""
+    tell(label, text, tone)
+    label.visible = bool(text)
+
+
 def repaint(widget: Any, palette: Any) -> None:
     """Give all labels in `widget` their tones on a palette that they are about to get."""
     for label in slicer.util.findChildren(widget, className="QLabel"):

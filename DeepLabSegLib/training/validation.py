@@ -46,8 +46,8 @@ def dice_on(cases: Sequence[Case], plan: TrainingPlan, bundle: Bundle, device: s
         means *= (sizes * has).sum(0) / np.maximum(sizes.sum(0), 1)
         scores = {
             f"Dice of {label.name}": float(mean)
-            for label, mean, some in zip(bundle.labels, means, has.any(0), strict=True)
-            if some
+            for label, mean, seen in zip(bundle.labels, means, has.any(0), strict=True)
+            if seen
         }
         return {MEAN: float(np.mean(list(scores.values()))), **scores}
 
