@@ -88,9 +88,10 @@ class Bundle:
 
     `labels` has one entry per class: values 1, 2, ... in the order of the network's classes, class 0 of a softmax
     being background. `one_piece` says that they hang together, as a brain does: what isn't connected to the largest
-    part is left out of a result, and so is what lies beyond one of `ends`. `figures` are measured results, by name, and
-    `limits` says what the model is not for. `reproduce` is the last command of its training. `sha256` is that of the
-    tensors (see `digest`).
+    part is left out of a result, and so is what lies beyond one of `ends`. `foreground_first` is for labels that fill a
+    whole, as those of a head do: at its rim a voxel is background only where that is likelier than all labels together,
+    and else the likeliest of these. `figures` are measured results, by name, and `limits` says what the model is not
+    for. `reproduce` is the last command of its training. `sha256` is that of the tensors (see `digest`).
     """
 
     name: str
@@ -102,6 +103,7 @@ class Bundle:
     training_data: str
     figures: Mapping[str, float] = field(default_factory=dict)
     one_piece: bool = False
+    foreground_first: bool = False
     ends: tuple[End, ...] = ()
     limits: str | None = None
     reproduce: str | None = None
@@ -124,6 +126,11 @@ class Bundle:
             raise InvalidInput(
                 f"input.background is {self.input.background}, but with {network.classifier_activation} nothing says "
                 "which scores background has; leave it out"
+            )
+        if self.foreground_first and network.classifier_activation != "softmax":
+            raise InvalidInput(
+                f"foreground_first is true, but {network.classifier_activation} gives background no probability; leave "
+                "it out"
             )
         if network.classifier_activation == "glu":
             raise InvalidInput("network.classifier_activation is glu, which leaves half of the classes; use softmax")

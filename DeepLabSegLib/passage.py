@@ -17,6 +17,7 @@ __all__ = ["Decision", "Passage"]
 class Decision:
     """How scores become labels: the largest (`exclusive`), or each class from `threshold` on; and what else is wanted.
 
+    With `foreground_first` background, class 0, is the largest only where it is at least half of all probability.
     `uncertainty` and `probabilities` are those of `Labels`. `layers` is the number of label maps: 1, or one per class
     where classes may overlap.
     """
@@ -27,6 +28,7 @@ class Decision:
     threshold: float
     uncertainty: bool = False
     probabilities: bool = False
+    foreground_first: bool = False
 
     @property
     def labels_alone(self) -> bool:

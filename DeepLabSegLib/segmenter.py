@@ -25,7 +25,7 @@ from DeepLabSegLib.ladder import next_step, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize import FastForm, FastForms
 from DeepLabSegLib.passage import Decision, Passage
-from DeepLabSegLib.postprocess import end_label, keep_largest_piece
+from DeepLabSegLib.postprocess import end_label, keep_largest_piece, keep_rim
 from DeepLabSegLib.preprocess import LETTERS, Scaling, check_voxels, model_grid
 from DeepLabSegLib.region import Region, crop
 from DeepLabSegLib.streaming import Found, run
@@ -188,7 +188,9 @@ class Segmenter:
         report("prepare", 1, 1)
         found = self._run(passage, report)
         if self.bundle.one_piece:
-            keep_largest_piece(found.labels)
+            keep_largest_piece(found.labels, found.doubtful)
+        if found.doubtful is not None:
+            keep_rim(found.labels, found.doubtful, seen.geometry.spacing)
         for end in self.bundle.ends:
             end_label(found.labels, seen.geometry, end)
         labels = Labels(
@@ -361,6 +363,7 @@ class Segmenter:
                 threshold=options.threshold,
                 uncertainty=options.uncertainty,
                 probabilities=options.probabilities,
+                foreground_first=self.bundle.foreground_first,
             ),
             background=background,
             mirror_axes=self._mirror_axes(options),

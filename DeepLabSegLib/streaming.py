@@ -37,9 +37,13 @@ GPU_NUMBERS, BYTES_PER_NUMBER = 2**28, 64
 
 @dataclass(frozen=True)
 class Found:
-    """What a run gives on the source's grid: labels `(layers, k, j, i)`, and what else of `Labels` is wanted."""
+    """What a run gives on the source's grid: labels `(layers, k, j, i)`, and what else of `Labels` is wanted.
+
+    `doubtful` `(k, j, i)` is where background would have been the largest without `Decision.foreground_first`.
+    """
 
     labels: NDArray
+    doubtful: NDArray[np.bool_] | None = None
     uncertainty: NDArray[np.float32] | None = None
     probabilities: NDArray[np.float16] | None = None
 
@@ -114,8 +118,12 @@ def _verdict(passage: Passage) -> Verdict | None:
     if decision.exclusive:
 
         def favoured(logits: Tensor) -> Tensor:
-            labels = largest(logits.float().movedim(1, 0).clone())
-            return labels[0].where((labels == labels[0]).all(0), UNDECIDED).to(torch.int16)
+            scores = logits.float().movedim(1, 0)
+            labels = largest(scores.clone())
+            agreed = (labels == labels[0]).all(0)
+            if decision.foreground_first:
+                agreed &= ((labels > 0) | (scores[1:].logsumexp(0) <= scores[0])).all(0)
+            return labels[0].where(agreed, UNDECIDED).to(torch.int16)
 
         return favoured
     limit = _logit(decision.threshold)
@@ -143,6 +151,7 @@ class _Writer:
         self.kind = torch.uint8 if kind is np.uint8 else torch.int32
         self.found = Found(
             np.zeros((decision.layers, *target.shape), kind),
+            np.zeros(target.shape, bool) if decision.foreground_first else None,
             np.zeros(target.shape, np.float32) if decision.uncertainty else None,
             np.zeros((decision.classes, *target.shape), np.float16) if decision.probabilities else None,
         )
@@ -154,11 +163,16 @@ class _Writer:
         self._labels = np.moveaxis(self.found.labels, [1 + n for n in order], [1, 2, 3])
         self._maps = [
             (np.moveaxis(array, [n - 3 for n in order], [-3, -2, -1]), of_scores)
-            for array, of_scores in ((self.found.uncertainty, self._entropy), (self.found.probabilities, _likely))
+            for array, of_scores in (
+                (self.found.doubtful, _doubtful),
+                (self.found.uncertainty, self._entropy),
+                (self.found.probabilities, _likely),
+            )
             if array is not None
         ]
         # Activations that keep the order of logits needn't be computed where nothing is blended or interpolated.
         decided = decision.labels_alone and passage.activation.name in ("softmax", "sigmoid")
+        decided &= not decision.foreground_first
         self.way = Way.between(flow, self.target)
         self.raw = decided and blender.alone and not passage.mirror_axes and self.way.copies
         # Which class has the largest score is seen in sums as well, as long as voxels aren't mixed.
@@ -230,6 +244,8 @@ class _Writer:
 
     def _decide(self, scores: Tensor) -> Tensor:
         """`(classes, ...)` scores, which may be written over, to `(layers, ...)` labels."""
+        if self.decision.foreground_first:
+            scores[0].masked_fill_(_outvoted(scores), -1)
         if self.decision.exclusive:
             return largest(scores)[None]
         threshold = self.decision.threshold
@@ -253,6 +269,15 @@ def largest(scores: Tensor) -> Tensor:
     codes = torch.arange(count, 0, -1.0).view(-1, *[1] * (scores.ndim - 1))
     marked = scores.eq_(scores.amax(0)).mul_(codes)
     return (count - marked.amax(0)) % count  # NaN equals nothing, and is background
+
+
+def _outvoted(scores: Tensor) -> Tensor:
+    """Where background, the first class, has less than all others together."""
+    return scores[0] < scores[1:].sum(0)
+
+
+def _doubtful(scores: Tensor) -> Tensor:
+    return _outvoted(scores) & (scores[0] >= scores[1:].amax(0))
 
 
 def _likely(scores: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from helpers import make_scan, make_segmenter
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry
-from DeepLabSegLib.postprocess import End, end_label, keep_largest_piece
+from DeepLabSegLib.postprocess import End, end_label, keep_largest_piece, keep_rim
 from DeepLabSegLib.preprocess import LETTERS
 from DeepLabSegLib.segmenter import Segmenter
 
@@ -90,6 +90,49 @@ def test_the_largest_piece_goes_through_all_layers_and_by_faces_alone(depth):
     labels[1, :, 2, 6:11] = 2  # the larger part of its layer, which touches the other's edge
     keep_largest_piece(labels)
     np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_what_is_doubtful_joins_no_pieces_and_counts_no_farther_than_a_rim(depth):
+    labels = np.zeros((1, depth, 3, 20), np.uint8)
+    labels[..., 1, :6], labels[..., 1, 6:14], labels[..., 1, 14:17] = 1, 2, 3
+    labels[..., 0, 19] = 1
+    doubtful = np.zeros(labels.shape[1:], bool)
+    doubtful[:, 1, 6:14] = doubtful[:, 0, 19] = True  # a bridge to a smaller piece, and a place of its own
+    keep_largest_piece(labels, doubtful)
+    assert not labels[..., 1, 14:].any(), "the smaller piece"
+    assert (labels[..., 1, 6:14] == 2).all()
+    assert (labels[..., 0, 19] == 1).all()
+    keep_rim(labels, doubtful, (3.0, 0.5, 0.7))
+    expected = np.zeros_like(labels)
+    expected[..., 1, :6], expected[..., 1, 6:10] = 1, 2  # 2 mm in steps of 0.5 mm
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_a_rim_is_of_one_voxel_at_least_and_turns_no_corner():
+    labels = np.zeros((1, 1, 4, 4), np.uint8)
+    labels[0, 0, 0, 0] = labels[0, 0, 0, 1] = labels[0, 0, 1, 1] = labels[0, 0, 3, 3] = 1
+    doubtful = labels[0] > 0
+    doubtful[0, 0, 0] = False
+    keep_rim(labels, doubtful, (8.0, 8.0, 8.0))
+    np.testing.assert_array_equal(np.argwhere(labels[0, 0]), [(0, 0), (0, 1)])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_models_rim_joins_no_pieces_of_its_result(dims, rng):
+    torch.manual_seed(2)
+    segmenter, scan = make_segmenter(dims, classes=4), make_scan(rng, (16, 60, 60))
+    with torch.no_grad():  # scores near each other: much is doubtful
+        segmenter.network.head.weight *= 0.1
+        segmenter.network.head.bias *= 0.1
+    alone, whole = (
+        Segmenter(replace(segmenter.bundle, one_piece=True, foreground_first=first), segmenter.network, "cpu")
+        for first in (False, True)
+    )
+    labels, with_rim = alone.segment(scan).array, whole.segment(scan).array
+    added = (labels == 0) & (with_rim > 0)
+    assert added.any()
+    np.testing.assert_array_equal(with_rim * ~added, labels)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

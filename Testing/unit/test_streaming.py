@@ -19,6 +19,7 @@ import DeepLabSegLib.windows as windows
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Decision, Passage
+from DeepLabSegLib.postprocess import keep_rim
 from DeepLabSegLib.preprocess import Scaling
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
@@ -61,9 +62,15 @@ def check(segmenter, scan, options):
         scores = whole_scores(segmenter, scan, options)
     found = segmenter.segment(scan, options)
     if segmenter.bundle.network.exclusive:
-        best = scores.topk(2, dim=0).values
-        sure = (best[0] - best[1] > ROUNDING).numpy()
-        expected = scores.argmax(0).numpy()[None]
+        ranks, near = scores, torch.zeros(scan.geometry.shape, dtype=torch.bool)
+        if segmenter.bundle.foreground_first:
+            near = (scores[0] - 0.5).abs() < ROUNDING
+            ranks = torch.cat([torch.where(scores[:1] < 0.5, 0, 1), scores[1:]])
+        best = ranks.topk(2, dim=0).values
+        sure = ((best[0] - best[1] > ROUNDING) & ~near).numpy()
+        expected = ranks.argmax(0).numpy()[None]
+        if segmenter.bundle.foreground_first:
+            keep_rim(expected, (expected[0] > 0) & (scores.argmax(0) == 0).numpy(), scan.geometry.spacing)
     else:
         sure = ((scores - options.threshold).abs() > ROUNDING).numpy()
         expected = (scores >= options.threshold).numpy() * np.arange(1, len(scores) + 1).reshape(-1, 1, 1, 1)
@@ -84,8 +91,10 @@ def small_boxes(monkeypatch):
     monkeypatch.setattr(streaming, "NUMBERS", 20_000)
 
 
-def make(dims, classes=3, activation="softmax", **more):
-    bundle = make_bundle(dims, classes=classes, activation=activation, **more)
+def make(dims, classes=3, activation="softmax", foreground_first=False, **more):
+    bundle = replace(
+        make_bundle(dims, classes=classes, activation=activation, **more), foreground_first=foreground_first
+    )
     network = make_network(bundle.network)
     with torch.no_grad():  # scores far from 0 and 1: saturated ones of two windows are often exactly even
         network.head.weight *= 0.1
@@ -118,6 +127,19 @@ def test_every_activation_on_a_grid_of_other_axes_and_voxels(dims, tile, orienta
 @pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 24)), (3, None), (3, (16, 16, 24))])
 def test_mirrored(dims, tile, activation, likely, scan):
     check(make(dims, activation=activation), scan, SegmentOptions(tile=tile, mirror=True, probabilities=likely))
+
+
+@pytest.mark.parametrize("likely", [False, True])
+@pytest.mark.parametrize("spacing", [(None, None, None), (2.0, 1.7, 1.4)])
+@pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 24)), (3, None), (3, (16, 16, 24))])
+def test_background_that_is_likelier_than_each_label_but_not_than_all_gives_way(dims, tile, spacing, likely, scan):
+    segmenter = make(dims, 4, spacing=spacing, foreground_first=True)
+    check(segmenter, scan, SegmentOptions(tile=tile, uncertainty=likely))
+    by_itself = Segmenter(replace(segmenter.bundle, foreground_first=False), segmenter.network, "cpu", "fp32")
+    labels, others = (one.segment(scan, SegmentOptions(tile=tile)).array for one in (segmenter, by_itself))
+    changed = labels != others
+    assert changed.any()
+    assert (others[changed] == 0).all()
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
@@ -281,6 +303,16 @@ def test_what_windows_agree_on_is_seen_by_the_threshold(dims, threshold, found, 
     assert (labels > 0).all() == (labels > 0).any() == found, "a score of 0.4 everywhere"
 
 
+@pytest.mark.parametrize(("each", "label"), [(-0.6, 1), (-0.8, 0)])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_where_all_windows_find_background_likelier_than_each_label_all_labels_count(dims, each, label, scan):
+    passage, logits_of = bright_or_dark(dims, "softmax", scan)
+    passage = replace(passage, decision=Decision(3, True, 1, 0.5, foreground_first=True))
+    logits = torch.tensor([0.0, each, each - 0.01]).view(1, 1, 3, *[1] * dims)
+    labels = run(passage, lambda x: logits.expand(1, len(x), 3, *logits_of(x).shape[3:]), *[lambda *_: None] * 2).labels
+    assert (labels == label).all()
+
+
 @pytest.mark.parametrize(
     ("activation", "classes", "kind"),
     [("softmax", 256, np.uint8), ("softmax", 257, np.uint16), ("sigmoid", 255, np.uint8), ("sigmoid", 256, np.uint16)],
@@ -299,6 +331,11 @@ def test_of_equal_scores_the_first_counts_and_what_is_no_number_is_background():
     nan = float("nan")
     scores = torch.tensor([[1.0, 2.0, nan, 0.0], [1.0, 3.0, 1.0, nan], [0.0, 3.0, 2.0, 1.0]])
     assert largest(scores).tolist() == [0, 1, 0, 0]
+
+
+def test_background_against_all_labels_needs_softmax():
+    with pytest.raises(InvalidInput, match="foreground_first is true, but sigmoid"):
+        replace(make_bundle(2, activation="sigmoid"), foreground_first=True)
 
 
 def test_a_threshold_of_background_needs_probabilities():
