@@ -10,9 +10,9 @@ import numpy as np
 import vtk
 import vtk.util.numpy_support  # loaded lazily from Slicer 5.13 on
 
-from DeepLabSegLib.image import Geometry, Labels
+from DeepLabSegLib.image import Geometry, Labels, Segment
 
-__all__ = ["closed_surfaces", "read_surface", "write_surface"]
+__all__ = ["closed_surface", "closed_surfaces", "read_surface", "write_surface"]
 
 SMOOTHING_STEPS = 20
 PASS_BAND = 0.01
@@ -26,20 +26,24 @@ LOST = 0.05
 
 
 def closed_surfaces(labels: Labels) -> dict[str, Any]:
-    """A smoothed closed vtkPolyData in RAS mm per segment that is not empty, by segment id.
+    """The `closed_surface` of every segment that is not empty, by segment id."""
+    made = {segment.id: closed_surface(labels, segment) for segment in labels.segments}
+    return {segment_id: surface for segment_id, surface in made.items() if surface is not None}
 
-    The surfaces are surface nets (Frisken, Journal of Computer Graphics Techniques 2022), as in vtkSurfaceNets3D.
+
+def closed_surface(labels: Labels, segment: Segment) -> Any:
+    """A smoothed closed vtkPolyData in RAS mm around a segment of `labels`; None where it is empty.
+
+    The surface is a surface net (Frisken, Journal of Computer Graphics Techniques 2022), as in vtkSurfaceNets3D.
     """
-    found = {}
-    for segment in labels.segments:
-        mask = labels.mask(segment)
-        box = _bounding_box(mask)
-        if box is not None:
-            steps, coarse = _coarser(mask[box], labels.geometry.spacing)
-            # The middle of the first voxel, which np.pad puts around.
-            start = [side.start - step + (step - 1) / 2 for side, step in zip(box, steps, strict=True)]
-            found[segment.id] = _closed_surface(np.pad(coarse, 1), start, steps, labels.geometry)
-    return found
+    mask = labels.mask(segment)
+    box = _bounding_box(mask)
+    if box is None:
+        return None
+    steps, coarse = _coarser(mask[box], labels.geometry.spacing)
+    # The middle of the first voxel, which np.pad puts around.
+    start = [side.start - step + (step - 1) / 2 for side, step in zip(box, steps, strict=True)]
+    return _closed_surface(np.pad(coarse, 1), start, steps, labels.geometry)
 
 
 def write_surface(surface: Any, path: Path) -> None:

@@ -8,7 +8,8 @@ One JSON object per line goes in and comes out. Every request has an `id`, which
   `{"file", "affine"}`, `.npy` files in `folder` of `(k, j, i)` or `(k, j, i, C)` and 4x4 matrices from (k, j, i) to RAS
   mm; `options` is `SegmentOptions`. While it runs come `{"id", "progress": {"stage", "done", "total", "note"}}`; then
   `{"id", "result"}` with the names of the files that it wrote into `folder`.
-- `{"id", "do": "cancel"}` stops the request of that id between two tiles. The end of the input stops everything.
+- `{"id", "do": "cancel"}` stops the request of that id between two tiles or two surfaces. The end of the input stops
+  everything.
 
 What fails is answered by `{"id", "error": {"kind", "message"}}`, where `kind` is the class of the exception.
 """
@@ -24,13 +25,14 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from DeepLabSegLib.errors import DeepLabSegError
+from DeepLabSegLib.errors import Cancelled, DeepLabSegError
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels
 from DeepLabSegLib.process import peak_bytes, yield_to_others
 from DeepLabSegLib.schema import from_json, to_json
@@ -144,8 +146,9 @@ class Worker:
                 result[name] = f"{name}.npy"
                 np.save(folder / result[name], array)
         if request["surfaces"]:
-            on_progress(Progress("surface", 0, 1))
-            result["surfaces"] = _write_surfaces(folder, labels)
+            result["surfaces"] = _write_surfaces(
+                folder, labels, lambda done: on_progress(Progress("surface", done, len(labels.segments)))
+            )
         return result | {
             "seconds": seconds,
             "device": str(segmenter.device),
@@ -161,13 +164,17 @@ def _read_channel(folder: Path, channel: dict[str, Any]) -> Image:
     return Image(np.moveaxis(array, -1, 0) if array.ndim == 4 else array, geometry)
 
 
-def _write_surfaces(folder: Path, labels: Labels) -> dict[str, str]:
-    from DeepLabSegLib.surface import closed_surfaces, write_surface
+def _write_surfaces(folder: Path, labels: Labels, on_done: Callable[[int], bool]) -> dict[str, str]:
+    from DeepLabSegLib.surface import closed_surface, write_surface
 
     files = {}
-    for segment_id, surface in closed_surfaces(labels).items():
-        files[segment_id] = f"{segment_id}.vtp"
-        write_surface(surface, folder / files[segment_id])
+    for done, segment in enumerate(labels.segments):
+        if not on_done(done):
+            raise Cancelled("cancelled while surfaces were made; nothing was changed")
+        surface = closed_surface(labels, segment)
+        if surface is not None:
+            files[segment.id] = f"{segment.id}.vtp"
+            write_surface(surface, folder / files[segment.id])
     return files
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
 ROLE = "furtherChannel"
-"""With its number, the role in which the parameter node refers to a volume."""
+"""With its number and name, the role in which the parameter node refers to a volume."""
 
 
 class ChannelSelectors:
@@ -43,8 +44,8 @@ class ChannelSelectors:
                 self._layout.removeRow(selector)
             self._selectors = [self._addRow(n, name) for n, name in enumerate(names)]
             self._frame.visible = bool(names)
-        for number, selector in enumerate(self._selectors):  # a script or an opened scene may have chosen
-            node = parameterNode.GetNodeReference(f"{ROLE}{number}")
+        for number, (name, selector) in enumerate(zip(names, self._selectors, strict=True)):
+            node = parameterNode.GetNodeReference(_role(number, name))  # a script or an opened scene may have chosen
             if selector.currentNode() is not node:
                 selector.setCurrentNode(node)
 
@@ -58,10 +59,15 @@ class ChannelSelectors:
         selector.toolTip = _("The image that the model knows as {name}.").format(name=name)
         selector.objectName = f"channelSelector{number + 2}"
         selector.setMRMLScene(slicer.mrmlScene)
-        selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node, n=number: self._onChosen(n, node))
+        selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._onChosen(_role(number, name), node))
         self._layout.addRow(qt.QLabel(f"{name}:"), selector)
         return selector
 
-    def _onChosen(self, number: int, node: Any) -> None:
-        self._node.SetNodeReferenceID(f"{ROLE}{number}", node.GetID() if node else None)
+    def _onChosen(self, role: str, node: Any) -> None:
+        self._node.SetNodeReferenceID(role, node.GetID() if node else None)
         self._onChanged()
+
+
+def _role(number: int, name: str) -> str:
+    """With the name, since the next model's image of that number may be another. Scenes part roles by signs in it."""
+    return f"{ROLE}{number}-{quote(name, safe='')}"

@@ -172,7 +172,6 @@ class ModelSection:
             if answer["error"]["kind"] in ENDED:
                 self._state = None  # that says nothing of the file, which the next click looks into again
         else:
-            self.problem = ""
             self.card = catalog.to_card(answer["result"]["model"])
             self._assumed = answer["result"]["assumed"]
         self._tell()

@@ -157,7 +157,6 @@ class NodeSection(VTKObservationMixin):
     def _onLayersThere(self) -> None:
         if self._parameters is not None:
             self.keepEdits()
-            self._onChanged()
 
     def _choose(self, output: Any) -> None:
         if output is not None:
@@ -211,7 +210,7 @@ def _holdsAnother(segmentation: Any, volume: Any) -> bool:
 
 def _components(volume: Any) -> int:
     data = None if volume is None else volume.GetImageData()
-    return 1 if data is None else max(1, data.GetNumberOfScalarComponents())
+    return 1 if data is None else data.GetNumberOfScalarComponents()
 
 
 def _events(node: Any) -> tuple[int, ...]:

@@ -49,6 +49,7 @@ class Panel(VTKObservationMixin):
         self._run: SegmentationRun | None = None
         self._installer: torch_setup.TorchInstaller | None = None
         self._clickedAt = 0.0
+        self._is3DEmpty = False
         self._stageStarted = ("", 0.0)
         self._notes: list[str] = []
         self._isRefusal = False
@@ -247,14 +248,15 @@ class Panel(VTKObservationMixin):
         try:
             action(self._request())
         except (DeepLabSegError, OSError) as error:
-            self._run = None
             self._say(str(error), BAD)
             self._isRefusal = True
             self._log(str(error))
 
     def _startRun(self, request: RunRequest) -> None:
-        self._run = SegmentationRun(request, self.worker, self._onProgress, self._onEnd)
-        self._run.start()
+        run = SegmentationRun(request, self.worker, self._onProgress, self._onEnd)
+        run.start()
+        self._run = run  # not before: what can't start never ends
+        self._is3DEmpty = not any(map(_isSeenIn3D, slicer.util.getNodesByClass("vtkMRMLSegmentationNode")))
         self._stageStarted = ("", 0.0)
         self._notes = []
         self._sayBusy(_("Starting …"))
@@ -330,8 +332,8 @@ class Panel(VTKObservationMixin):
         result.segmentation.GetDisplayNode().SetVisibility(True)
         if self._parameters is not None:
             self.nodes.takeResult(result.segmentation)
-        if "surfaces" in report and slicer.app.layoutManager() is not None:
-            slicer.util.resetThreeDViews()
+        if "surfaces" in report and self._is3DEmpty:  # else someone may have turned it
+            _centre3D()
 
     def _onUnload(self) -> None:
         self.worker.stop()
@@ -441,6 +443,17 @@ def _timeLeft(elapsed: float, done: int, total: int) -> str:
     if seconds < 60:
         return _(", about {n:.0f} s left").format(n=max(1, seconds))
     return _(", about {n:.0f} min left").format(n=seconds / 60)
+
+
+def _isSeenIn3D(segmentation: Any) -> bool:
+    display = segmentation.GetDisplayNode()
+    hasSurfaces = segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+    return hasSurfaces and display is not None and bool(display.GetVisibility() and display.GetVisibility3D())
+
+
+def _centre3D() -> None:
+    if slicer.app.layoutManager() is not None:
+        slicer.util.resetThreeDViews()
 
 
 def _device(entry: Mapping[str, Any]) -> str:

@@ -20,6 +20,12 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None
         time.sleep(0.001)
 
 
+def wait(seconds: float) -> None:
+    """Run the event loop for a while, to see that nothing happens."""
+    end = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() > end, 2 * seconds + 10)
+
+
 class EventLoopWatch:
     """Measures, in a `with` block, the longest time for which the event loop did not run."""
 

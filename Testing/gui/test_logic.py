@@ -203,6 +203,12 @@ def panel(load_module, missing_package, monkeypatch, tmp_path):
     return widget
 
 
+def test_weights_are_not_looked_into_before_that_is_installed(panel, tmp_path):
+    (tmp_path / "mine.pth").touch()
+    choose_file(panel, tmp_path / "mine.pth")
+    assert "doesn't tell: anything before tinytorch>=2 is installed" in panel.ui.modelMessageLabel.text
+
+
 def test_what_can_not_be_run_is_not_installed_for(panel, slicer_window):
     panel.ui.segmentButton.click()
     assert "no volume is chosen" in panel.ui.statusLabel.text
@@ -305,6 +311,61 @@ def test_where_pytorch_is_not_made_for_the_computer_nothing_is_asked(panel, volu
     panel.ui.segmentButton.click()
     assert "torch>=99 doesn't exist for this Slicer" in panel.ui.statusLabel.text
     assert slicer_window.messages == []
+
+
+def test_other_computers_and_other_packages_are_not_refused(load_module, monkeypatch):
+    load_module()
+    from DeepLabSegPanel.torch_setup import check_platform
+
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    check_platform(["h5py>=3"])
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    check_platform(["torch>=99"])
+
+
+def test_pip_is_asked_for_what_is_missing_alone(load_module, monkeypatch):
+    load_module()
+    from DeepLabSegPanel.torch_setup import _steps
+
+    pip = ["pip", "install", "--no-warn-script-location"]
+    assert _steps(["torch>=2", "h5py"]) == [[*pip, "torch>=2", "h5py"]]
+    monkeypatch.setattr("DeepLabSegPanel.torch_setup.has_pytorch_extension", lambda: True)
+    with_extension = [[*pip, "light-the-torch>=0.5"], ["light_the_torch", "install", "torch>=2"]]
+    assert _steps(["torch>=2"]) == with_extension
+    assert _steps(["torch>=2", "h5py"]) == [*with_extension, [*pip, "h5py"]]
+    assert _steps(["h5py"]) == [[*pip, "h5py"]]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_there"),
+    [
+        ("numpy", True),
+        (f"numpy>={np.__version__}", True),
+        ("numpy<1", False),
+        (f"torch>={torch.__version__.partition('+')[0]}", True),
+        ("DeepLabSegPanel", True),
+        ("DeepLabSegPanel>=1", False),
+        ("nothing_of_that_name", False),
+    ],
+)
+def test_a_package_is_there_in_the_version_that_is_wanted_or_is_missing(load_module, wanted, is_there):
+    load_module()
+    from packaging.requirements import Requirement
+
+    from DeepLabSegPanel.torch_setup import missing
+
+    assert missing([Requirement(wanted)]) == ([] if is_there else [wanted])
+
+
+def test_a_nightly_torch_is_as_good(load_module, monkeypatch):
+    load_module()
+    from packaging.requirements import Requirement
+
+    from DeepLabSegPanel.torch_setup import missing
+
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "2.12.0.dev20260801+cu130")
+    assert missing([Requirement("torch>=2.4")]) == []
 
 
 def test_pip_finds_the_constraints_where_the_users_name_has_a_space(

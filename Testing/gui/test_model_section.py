@@ -11,11 +11,12 @@ import pytest
 import slicer
 import torch
 from clicking import choose_file, segment, segmentations, select
-from event_loop import wait_until
+from event_loop import wait, wait_until
 from helpers import make_segmenter, save_model
 from mrml_scenes import masks
 
 from DeepLabSegLib.catalog import DEFAULT_MODEL
+from DeepLabSegLib.errors import InvalidInput
 
 # --- models that are there -------------------------------------------------------------------------------------------
 
@@ -36,6 +37,8 @@ def test_choosing_a_model_fills_and_locks_what_it_tells(widget):
     assert (ui.encoderComboBox.currentText, ui.depthComboBox.currentText) == ("resnet18", "3")
     assert ui.dimensionsComboBox.currentText == "3D"
     assert (ui.classesValueLabel.text, ui.channelsValueLabel.text) == ("3", "1 (c0)")
+    parameters = widget.logic.getParameterNode()
+    assert (parameters.encoder, parameters.depth) == ("", 0), "no person has said it"
     locked = ("encoderComboBox", "depthComboBox", "dimensionsComboBox", "sliceAxisComboBox")
     assert [name for name in locked if getattr(ui, name).enabled] == []
     assert ui.modelDescriptionLabel.text == "a small network with random weights"
@@ -51,6 +54,18 @@ def test_a_figure_stands_beside_the_segment_that_it_is_of(widget):
     assert re.search(r"Thalamus&nbsp;\(0\.\d\d\)", text)
     assert "Thalamus, Dice" not in text
     assert "Intracranial volume, Dice 0." in text, "it is of no single segment"
+    assert re.search("<b>Limits:</b>.*Not a medical device", text)
+
+
+def test_signs_of_html_in_what_a_model_says_are_read_as_they_are(widget, models):
+    told = make_segmenter(2)
+    (first, *others) = told.bundle.labels
+    told.bundle = replace(told.bundle, labels=(replace(first, name="Vessel <2 mm"), *others), license="A <b> c")
+    save_model(models / "signs", told)
+    widget.enter()
+    select(widget.ui.modelComboBox, "signs")
+    assert "Vessel&nbsp;&lt;2&nbsp;mm" in widget.ui.modelInfoLabel.text
+    assert "A &lt;b&gt; c" in widget.ui.modelInfoLabel.text
 
 
 def test_only_models_that_do_not_tell_sides_apart_can_be_mirrored(widget, volume, models):
@@ -107,7 +122,9 @@ def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget,
     select(ui.modelComboBox, "")
     assert "no file is chosen" in ui.modelMessageLabel.text
     ui.weightsPathLineEdit.currentPath = str(tmp_path / "mine.pth")
+    assert ui.encoderComboBox.enabled, "nothing is known yet"
     wait_until(lambda: ui.classesValueLabel.text == "3", 60)
+    assert not ui.encoderComboBox.enabled
     assert (ui.encoderComboBox.currentText, ui.dimensionsComboBox.currentText) == ("resnet18", "3D")
     assert "without normalisation" in ui.modelMessageLabel.text
     assert ui.weightsFrame.visible
@@ -157,8 +174,10 @@ def test_what_was_said_of_one_file_is_not_taken_for_the_next(widget, tmp_path):
     choose_file(widget, tmp_path / "one.pt")
     parameters = widget.logic.getParameterNode()
     parameters.labels, parameters.normalization, parameters.spacing = "Liver, Spleen", "zscore", "2x2x2"
+    assert widget.ui.normalizationComboBox.currentText == "zscore"
     choose_file(widget, tmp_path / "two.pt")
     assert (parameters.labels, parameters.normalization, parameters.spacing) == ("", "", "")
+    assert widget.ui.normalizationComboBox.currentText == ""
     assert parameters.weightsPath == str(tmp_path / "two.pt")
 
 
@@ -201,6 +220,48 @@ def test_what_is_told_of_a_file_is_not_taken_for_the_model_that_is_chosen_since(
     assert widget.ui.dimensionsComboBox.currentText == "3D"
 
 
+def test_a_file_that_was_left_at_once_is_not_looked_into(widget, tmp_path):
+    (tmp_path / "weights.pt").touch()
+    choose_file(widget, tmp_path / "weights.pt")
+    select(widget.ui.modelComboBox, "tiny-3d")
+    wait(0.5)
+    assert widget.ui.dimensionsComboBox.currentText == "3D"
+    assert widget.ui.modelMessageLabel.text == ""
+    choose_file(widget, tmp_path / "weights.pt")
+    widget.cleanup()
+    wait(0.5)
+    assert not widget.panel.worker.isRunning, "the module is closed"
+
+
+def test_all_that_is_said_of_weights_is_asked_for(widget, tmp_path):
+    (tmp_path / "weights.pt").touch()
+    choose_file(widget, f"'{tmp_path / 'weights.pt'}'")
+    parameters = widget.logic.getParameterNode()
+    parameters.spacing, parameters.orientation = "0x0.8x0.8", "l p s"
+    with pytest.raises(InvalidInput, match="say under Intensities"):
+        widget.panel.model.choice()
+    parameters.labels, parameters.normalization, parameters.activation = "Liver, Spleen", " Window:-160:240", "sigmoid"
+    parameters.encoder, parameters.depth, parameters.dilationRates = "resnet50", 4, "2, 4"
+    parameters.device, parameters.precision = "cpu", "fp32"
+    assert widget.panel.model.choice() == {
+        "model": str(tmp_path / "weights.pt"),
+        "device": "cpu",
+        "precision": "fp32",
+        "labels": ["Liver", "Spleen"],
+        "normalization": "window:-160:240",
+        "orientation": "LPS",
+        "spacing": [None, 0.8, 0.8],
+        "network": {
+            "classifier_activation": "sigmoid",
+            "decoder_dilation_rates": [2, 4],
+            "encoder_name": "resnet50",
+            "encoder_depth": 4,
+        },
+    }
+    parameters.model = "tiny-2d"
+    assert widget.panel.model.choice() == {"model": "tiny-2d", "device": "cpu", "precision": "fp32"}
+
+
 def test_a_file_that_is_typed_takes_the_place_of_the_one_before(widget, models, volume, tmp_path):
     select(widget.ui.modelComboBox, "")
     widget.ui.weightsPathLineEdit.currentPath = str(models / "tiny-2d" / "model.safetensors")
@@ -231,6 +292,8 @@ def test_keras_weights_ask_for_what_reads_them(widget, tmp_path):
     path = tmp_path / "mine.weights.h5"
     path.write_bytes(b"\x89HDF\r\n")
     widget.ui.weightsPathLineEdit.currentPath = str(path)
+    assert [requirement.name for requirement in widget.panel._needed()] == ["torch", "safetensors", "h5py"]
+    choose_file(widget, tmp_path / "MINE.KERAS")
     assert [requirement.name for requirement in widget.panel._needed()] == ["torch", "safetensors", "h5py"]
     select(widget.ui.modelComboBox, "tiny-2d")
     assert [requirement.name for requirement in widget.panel._needed()] == ["torch", "safetensors"]

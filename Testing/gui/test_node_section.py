@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import slicer
@@ -9,7 +11,7 @@ import vtk
 from clicking import add_drawing, close_and_open_scene, draw, is_idle, segment, segmentations, select
 from event_loop import wait_until
 from helpers import make_scan, make_segmenter, save_model
-from mrml_scenes import add_volume, masks
+from mrml_scenes import add_transform, add_volume, masks, turn
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
@@ -32,6 +34,7 @@ def test_a_colour_volume_can_be_chosen(widget, models, volume, rng):
     photo = add_volume(slicer.mrmlScene, make_scan(rng, channels=3), "Photo", "vtkMRMLVectorVolumeNode")
     widget.ui.inputSelector.setCurrentNode(photo)
     assert widget.ui.inputSelector.currentNode() is photo
+    assert not widget.ui.channelsFrame.visible, "it has all channels"
     assert "Photo segmentation is ready" in segment(widget)
 
 
@@ -64,6 +67,14 @@ def test_an_empty_volume_is_refused_beside_the_field(widget, slicer_window):
     assert "Nothing is empty" in segment(widget)
 
 
+def test_a_single_slice_is_for_2d_models(widget, rng):
+    add_volume(slicer.mrmlScene, make_scan(rng, (1, 40, 36)), "Slice")
+    select(widget.ui.modelComboBox, "tiny-3d")
+    assert "tiny-3d is 3D, and Slice is a single slice" in widget.ui.inputMessageLabel.text
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert not widget.ui.inputMessageLabel.visible
+
+
 def test_a_model_for_several_channels_asks_for_them(widget, models, volume, rng, slicer_window):
     save_model(models / "two", make_segmenter(2, channels=2))
     widget.enter()
@@ -94,6 +105,11 @@ def test_what_is_said_of_a_node_follows_the_node(widget, volume, scan):
     assert ui.statusLabel.text == "", "a refusal goes with its cause"
     warp = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode", "Warp")
     volume.SetAndObserveTransformNodeID(warp.GetID())
+    assert "under the non-linear transform Warp" in ui.inputMessageLabel.text
+    linear = add_transform(slicer.mrmlScene, turn(20))
+    volume.SetAndObserveTransformNodeID(linear.GetID())
+    assert not ui.inputMessageLabel.visible
+    linear.SetAndObserveTransformNodeID(warp.GetID())
     assert "under the non-linear transform Warp" in ui.inputMessageLabel.text
     volume.SetAndObserveTransformNodeID(None)
     assert not ui.inputMessageLabel.visible
@@ -140,6 +156,28 @@ def test_further_channels_are_chosen_again_in_a_scene_that_is_opened(widget, mod
     close_and_open_scene(tmp_path)
     chosen = [slicer.util.findChild(widget.parent, f"channelSelector{n}").currentNode() for n in (2, 3)]
     assert chosen == [None, slicer.util.getNode("Other")]
+
+
+def test_a_further_image_is_not_taken_for_another_one_of_the_next_model(widget, models, volume, rng, tmp_path):
+    names = {"first": ("T1", "T2; fat: 2 mm"), "second": ("T1", "FLAIR")}
+    for model, channels in names.items():
+        segmenter = make_segmenter(2, channels=2)
+        segmenter.bundle = replace(segmenter.bundle, input=replace(segmenter.bundle.input, channels=channels))
+        save_model(models / model, segmenter)
+    widget.enter()
+
+    def selector():
+        return slicer.util.findChild(widget.parent, "channelSelector2")
+
+    select(widget.ui.modelComboBox, "first")
+    selector().setCurrentNode(add_volume(slicer.mrmlScene, make_scan(rng), "Fat"))
+    select(widget.ui.modelComboBox, "second")
+    assert selector().currentNode() is None
+    assert "takes 2 images (T1, FLAIR); chosen: 1" in widget.ui.inputMessageLabel.text
+    assert len(slicer.util.findChildren(widget.parent, name="channelSelector2")) == 1
+    select(widget.ui.modelComboBox, "first")
+    close_and_open_scene(tmp_path)
+    assert selector().currentNode() is slicer.util.getNode("Fat")
 
 
 def test_volume_region_and_output_are_chosen_again_in_a_scene_that_is_opened(widget, volume, rng, tmp_path):
@@ -209,6 +247,8 @@ def test_another_frame_of_a_sequence_gets_its_own_result(widget, rng):
     browser.SetSelectedItemNumber(0)
     logic.UpdateAllProxyNodes()
     assert f"{second.GetName()} was edited and is kept" in widget.ui.outputMessageLabel.text
+    widget.ui.inputSelector.setCurrentNode(add_volume(scene, make_scan(rng), "Other"))
+    assert not widget.ui.outputMessageLabel.visible
 
 
 def test_a_result_that_was_edited_is_replaced_only_where_it_is_chosen_again(widget, volume):

@@ -8,7 +8,7 @@ import time
 import pytest
 import slicer
 import torch
-from clicking import SLOW, UI, choose_file, is_idle, segment, segmentations, select, start
+from clicking import SLOW, UI, choose_file, draw, is_idle, segment, segmentations, select, start
 from event_loop import wait_until
 from helpers import make_segmenter, save_model
 from mrml_scenes import add_volume
@@ -32,7 +32,7 @@ def test_with_nothing_in_the_scene_it_says_what_to_do(widget, screenshot):
 def test_a_refusal_goes_when_something_else_is_chosen(widget, scan):
     widget.ui.segmentButton.click()
     add_volume(slicer.mrmlScene, scan)
-    assert widget.ui.statusLabel.text == ""
+    assert (widget.ui.statusLabel.text, widget.ui.statusLabel.styleSheet) == ("", "")
     select(widget.ui.modelComboBox, "tiny-3d")
     widget.logic.getParameterNode().tile = "as you like"
     widget.ui.segmentButton.click()
@@ -75,8 +75,11 @@ def test_what_is_said_can_be_read_after_a_change_from_light_to_dark_and_back(wid
 def test_what_was_said_of_a_scene_goes_with_it(widget, volume):
     select(widget.ui.modelComboBox, "tiny-2d")
     assert "is ready" in segment(widget)
+    draw(segmentations()[0], "more")
+    assert "is kept" in widget.ui.outputMessageLabel.text
     slicer.mrmlScene.Clear()
     assert widget.ui.statusLabel.text == ""
+    assert not widget.ui.outputMessageLabel.visible
 
 
 def test_a_result_without_a_voxel_is_no_plain_success(widget, models, volume):
@@ -187,10 +190,61 @@ def test_a_double_click_is_one(widget, volume):
     assert "cancelled" in widget.ui.statusLabel.text
 
 
+def test_what_is_chosen_is_what_is_asked_for(widget, volume):
+    ui, parameters = widget.ui, widget.logic.getParameterNode()
+    ui.roiSelector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box"))
+    parameters.roi.SetSize(10, 10, 10)
+    ui.outputSelector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine"))
+    select(ui.modelComboBox, "tiny-2d")
+    select(ui.deviceComboBox, "cpu")
+    select(ui.precisionComboBox, "bf16")
+    select(ui.sliceAxisComboBox, "coronal")
+    ui.overlapSlider.value, ui.tileLineEdit.text = 0.5, "16x24"
+    for box in (ui.mirrorCheckBox, ui.uncertaintyCheckBox, ui.show3DCheckBox):
+        box.click()
+    request = widget.panel._request()
+    assert request.volumes == [volume]
+    assert (request.roi, request.output) == (parameters.roi, parameters.outputSegmentation)
+    assert request.choice == {"model": "tiny-2d", "device": "cpu", "precision": "bf16"}
+    assert request.options == {
+        "overlap": 0.5,
+        "mirror": True,
+        "uncertainty": True,
+        "tile": [16, 24],
+        "slice_axis": "coronal",
+    }
+    assert not request.show3D
+
+
+def test_what_a_person_says_of_weights_is_kept_and_shown(widget, tmp_path):
+    ui, parameters = widget.ui, widget.logic.getParameterNode()
+    (tmp_path / "weights.pt").touch()
+    choose_file(widget, tmp_path / "weights.pt")
+    select(ui.encoderComboBox, "resnet50")
+    select(ui.depthComboBox, 4)
+    select(ui.activationComboBox, "sigmoid")
+    ui.normalizationComboBox.setEditText("zscore")
+    said = (parameters.encoder, parameters.depth, parameters.activation, parameters.normalization)
+    assert said == ("resnet50", 4, "sigmoid", "zscore")
+    parameters.encoder, parameters.depth, parameters.activation, parameters.normalization = "resnet18", 3, "", "none"
+    assert (ui.encoderComboBox.currentText, ui.depthComboBox.currentText) == ("resnet18", "3")
+    assert (ui.activationComboBox.currentText, ui.normalizationComboBox.currentText) == ("by the labels", "none")
+
+
+def test_what_was_to_be_said_of_one_run_is_not_said_of_the_next(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    widget.ui.segmentButton.click()
+    widget.panel._onProgress({"stage": "segment", "done": 0, "total": 1, "note": "smaller tiles were taken"})
+    wait_until(lambda: is_idle(widget), 60)
+    assert "smaller tiles were taken" in widget.ui.statusLabel.text
+    assert "smaller tiles" not in segment(widget)
+
+
 def test_the_choices_stay_with_the_scene(widget, volume):
     select(widget.ui.modelComboBox, "tiny-3d")
     widget.ui.overlapSlider.value = 0.5
     widget.ui.mirrorCheckBox.checked = True
+    widget.enter()
     parameters = widget.logic.getParameterNode()
     assert (parameters.model, parameters.overlap, parameters.mirror) == ("tiny-3d", 0.5, True)
     slicer.mrmlScene.Clear()

@@ -23,7 +23,7 @@ from clicking import (
     start,
     worker_pid,
 )
-from event_loop import EventLoopWatch, wait_until
+from event_loop import EventLoopWatch, wait, wait_until
 from helpers import make_scan, make_segmenter, save_model
 from mrml_scenes import add_transform, add_volume, masks, turn
 
@@ -60,6 +60,27 @@ def test_a_result_is_seen_where_the_last_one_was_hidden(widget, volume):
     display.SetVisibility3D(False)
     segment(widget)
     assert (display.GetVisibility(), display.GetVisibility3D()) == (1, 1)
+
+
+def test_the_3d_view_is_centred_on_the_first_result_and_stays_as_it_was_turned_then(widget, volume, monkeypatch):
+    centred = []
+    monkeypatch.setattr("DeepLabSegPanel.panel._centre3D", lambda: centred.append(widget.ui.statusLabel.text))
+    select(widget.ui.modelComboBox, "tiny-2d")
+    add_drawing()  # in slices alone
+    segment(widget)
+    assert len(centred) == 1
+    segment(widget)
+    widget.ui.outputSelector.setCurrentNode(None)
+    segment(widget)
+    assert len(centred) == 1
+    for node in segmentations():
+        node.SetDisplayVisibility(False)
+    segment(widget)
+    assert len(centred) == 2, "nothing else was to be seen"
+    segmentations()[-1].GetDisplayNode().SetVisibility3D(False)
+    widget.ui.show3DCheckBox.checked = False
+    segment(widget)
+    assert len(centred) == 2
 
 
 def test_a_region_restricts_the_run(widget, volume, scan):
@@ -137,7 +158,7 @@ def test_from_click_to_result_the_window_is_never_held_up(widget, volume):
 def test_cancel_gives_the_panel_back_and_leaves_the_scene(widget, volume):
     select(widget.ui.modelComboBox, "tiny-3d")
     start(widget, **SLOW)
-    started = time.monotonic()
+    pid, started = worker_pid(widget), time.monotonic()
     widget.ui.segmentButton.click()
     wait_until(lambda: is_idle(widget), 10)
     assert time.monotonic() - started < 1
@@ -146,6 +167,8 @@ def test_cancel_gives_the_panel_back_and_leaves_the_scene(widget, volume):
     assert leftovers() == []
     widget.logic.getParameterNode().tile = ""
     assert "is ready" in segment(widget)
+    wait(started + 3.2 - time.monotonic())
+    assert worker_pid(widget) == pid, "it listened, so that no force was needed"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that stops a process")
@@ -251,6 +274,19 @@ def test_closing_the_scene_or_the_module_ends_run_and_worker(widget, volume, clo
     assert not exists(pid)
     assert words in widget.ui.statusLabel.text
     assert leftovers() == []
+
+
+def test_whatever_fails_at_the_start_leaves_the_panel_usable(widget, volume, monkeypatch, slicer_window):
+    def out_of_memory(*_args):
+        raise MemoryError
+
+    select(widget.ui.modelComboBox, "tiny-2d")
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "save", out_of_memory)
+        widget.ui.segmentButton.click()
+    assert [type(error) for error in slicer_window.take_errors()] == [MemoryError]
+    assert leftovers() == []
+    assert "is ready" in segment(widget)
 
 
 def test_whatever_fails_at_the_end_is_said_and_the_panel_is_given_back(widget, volume, monkeypatch):

@@ -56,6 +56,22 @@ def test_the_worker_starts_behind_a_launcher_that_passes_ascii_alone_on(
     assert "is ready" in segment(widget)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a script")
+def test_an_answer_that_was_cut_off_by_a_crash_does_not_garble_those_of_the_next_worker(
+    widget, volume, tmp_path, python_slicer
+):
+    python_slicer(
+        f"import os, sys\nif not os.path.exists({str(tmp_path / 'crashed')!r}):\n"
+        f"    open({str(tmp_path / 'crashed')!r}, 'w')\n    sys.stdin.readline()\n"
+        '    os.write(1, b\'{"id": 2, "prog\')\n    os._exit(1)\n'
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    widget.panel.worker.stop()
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert "ended unexpectedly (code 1)" in segment(widget)
+    assert "is ready" in segment(widget)
+
+
 def test_unloading_ends_the_process(widget, volume):
     select(widget.ui.modelComboBox, "tiny-2d")
     segment(widget)

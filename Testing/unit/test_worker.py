@@ -126,19 +126,37 @@ def test_a_model_that_changed_on_disk_is_read_again(client, tmp_path, scan):
     np.testing.assert_array_equal(np.load(tmp_path / "b" / "labels.npy"), other.segment(scan).array)
 
 
+def answers_after_cancel(client: Client, number: int, stage: str):
+    """What a request that is cancelled in `stage` is still answered."""
+    answers = client.answers(number)
+    for answer in answers:
+        if answer["progress"]["stage"] == stage:
+            break
+    client.process.stdin.write(json.dumps({"id": number, "do": "cancel"}) + "\n")
+    client.process.stdin.flush()
+    return answers
+
+
 def test_cancel_takes_effect_between_tiles_and_the_next_request_is_answered(client, tmp_path, scan):
     model = save_model(tmp_path / "tiny", make_segmenter(3))
     options = {"tile": [8, 16, 16], "overlap": 0.9}
     number = client.send("segment", **job(tmp_path / "a", scan, model=model, options=options))
-    answers = client.answers(number)
-    for answer in answers:
-        if answer["progress"]["stage"] == "segment":
-            break
-    client.process.stdin.write(json.dumps({"id": number, "do": "cancel"}) + "\n")
-    client.process.stdin.flush()
-    *_, last = answers
+    *_, last = answers_after_cancel(client, number, "segment")
     assert last["error"]["kind"] == "Cancelled"
     assert "result" in client.ask("segment", **job(tmp_path / "b", scan, model=model))
+
+
+def test_cancel_takes_effect_between_surfaces(tmp_path, scan):
+    client = Client(
+        "-c",
+        "import time, DeepLabSegLib.surface as surface, DeepLabSegLib.worker as worker\n"
+        "surface.closed_surface = lambda *_: time.sleep(0.5); worker.main()",
+    )
+    model = save_model(tmp_path / "tiny", make_segmenter(3))
+    number = client.send("segment", **job(tmp_path / "job", scan, model=model, surfaces=True))
+    *_, last = answers_after_cancel(client, number, "surface")
+    assert last["error"]["kind"] == "Cancelled"
+    client.close()
 
 
 @pytest.mark.parametrize(
