@@ -60,7 +60,7 @@ class Geometry:
         origin = _floats("origin", self.origin, (3,))
         direction = _floats("direction", self.direction, (3, 3))
         lengths = np.linalg.norm(direction, axis=1)
-        if (lengths < 1e-6).any() or abs(np.linalg.det(direction / lengths[:, None])) < 1e-3:
+        if not lengths.all() or abs(np.linalg.det(direction / lengths[:, None])) < 1e-3:
             raise InvalidInput(f"direction {direction.tolist()} is singular: two axes coincide; correct the header")
         direction = direction / lengths[:, None]
         skew = np.abs(direction @ direction.T - np.eye(3)).max()
@@ -80,9 +80,7 @@ class Geometry:
         matrix = _floats("index-to-RAS matrix", affine, (4, 4))
         columns = matrix[:3, :3].T
         spacing = np.linalg.norm(columns, axis=1)
-        if not (spacing > 0).all():
-            raise InvalidInput(f"spacing is {_by(spacing)} mm; every axis needs a positive size, so correct the header")
-        return cls(tuple(shape), tuple(spacing), tuple(matrix[:3, 3]), tuple(map(tuple, columns / spacing[:, None])))  # type: ignore[arg-type]
+        return cls(shape, tuple(spacing), tuple(matrix[:3, 3]), tuple(map(tuple, columns)))  # type: ignore[arg-type]
 
     @cached_property
     def affine(self) -> NDArray[np.float64]:
@@ -124,6 +122,7 @@ class Image:
     geometry: Geometry
 
     def __post_init__(self) -> None:
+        _check_grid(self.geometry)
         array = np.asarray(self.array)
         if array.ndim == 3:
             array = array[None]
@@ -218,6 +217,7 @@ class Labels:
     probabilities: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
+        _check_grid(self.geometry)
         array = np.asarray(self.array)
         if array.ndim not in (3, 4) or array.shape[-3:] != self.geometry.shape or array.size == 0:
             raise InvalidInput(
@@ -277,12 +277,22 @@ def whole_numbers(array: NDArray, what: str) -> NDArray:
     return array.astype(np.uint8 if array.max() < 256 else np.uint16)
 
 
+def _check_grid(geometry: object) -> None:
+    if not isinstance(geometry, Geometry):
+        raise InvalidInput(
+            f"the geometry is a {type(geometry).__name__}; give a Geometry, such as Geometry(shape, spacing=(3, 1, 1))"
+        )
+
+
 def _seen(geometry: Geometry) -> str:
     return f"{_by(geometry.shape)} voxels of {_by(geometry.spacing)} mm"
 
 
 def _floats(name: str, values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{name} is {values!r}; it must hold {_by(shape)} finite numbers") from None
     if array.shape != shape or not np.isfinite(array).all():
         raise InvalidInput(f"{name} is {array.tolist()}; it must hold {_by(shape)} finite numbers; correct the header")
     return array

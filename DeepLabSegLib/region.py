@@ -26,13 +26,20 @@ class Region:
     axes: tuple[tuple[float, float, float], ...] = AXIS_ALIGNED
 
     def __post_init__(self) -> None:
-        values = np.concatenate([np.ravel(self.center), np.ravel(self.size), np.ravel(self.axes)])
-        if values.shape != (15,) or not np.isfinite(values).all():
-            raise InvalidInput("the region's centre, size and axes must be 3, 3 and 3 x 3 finite numbers")
+        try:
+            center, size, axes = (np.array(part, np.float64) for part in (self.center, self.size, self.axes))
+        except (TypeError, ValueError):
+            center = size = axes = np.empty(0)
+        shapes = center.shape, size.shape, axes.shape
+        if shapes != ((3,), (3,), (3, 3)) or not all(np.isfinite(part).all() for part in (center, size, axes)):
+            raise InvalidInput(f"{self} is no region; its centre, size and axes must be 3, 3 and 3 x 3 finite numbers")
+        object.__setattr__(self, "center", tuple(center.tolist()))  # equal regions are written alike
+        object.__setattr__(self, "size", tuple(size.tolist()))
+        object.__setattr__(self, "axes", tuple(map(tuple, axes.tolist())))
         if min(self.size) <= 0:
             sizes = " x ".join(f"{size:g}" for size in self.size)
             raise InvalidInput(f"the region measures {sizes} mm; each side must be longer than 0")
-        if abs(np.linalg.det(np.array(self.axes))) < 1e-6:
+        if not axes.any(axis=1).all() or abs(np.linalg.det(self._directions)) < 1e-6:
             raise InvalidInput(f"the region's axes {self.axes} don't span a box; two of them coincide")
 
     def box(self, geometry: Geometry, margin: Sequence[float] = (0, 0, 0)) -> tuple[slice, slice, slice]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["NIFTI_SUFFIXES", "checked_spacing", "is_gzipped", "opened", "sform"]
+__all__ = ["NIFTI_SUFFIXES", "alone", "checked_spacing", "is_gzipped", "opened", "sform"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -79,6 +83,16 @@ def sform(source: Path) -> NDArray[np.float64] | None:
     if not np.linalg.det(rows[:, :3]):
         return None  # nobody can take it
     return rows * TO_MM.get(header[123] & 7, 1.0)  # xyzt_units
+
+
+@contextmanager
+def alone(source: Path) -> Iterator[Path]:
+    """`source`, or a copy of `scan.nii.gz` where `scan.nii` lies beside it, of which ITK would take the voxels."""
+    if not source.name.lower().endswith(".nii.gz") or not source.with_suffix("").exists():
+        yield source
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(shutil.copy(source, folder))
 
 
 def opened(source: Path) -> BufferedIOBase:

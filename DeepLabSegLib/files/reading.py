@@ -116,7 +116,8 @@ def _read_file(source: Path) -> sitk.Image:
     if source.stat().st_size == 0:
         raise InvalidInput(f"{source} is empty (0 bytes); copy or export it again")
     headers.check_before(source)
-    itk_image = sitk.ReadImage(str(source))
+    with nifti.alone(source) as file:
+        itk_image = sitk.ReadImage(str(file))
     if source.name.lower().endswith(JPEG_SUFFIXES):
         itk_image.SetSpacing([1.0] * itk_image.GetDimension())
     kind = sitk.ImageFileReader.GetImageIOFromFileName(str(source))

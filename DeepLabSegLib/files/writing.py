@@ -27,9 +27,12 @@ def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: boo
 
     Raises
     ------
+    InvalidInput : something else than labels.
     OutputError : an unknown ending, a folder that is missing or can't be written, an existing file without
         `overwrite`, labels that the format can't hold, a disk without room; what was there is kept.
     """
+    if not isinstance(labels, Labels):
+        raise InvalidInput(f"given is a {type(labels).__name__}, not Labels; an Image goes to write_image")
     target = check_output(path, LABEL_SUFFIXES, overwrite)
     check_overlap(target, labels.array.ndim == 4)
     check_slices(target, labels.geometry)
@@ -45,7 +48,12 @@ def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: boo
 
 
 def write_image(image: Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write an image as `.nii.gz`, `.nii`, `.nrrd` or `.mha`. Raises `OutputError` as `write_labels`."""
+    """Write an image as `.nii.gz`, `.nii`, `.nrrd` or `.mha`. Raises as `write_labels`."""
+    if not isinstance(image, Image):
+        raise InvalidInput(
+            f"the image is a {type(image).__name__}; make an Image of an array and its Geometry, or give Labels to "
+            "write_labels"
+        )
     target = check_output(path, ONE_FILE_SUFFIXES, overwrite)
     _write(from_array(image.array if image.channels > 1 else image.array[0], image.geometry), target)
 

@@ -165,7 +165,8 @@ class DeepLabV3Plus(nn.Module):
 
     Raises
     ------
-    InvalidInput : an argument out of its range, or both or neither of `encoder_name` and `encoder`.
+    InvalidInput : an argument out of its range, both or neither of `encoder_name` and `encoder`, or an `input_shape` of
+        other axes or channels than the encoder's own.
 
     Examples
     --------
@@ -195,7 +196,7 @@ class DeepLabV3Plus(nn.Module):
         if (encoder is None) == (encoder_name is None):
             raise InvalidInput("give exactly one of encoder and encoder_name")
         if encoder is not None:
-            input_shape = getattr(encoder, "input_shape", input_shape)
+            input_shape = _input_shape(encoder, input_shape)
         self.spec = spec = DeepLabSpec(
             encoder_name=encoder_name,
             input_shape=check_input_shape(input_shape),
@@ -297,6 +298,19 @@ class CoarseLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network.coarse_logits(x)
+
+
+def _input_shape(encoder: nn.Module, given: Sequence[int | None] | None) -> Sequence[int | None] | None:
+    """The encoder's own `input_shape`, where it has one, which `given` may differ from in its sizes alone."""
+    own = getattr(encoder, "input_shape", None)
+    if own is None or given is None:
+        return given if own is None else own
+    (*sizes, channels), (*own_sizes, own_channels) = check_input_shape(given), check_input_shape(own)
+    if (len(sizes), channels) != (len(own_sizes), own_channels):
+        raise InvalidInput(
+            f"input_shape is {tuple(given)}, and the encoder's own {tuple(own)}; leave it out, or make another encoder"
+        )
+    return own
 
 
 def _encoder_channels(encoder: nn.Module, depth: int) -> tuple[int, ...]:

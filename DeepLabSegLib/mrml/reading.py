@@ -26,10 +26,12 @@ def read_volumes(volume_nodes: Sequence[Any]) -> Image:
 
     Channels come in the order of the nodes, on the grid of the first; others are resampled in physical space.
 
-    Raises `InvalidInput` for no node, and what `volume_voxels` raises.
+    Raises `InvalidInput` for no list, or an empty one, and what `volume_voxels` raises.
     """
     from DeepLabSegLib.preprocess import stack_channels
 
+    if is_a(volume_nodes, ""):
+        raise InvalidInput(f"the input is {describe(volume_nodes)}, alone; give a list, such as [node]")
     if not volume_nodes:
         raise InvalidInput("no volume is given; choose a scalar or colour volume")
     images = []

@@ -40,21 +40,10 @@ def not_built(name: str, encoder: nn.Module) -> str | None:
             return "levels beyond encoder_depth"
         if part == "norms" and isinstance(parts[int(index)], nn.Identity):
             return "normalisations of levels that the decoder doesn't read"
-    if part in ("post_norm", "top") and parts is None and _is_cut(encoder):
+    of_ours = isinstance(encoder, ResNetBackbone | DenseNetBackbone | EfficientNetBackbone)
+    if part in ("post_norm", "top") and parts is None and of_ours:  # these follow the last level
         return "levels beyond encoder_depth"
     return None
-
-
-def _is_cut(encoder: nn.Module) -> bool:
-    """Whether the encoder was built with fewer levels than its family has."""
-    spec = getattr(encoder, "spec", None)
-    stages: Mapping[type[nn.Module], int] = {
-        ResNetBackbone: len(getattr(spec, "num_blocks", ())),
-        DenseNetBackbone: len(getattr(spec, "blocks", ())),
-        EfficientNetBackbone: len(getattr(spec, "blocks_args", ())),
-    }
-    total = next((count for kind, count in stages.items() if isinstance(encoder, kind)), 0)
-    return total > 0 and len(encoder.stages) < total  # type: ignore[arg-type]
 
 
 def account_for_rest(

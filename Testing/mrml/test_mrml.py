@@ -164,6 +164,8 @@ def test_what_is_no_volume_is_refused_in_words(scene, scan):
             segment_volumes([node], output, segmenter)
     with pytest.raises(InvalidInput, match="choose a segmentation node"):
         segment_volumes([volume], volume, segmenter)
+    with pytest.raises(InvalidInput, match=r"Head, a vtkMRMLScalarVolumeNode, alone; give a list, such as \[node\]"):
+        segment_volumes(volume, output, segmenter)
 
 
 def test_a_non_linear_transform_is_refused_not_ignored(scene, scan):

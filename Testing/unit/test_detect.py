@@ -100,6 +100,13 @@ def test_a_reference_network_is_found_whatever_its_depth(recording: dict[str, An
     assert len(found.spec.decoder_dilation_rates) == len(arguments["decoder_dilation_rates"])
 
 
+def test_where_two_levels_have_equally_many_channels_the_layers_that_are_run_tell_the_depth() -> None:
+    recording = next(r for r in RECORDED if r["arguments"]["encoder_name"] == "densenet121")
+    fifth = ("block2_trans", "block3_")
+    groups = [(f"encoder/{path}" if name.startswith(fifth) else path, name, s) for path, name, s in recording["groups"]]
+    assert (of_recording(recording).encoder_depth, of_recording({"groups": groups}).encoder_depth) == (5, 4)
+
+
 @pytest.mark.parametrize("within", ["segmenter/", "layers/deep_lab_v3_plus/"])
 @pytest.mark.parametrize("name", ["densenet121", "resnext50"])
 def test_a_reference_network_is_found_within_a_model_of_ones_own(name: str, within: str) -> None:

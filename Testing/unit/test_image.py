@@ -11,6 +11,13 @@ def test_an_affine_survives_the_way_there_and_back():
     again = Geometry.from_affine(geometry.shape, geometry.affine)
     np.testing.assert_allclose(again.affine, geometry.affine)
     assert again.is_close(geometry)
+    with pytest.raises(ValueError, match="read-only"):  # all who ask share it
+        geometry.affine[0, 0] = 2
+
+
+def test_an_affine_with_an_axis_of_no_length_is_refused():
+    with pytest.raises(InvalidInput, match="spacing is 1 x 0 x 1 mm; every axis needs a positive size"):
+        Geometry.from_affine((4, 4, 4), np.diag([1, 0, 1, 1]))
 
 
 def test_directions_may_have_any_length():
@@ -38,9 +45,11 @@ def test_grids_are_close_within_a_thousandth_of_the_smallest_side_at_their_last_
         ("spacing", (1, 0, 1), "positive"),
         ("spacing", (1, -2, 1), "positive"),
         ("spacing", (1, float("nan"), 1), "finite"),
+        ("spacing", ("a", 1, 1), r"spacing is \('a', 1, 1\); it must hold 3 finite numbers"),
         ("origin", (1, float("inf"), 1), "finite"),
         ("direction", ((1, 0, 0), (1, 0, 0), (0, 0, 1)), "singular"),
         ("direction", ((0, 0, 0), (0, 1, 0), (0, 0, 1)), "singular"),
+        ("direction", ((0, 1), (0, 1, 0), (0, 0, 1)), "it must hold 3 x 3 finite numbers"),
         ("direction", ((1, 0.2, 0), (0, 1, 0), (0, 0, 1)), "sheared"),
         ("direction", ((1, 0.01, 0), (0, 1, 0), (0, 0, 1)), "sheared"),
     ],
@@ -54,10 +63,19 @@ def test_a_volume_without_channel_axis_gets_one():
     assert Image(np.zeros((2, 3, 4)), Geometry((2, 3, 4))).array.shape == (1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("array", [np.zeros((2, 3, 5)), np.zeros((3, 4)), np.zeros((2, 3, 4), complex)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 3, 5)), np.zeros((3, 4)), np.zeros((0, 2, 3, 4)), np.zeros((2, 3, 4), complex)]
+)
 def test_an_array_that_does_not_fit_the_grid_is_refused(array):
     with pytest.raises(InvalidInput):
         Image(array, Geometry((2, 3, 4)))
+
+
+@pytest.mark.parametrize("kind", [Image, Labels])
+@pytest.mark.parametrize("geometry", [None, (3.0, 1.0, 1.0)])
+def test_a_geometry_is_asked_for_where_something_else_is_given(kind, geometry):
+    with pytest.raises(InvalidInput, match=f"the geometry is a {type(geometry).__name__}; give a Geometry"):
+        kind(np.zeros((2, 3, 4)), geometry)
 
 
 def test_volumes_are_in_millilitres_and_overlapping_segments_count_in_full():
@@ -96,6 +114,7 @@ def test_labels_are_kept_in_few_bytes(kind, most, kept):
         (np.full((2, 3, 4), 70000), "to 70000"),
         (np.full((2, 3, 4), np.nan), "whole numbers"),
         (np.full((2, 3, 4), "a"), "of type"),
+        (np.zeros((0, 2, 3, 4)), "have shape 0 x 2 x 3 x 4"),
     ],
 )
 def test_what_are_no_labels_are_refused(array, words):

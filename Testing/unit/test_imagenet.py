@@ -261,4 +261,10 @@ def test_networks_that_differ_in_more_than_depth_are_refused() -> None:
         inflate(flat, volume)
     with pytest.raises(WeightsError, match="has no place in the 3D model"):
         inflate(make_encoder("resnet18", (None, None, 2)), volume)
+    with pytest.raises(WeightsError, match=r"stages\.2\.0\S+ \(.*\) is missing in the 2D model"):
+        inflate(flat, make_encoder("resnet18", (None, None, None, 1)))
+    small = make_encoder("resnet18", (None, None, 2), 3)
+    small.stem.conv1 = nn.Conv2d(2, 64, 1, bias=False)  # which torch would copy into any larger kernel
+    with pytest.raises(WeightsError, match=r"stem\.conv1\.weight has shape \(64, 2, 1, 1\)"):
+        inflate(small, volume)
     assert torch.equal(volume.stem.conv1.weight, before)

@@ -176,6 +176,18 @@ def test_any_module_that_keeps_the_contract_is_an_encoder():
     assert deeper.stride == 8
 
 
+@pytest.mark.parametrize("own", [None, (None, None, 1), (64, 64, 1)])
+def test_an_input_shape_beside_an_encoder_may_differ_from_its_own_in_sizes_alone(own):
+    encoder = ThreeLevels()
+    encoder.input_shape = own
+    spec = DeepLabV3Plus(encoder=encoder, input_shape=(32, 32, 1), encoder_depth=3).spec
+    assert spec.input_shape == (own or (32, 32, 1))
+    encoder.input_shape = (64, 64, 1)
+    for given in ((64, 64, 3), (64, 64, 64, 1)):
+        with pytest.raises(InvalidInput, match=r"and the encoder's own \(64, 64, 1\); leave it out"):
+            DeepLabV3Plus(encoder=encoder, input_shape=given, encoder_depth=3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from helpers import itk, make_scan
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import read_image
+from DeepLabSegLib.files import read_image, write_image
 from DeepLabSegLib.image import Image
 
 
@@ -117,6 +117,18 @@ def test_nifti_is_known_by_its_content_or_its_right_name_is_said(tmp_path, scan)
     (tmp_path / "packed.nii.gz").rename(tmp_path / "scan.nii")
     with pytest.raises(InvalidInput, match=r"it is gzipped, so call it scan\.nii\.gz"):
         read_image(tmp_path / "scan.nii")
+
+
+@pytest.mark.parametrize(("name", "beside"), [("scan.nii.gz", "scan.nii"), ("SCAN.NII.GZ", "SCAN.NII")])
+def test_voxels_are_a_files_own_where_one_of_its_name_less_gz_lies_beside_it(tmp_path, rng, name, beside):
+    scans = {file: make_scan(rng) for file in (name, beside)}
+    for file, scan in scans.items():
+        write_image(scan, tmp_path / file)
+    for file, scan in scans.items():
+        np.testing.assert_array_equal(read_image(tmp_path / file).array, scan.array)
+    (tmp_path / beside).unlink()
+    (tmp_path / beside).mkdir()  # as some programs unpack
+    np.testing.assert_array_equal(read_image(tmp_path / name).array, scans[name].array)
 
 
 @pytest.mark.parametrize(("datatype", "components"), [(128, 3), (2304, 4)])

@@ -12,17 +12,18 @@ from DeepLabSegLib.segmenter import SegmentOptions
 
 GRID = Geometry((10, 20, 30), (3.0, 2.0, 1.0), (-15.0, -20.0, 5.0))
 TURN = ((0.8, 0.6, 0.0), (-0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
+SHEARED = ((0.8, 0.6, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # as a transform in Slicer may leave it
 
 
 def inside(region: Region, geometry: Geometry) -> np.ndarray:
     """From the definition: every voxel centre, in the box's own axes."""
     k, j, i = np.indices(geometry.shape)
     points = np.stack([k, j, i, np.ones_like(k)], -1) @ geometry.affine[:3].T
-    away = np.abs((points - region.center) @ np.array(region.axes).T)
+    away = np.abs((points - region.center) @ np.linalg.inv(region.axes))
     return (away <= np.array(region.size) / 2 + 1e-6).all(-1)
 
 
-@pytest.mark.parametrize("axes", [((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)), TURN])
+@pytest.mark.parametrize("axes", [((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)), TURN, SHEARED])
 def test_the_box_is_tight_around_the_voxels_inside(axes):
     region = Region((0.0, 0.0, 20.0), (8.0, 10.0, 12.0), axes)
     box, mask = region.box(GRID), inside(region, GRID)
@@ -30,7 +31,7 @@ def test_the_box_is_tight_around_the_voxels_inside(axes):
     outside[box] = False
     assert mask.any()
     assert not outside.any()
-    if axes != TURN:
+    if axes not in (TURN, SHEARED):
         assert mask[box].all()
     labels = np.ones((2, *GRID.shape), np.uint8)
     region.clear_outside(labels, GRID)
@@ -61,8 +62,19 @@ def test_the_axes_of_a_region_are_directions_however_long():
     labels = np.ones(GRID.shape, np.uint8)
     longer.clear_outside(labels, GRID)
     np.testing.assert_array_equal(labels, inside(region, GRID))
-    with pytest.raises(InvalidInput, match="two of them coincide"):
-        replace(region, axes=(TURN[0], TURN[0], TURN[2]))
+    shorter = replace(region, axes=tuple(map(tuple, np.array(TURN) / 1000)))
+    assert shorter.box(GRID) == region.box(GRID)
+    for axes in ((TURN[0], TURN[0], TURN[2]), (TURN[0], (0.0, 0.0, 0.0), TURN[2])):
+        with pytest.raises(InvalidInput, match="two of them coincide"):
+            replace(region, axes=axes)
+
+
+def test_a_region_of_arrays_is_equal_to_one_of_tuples_and_written_alike():
+    plain = Region((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), TURN)
+    given = Region(np.array([1, 2, 3]), [4, 5, 6], np.array(TURN))
+    assert given == plain
+    assert repr(given) == repr(plain)
+    assert hash(given) == hash(plain)
 
 
 def test_a_crop_keeps_its_place_in_space():
@@ -79,6 +91,8 @@ def test_a_crop_keeps_its_place_in_space():
         ((0.5, 0.0, 20.3), (0.1, 9.0, 0.1), "no voxel of the volume lies in the region"),
         ((0.0, 0.0, 0.0), (9.0, 0.0, 9.0), "9 x 0 x 9 mm; each side must be longer than 0"),
         ((float("nan"), 0.0, 0.0), (9.0, 9.0, 9.0), "finite"),
+        (("a", 0.0, 0.0), (9.0, 9.0, 9.0), r"Region\(center=\('a', 0\.0, 0\.0\).*must be 3, 3 and 3 x 3 finite"),
+        ((0.0, 0.0, 0.0), 9.0, "finite"),
     ],
 )
 def test_a_region_that_holds_nothing_is_refused(center, size, words):

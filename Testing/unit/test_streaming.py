@@ -152,11 +152,16 @@ def test_windows_of_a_volume_that_follow_each_other_along_one_axis_alone(scan):
     check(make(3), scan, SegmentOptions(tile=(16, 40, 16), overlap=0.5))
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("orientation", ["SAR", "RSA"])  # one axis of the scan changes from slab to slab, or two
 @pytest.mark.parametrize(("dims", "tile"), [(2, (16, 24)), (3, (16, 16, 24))])
-def test_oblique(dims, tile, scan):
+def test_oblique(dims, tile, orientation, gpu, scan, monkeypatch):
+    for module in (streaming, windows):
+        monkeypatch.setattr(module, "is_gpu", lambda device: gpu)
     turn = ((0.96, 0.28, 0.0), (-0.28, 0.96, 0.0), (0.0, 0.0, 1.0))
     geometry = Geometry(scan.geometry.shape, scan.geometry.spacing, scan.geometry.origin, turn)
-    check(make(dims, spacing=(2.0, 1.4, 1.4)), type(scan)(scan.array, geometry), SegmentOptions(tile=tile))
+    segmenter = make(dims, orientation=orientation, spacing=(2.0, 1.4, 1.4))
+    check(segmenter, type(scan)(scan.array, geometry), SegmentOptions(tile=tile))
 
 
 @pytest.mark.parametrize(("classes", "activation"), [(3, "softmax"), (3, "sigmoid")])

@@ -181,13 +181,14 @@ def test_stages_beyond_the_depth_are_ignored_by_name(tmp_path: Path) -> None:
     assert all("encoder/layers/" in name for name in report.ignored["levels beyond encoder_depth"])
 
 
-def test_a_missing_tensor_is_named_with_its_shape_and_nothing_is_loaded(file: tuple) -> None:
+@pytest.mark.parametrize("channels", [40, 320], ids=["in the encoder", "of the level that the decoder reads"])
+def test_a_missing_tensor_is_named_with_its_shape_and_nothing_is_loaded(file: tuple, channels: int) -> None:
     recording, arrays, path = file
-    lost = next(name for name, a in arrays.items() if a.shape == (40,))
+    lost = [name for name, a in arrays.items() if a.shape == (channels,)][-1]
     seeded.write(path, recording["groups"], {name: a for name, a in arrays.items() if name != lost})
     model = DeepLabV3Plus(**recording["arguments"])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(WeightsError, match=r"encoder\.\S+ \(40\) is missing"):
+    with pytest.raises(WeightsError, match=rf"encoder\.\S+ \({channels}\) is missing"):
         load_weights(model, path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -364,6 +365,19 @@ def test_a_deeper_encoders_state_dict_loads_into_a_shallower_one(tmp_path: Path)
     report = load_weights(shallow, tmp_path / "w.pt")
     assert torch.equal(shallow.stages[1][0].conv1.weight, deep.stages[1][0].conv1.weight)
     assert set(report.ignored) == {"levels beyond encoder_depth", "counts of batches seen"}
+
+
+def test_an_encoders_state_dict_fills_a_networks_encoder_and_keeps_its_decoder(tmp_path: Path) -> None:
+    source, target = network("convnext_v2_atto"), network("convnext_v2_atto")
+    state, head = source.encoder.state_dict(), target.head.weight.clone()
+    torch.save(state, tmp_path / "w.pt")
+    report = load_weights(target, tmp_path / "w.pt")
+    assert list(report.kept) == ["the decoder: the file holds a backbone alone"]
+    assert torch.equal(target.head.weight, head)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in target.encoder.state_dict().items())
+    torch.save({name: tensor for name, tensor in state.items() if name != "norms.1.weight"}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"encoder\.norms\.1\.weight \(80\) is missing"):
+        load_weights(target, tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("depth", [1, 2])

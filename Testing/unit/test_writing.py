@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from helpers import SEGMENTS
 
-from DeepLabSegLib.errors import OutputError
+from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels
 from DeepLabSegLib.outputs import check_apart, check_output, replacing
@@ -72,6 +72,16 @@ def test_capitals_long_names_and_several_endings_can_be_written_to(tmp_path, lab
 def test_an_image_is_not_written_in_two_files(tmp_path, scan, name):
     with pytest.raises(OutputError, match=r"no known ending; choose one of \.nii\.gz, \.nii, \.nrrd, \.mha"):
         write_image(scan, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_image_and_what_are_no_labels_is_said(tmp_path, scan, labels):
+    for given, kind in ((scan.array, "ndarray"), (labels, "Labels")):
+        with pytest.raises(InvalidInput, match=f"the image is a {kind}; make an Image of an array and its Geometry"):
+            write_image(given, tmp_path / "r.nrrd")
+    for given, kind in ((labels.array, "ndarray"), (scan, "Image")):
+        with pytest.raises(InvalidInput, match=f"{kind}, not Labels; an Image goes to write_image"):
+            write_labels(given, tmp_path / "r.nrrd")
     assert not list(tmp_path.iterdir())
 
 
