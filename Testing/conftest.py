@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from helpers import OBLIQUE, SEGMENTS, make_bundle, make_network, make_scan
 
 from DeepLabSegLib.bundle import save_bundle
 from DeepLabSegLib.image import Geometry, Image, Labels
+
+# What tests start has the library of this checkout as well, whichever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,15 @@ import torch
 
 from DeepLabSegLib.bundle import Bundle, ModelInput, save_bundle
 from DeepLabSegLib.catalog import sample_scan
+from DeepLabSegLib.cli import main
 from DeepLabSegLib.image import Geometry, Image, Segment, Terminology
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.segmenter import Segmenter
 
 SAMPLE = sample_scan()
+CLOSED, FULL = Path("/proc"), Path("/dev/full")
+"""On Linux, a folder that takes no file, whoever asks, and a disk without room."""
 TERMINOLOGY = Terminology(("SCT", "123037004", "Anatomical Structure"), ("SCT", "12738006", "Brain"))
 SEGMENTS = (Segment(1, "Grey matter", (200, 100, 50), TERMINOLOGY), Segment(2, "Ventrikel", (0, 0, 255)))
 OBLIQUE = ((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (-1.0, 0.0, 0.0))
@@ -106,6 +109,11 @@ def physically_equal(image: Image, permutation: tuple[int, ...], flips: tuple[in
         array=array.copy(),
         geometry=Geometry(array.shape[1:], tuple(spacing), tuple(origin), tuple(map(tuple, direction))),
     )
+
+
+def run(*arguments) -> int:
+    """`deeplabseg` with these arguments, here; its exit code."""
+    return main([str(argument) for argument in arguments])
 
 
 def itk(image: Image) -> sitk.Image:

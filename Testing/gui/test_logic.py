@@ -32,7 +32,7 @@ def model(tmp_path):
     return save_model(tmp_path / "tiny", make_segmenter(2))
 
 
-def test_segment_gives_a_node_named_after_the_volume(logic, model, volume, scan):
+def test_segment_gives_a_node_named_after_the_volume(logic, model, volume):
     volume.SetAndObserveTransformNodeID(add_transform(slicer.mrmlScene, turn(30, (1, 2, 3))).GetID())
     node = logic.segment(volume, model=model, device="cpu", show3D=True)
     assert node.GetName() == "Head segmentation"
@@ -76,7 +76,7 @@ def test_a_run_that_fails_or_is_cancelled_leaves_the_scene(logic, model, volume)
     assert slicer.mrmlScene.GetNumberOfNodes() == before
 
 
-def test_all_nodes_of_a_list_are_segmented_and_reported(logic, model, volume, rng, slicer_window):
+def test_all_nodes_of_a_list_are_segmented_and_reported(logic, model, volume, rng):
     other = add_volume(slicer.mrmlScene, make_scan(rng, (8, 30, 34)), "Other")
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
     seen = []
@@ -294,7 +294,7 @@ def test_pytorch_comes_as_its_extension_gets_it_with_the_window_alive(
     assert "Restart Slicer" in panel.ui.statusLabel.text, "torch is not there yet"
 
 
-def test_a_module_that_is_closed_while_it_installs_ends_in_peace(panel, volume, tmp_path):
+def test_a_module_that_is_closed_while_it_installs_ends_in_peace(panel, volume):
     panel.ui.segmentButton.click()
     installer = panel.panel._installer
     panel.cleanup()
@@ -382,7 +382,7 @@ def test_pip_finds_the_constraints_where_the_users_name_has_a_space(
     assert ended.returncode == 0, ended.stderr
 
 
-def test_after_a_restart_it_says_where_it_was(load_module, slicer_window):
+def test_after_a_restart_it_says_where_it_was(load_module):
     from importlib import import_module
 
     load_module()

@@ -60,7 +60,7 @@ def test_a_volume_that_slicer_keeps_out_of_its_lists_is_not_chosen(widget):
     assert widget.logic.getParameterNode().inputVolume is None
 
 
-def test_an_empty_volume_is_refused_beside_the_field(widget, slicer_window):
+def test_an_empty_volume_is_refused_beside_the_field(widget):
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Nothing")
     widget.ui.inputSelector.setCurrentNode(empty)
     assert "Nothing is empty" in widget.ui.inputMessageLabel.text
@@ -75,7 +75,7 @@ def test_a_single_slice_is_for_2d_models(widget, rng):
     assert not widget.ui.inputMessageLabel.visible
 
 
-def test_a_model_for_several_channels_asks_for_them(widget, models, volume, rng, slicer_window):
+def test_a_model_for_several_channels_asks_for_them(widget, models, volume, rng):
     save_model(models / "two", make_segmenter(2, channels=2))
     widget.enter()
     select(widget.ui.modelComboBox, "two")
@@ -129,7 +129,7 @@ def test_what_is_said_of_a_node_follows_the_node(widget, volume, scan):
     assert not ui.inputMessageLabel.visible
 
 
-def test_what_is_chosen_and_deleted_has_no_other_chosen_in_its_place(widget, models, volume, rng):
+def test_what_is_chosen_and_deleted_has_no_other_chosen_in_its_place(widget, models, volume):
     save_model(models / "two", make_segmenter(2, channels=2))
     widget.enter()
     select(widget.ui.modelComboBox, "two")

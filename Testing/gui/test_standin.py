@@ -254,7 +254,7 @@ class TestNodeSelector:
         label_map.SetHideFromEditors(True)
         assert selector.nodeCount() == 0
 
-    def test_a_new_name_is_shown(self, selector, screenshot):
+    def test_a_new_name_is_shown(self, selector):
         selector.setMRMLScene(slicer.mrmlScene)
         add_volume("Before").SetName("After")
         assert selector.findChild(sys.modules["qt"].QComboBox).currentText == "After"
@@ -286,7 +286,7 @@ class TestNodeSelector:
 
 
 class TestCtk:
-    def test_a_path_is_kept_for_the_next_time(self, qt, tmp_path):
+    def test_a_path_is_kept_for_the_next_time(self, qt):
         ctk, heard = sys.modules["ctk"], []
         edit = ctk.ctkPathLineEdit()
         edit.connect("currentPathChanged(QString)", heard.append)
@@ -317,7 +317,7 @@ class TestCtk:
         ):
             assert not hasattr(widget, setter)
 
-    def test_a_section_hides_its_contents_when_closed(self, qt, qt_app):
+    def test_a_section_hides_its_contents_when_closed(self, qt):
         section = sys.modules["ctk"].ctkCollapsibleButton()
         layout = qt.QVBoxLayout(section)
         label = qt.QLabel("words")

@@ -424,7 +424,7 @@ def test_a_result_comes_beside_its_volume_and_stays_where_someone_puts_it(scene,
 
 
 @pytest.mark.parametrize(("largest", "off"), [(surface_module.LARGEST, 0.01), (4000, surface_module.LOST)])
-def test_a_surface_lies_around_its_segment(scene, rng, largest, off, monkeypatch):
+def test_a_surface_lies_around_its_segment(scene, largest, off, monkeypatch):
     monkeypatch.setattr(surface_module, "LARGEST", largest)
     geometry = Geometry((40, 60, 50), (3.0, 1.0, 1.5), (5.0, 6.0, 7.0), OBLIQUE)
     centre = geometry.affine @ [20, 30, 25, 1]
@@ -488,7 +488,7 @@ def test_steps_thin_out_a_large_surface_and_spare_what_is_thin(monkeypatch):
     assert plate[0] == plate[1], "in steps of two it would be four thick, not three"
 
 
-def test_a_surface_survives_its_file(tmp_path, rng):
+def test_a_surface_survives_its_file(tmp_path):
     labels = Labels(np.pad(np.ones((4, 5, 6), np.uint8), 2), Geometry((8, 9, 10)), (Segment(1, "Box", (1, 2, 3)),))
     surface = closed_surfaces(labels)["Segment_1"]
     write_surface(surface, tmp_path / "box.vtp")

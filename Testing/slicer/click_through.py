@@ -74,11 +74,9 @@ def click_through(folder):
     ui.mirrorCheckBox.click()
     ui.runCollapsibleButton.collapsed = True
     ui.uncertaintyCheckBox.click()
-    started = time.monotonic()
     ui.segmentButton.click()
     wait_until(lambda: ui.segmentButton.text == "Segment")
     assert "is ready" in ui.statusLabel.text, ui.statusLabel.text
-
     keep_picture(folder, "6-uncertainty")
 
 

@@ -3,7 +3,7 @@
     Slicer --no-main-window --testing --python-script Testing/slicer/run.py
 
 Arguments after the script's name go to pytest, for example `-k region`. The tests are those of `Testing/mrml` and
-`Testing/gui`, which elsewhere run on slicer-core and a stand-in for the window, and those of this folder.
+`Testing/gui`, which elsewhere run on slicer-core and a stand-in for the window.
 """
 
 import os

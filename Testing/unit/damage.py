@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,10 +89,8 @@ class Files:
             case "h5":
                 seeded.write(path, self.groups, content)
             case "keras":
-                seeded.write(self.folder / "weights", self.groups, content)
-                with zipfile.ZipFile(path, "w") as archive:
-                    archive.writestr("config.json", '{"config": {"decoder_dilation_rates": [1, 2]}}')
-                    archive.write(self.folder / "weights", "model.weights.h5")
+                weights = seeded.write(self.folder / "weights", self.groups, content)
+                seeded.write_archive(path, weights, {"decoder_dilation_rates": [1, 2]})
             case "torch":
                 torch.save(
                     {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in content.items()}, path

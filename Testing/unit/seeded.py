@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ IMAGENET = FIXTURES / "imagenet.json.gz"
 def recordings() -> list[dict[str, Any]]:
     """Recorded networks: arguments, groups `[path, layer name, shapes]`, and the logits for `image`."""
     return json.loads(gzip.decompress(RECORDED.read_bytes()))
+
+
+def recorded(name: str, dims: int = 2) -> dict[str, Any]:
+    """The first recorded network with this encoder."""
+    named = (r for r in recordings() if r["arguments"]["encoder_name"] == name)
+    return next(r for r in named if len(r["arguments"]["input_shape"]) == dims + 1)
 
 
 def values(groups: list, seed: int = 0) -> dict[str, np.ndarray]:
@@ -83,4 +90,12 @@ def write(path: Path, groups: list, arrays: dict[str, np.ndarray]) -> Path:
             file.create_group(f"{group}/vars").attrs["name"] = name
         for key, array in arrays.items():
             file[key] = array
+    return path
+
+
+def write_archive(path: Path, weights: Path, stated: dict[str, Any] | None = None) -> Path:
+    """The `.keras` file around the `.weights.h5` at `weights`, of a network with the arguments `stated`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps({} if stated is None else {"config": stated}))
+        archive.write(weights, "model.weights.h5")
     return path

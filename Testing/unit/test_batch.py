@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import itk, make_scan, make_segmenter
+from helpers import CLOSED, itk, make_scan, make_segmenter
 from PIL import Image as Picture
 
 from DeepLabSegLib.batch import Case, collect, find_nested, find_scans, read_report, segment_files, write_report
@@ -20,9 +20,6 @@ from DeepLabSegLib.segmenter import Segmenter, SegmentOptions
 
 MEMORY = Path("/proc/self/mem")
 """A file that can be opened, and not read."""
-
-
-CLOSED = Path("/proc")
 
 
 def never(progress) -> None:
@@ -49,7 +46,7 @@ def test_scans_are_found_and_segmentations_left_out(folder):
     assert [path.name for path in find_scans(folder)] == ["a.nii.gz", "b.nrrd"]
 
 
-def test_a_folder_of_dicom_is_a_scan(tmp_path, scan):
+def test_a_folder_of_dicom_is_a_scan(tmp_path):
     series = tmp_path / "patients" / "one"
     series.mkdir(parents=True)
     (series / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
@@ -189,7 +186,7 @@ def test_one_that_fails_does_not_stop_the_rest(folder, tmp_path):
     assert "a.nii.gz can't be read" in cases[0].message
 
 
-def test_nor_does_one_that_fails_as_nobody_foresaw(folder, tmp_path):
+def test_one_that_fails_as_nobody_foresaw_does_not_stop_the_rest_either(folder, tmp_path):
     def fault(progress) -> None:
         if not list((tmp_path / "out").glob("a.*")) and progress.stage == "restore":
             (tmp_path / "out" / "a.seg.nrrd").touch()
@@ -550,15 +547,16 @@ def test_an_output_folder_that_is_a_file_is_said(folder):
         segment_files(make_segmenter(2), find_scans(folder), folder / "notes.txt")
 
 
-def test_an_interruption_leaves_the_table_of_what_is_finished(folder, tmp_path):
+def test_an_interruption_leaves_the_table_of_what_is_finished_and_of_what_failed(folder, tmp_path):
     def stop(case) -> None:
         raise KeyboardInterrupt
 
+    (folder / "a.nii.gz").write_bytes(b"broken")
     with pytest.raises(KeyboardInterrupt):
         segment_files(
             make_segmenter(2), find_scans(folder), tmp_path / "out", on_case=stop, report=tmp_path / "report.csv"
         )
-    assert [row[:2] for row in read_table(tmp_path / "report.csv")] == [["case", "status"], ["a", "done"]]
+    assert [row[:2] for row in read_table(tmp_path / "report.csv")] == [["case", "status"], ["a", "failed"]]
 
 
 def test_an_empty_file_is_no_result_and_an_unreadable_one_is_named_and_left(folder, tmp_path):

@@ -13,13 +13,13 @@ import forms
 
 
 @pytest.mark.parametrize("size", [[32, 40], [24, 32, 40]])
-def test_one_window(size, monkeypatch):
+def test_one_window_goes_through_the_plain_and_the_fast_form(size, monkeypatch):
     monkeypatch.setattr("DeepLabSegLib.devices.kept_pages", nullcontext)  # for processes that only measure
     assert forms.plain("resnet18", size)().shape == (1, 3, *size)
     assert forms.fast("resnet18", size, "fp32")().shape == (3, *(1,) * (3 - len(size)), *size)
 
 
-def test_stitching(monkeypatch):
+def test_windows_of_a_volume_are_stitched_to_labels(monkeypatch):
     monkeypatch.setattr(forms, "WINDOW", 16)
     found = forms.stitch_ours([20, 24, 30], classes=3)()
     assert found.labels.shape == (1, 20, 24, 30)

@@ -259,7 +259,7 @@ def test_models_are_found_by_name_in_the_folders_that_are_searched(bundle_folder
         find_model("tinny")
 
 
-def test_the_shipped_models_are_whole(capsys):
+def test_the_shipped_models_are_whole():
     names = DeepLabSegLib.list_models()
     assert "head-mri-2d" in names
     for name in names:

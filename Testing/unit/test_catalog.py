@@ -20,7 +20,7 @@ def test_the_encoders_are_those_of_the_tables():
     assert sum(map(len, catalog.ENCODERS.values())) == 59
 
 
-def test_it_lists_and_reads_without_torch():
+def test_models_are_listed_and_their_cards_read_without_torch():
     code = (
         "import sys; from DeepLabSegLib import catalog\n"
         "for path in catalog.installed_models().values(): print(catalog.read_card(path).name)\n"
@@ -50,7 +50,7 @@ def test_a_card_that_says_nonsense_is_refused_by_key(bundle_folder, change):
         catalog.read_card(bundle_folder)
 
 
-def test_one_damaged_model_hides_no_other(tmp_path, monkeypatch, bundle_folder, capsys):
+def test_one_damaged_model_hides_no_other(monkeypatch, bundle_folder, capsys):
     monkeypatch.setenv("DEEPLABSEG_MODELS", str(bundle_folder.parent))
     for name, text in {"cut": "{", "empty": "", "odd": "\N{GREEK SMALL LETTER ALPHA}"}.items():
         (bundle_folder.parent / name).mkdir()

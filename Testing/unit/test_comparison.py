@@ -8,18 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run
 from PIL import Image as Picture
 
-from DeepLabSegLib.cli import main
 from DeepLabSegLib.comparison import TABLES
 from DeepLabSegLib.files import write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
 
 SEGMENTS = (Segment(1, "Cap / top", (255, 0, 0)), Segment(2, "Base", (0, 255, 0)))
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def write(path: Path, array: np.ndarray) -> None:
@@ -74,7 +70,7 @@ def test_folders_give_tables_and_pictures(folders, tmp_path, capsys):
     assert {path.name for path in output.iterdir()} == pictures | {"cases.csv", "summary.csv", "summary.json"}
 
 
-def test_files_without_a_counterpart_and_cases_that_differ_are_named_and_stop_nothing(folders, tmp_path, capsys):
+def test_files_without_a_counterpart_and_cases_that_differ_are_named_and_stop_nothing(folders, capsys):
     ours, theirs, _ = folders
     (next(theirs.glob("case1*"))).unlink()
     (next(ours.glob("case2*"))).unlink()
@@ -174,7 +170,7 @@ def test_no_picture_is_made_of_perfect_cases_or_where_none_is_wanted(folders, tm
     assert not [*tmp_path.glob("same/*.png"), *tmp_path.glob("none/*.png")]
 
 
-def test_an_order_that_names_gainsay_is_said(folders, tmp_path, capsys):
+def test_an_order_that_names_gainsay_is_said(folders, capsys):
     ours, theirs = (sorted(folder.iterdir()) for folder in folders[:2])
     assert run("evaluate", *ours, "--reference", *reversed(theirs)) == 0
     printed = capsys.readouterr().out
@@ -184,7 +180,7 @@ def test_an_order_that_names_gainsay_is_said(folders, tmp_path, capsys):
     assert "gainsay" not in capsys.readouterr().out
 
 
-def test_a_distance_that_not_all_cases_have_is_said(folders, tmp_path, capsys):
+def test_a_distance_that_not_all_cases_have_is_said(folders, capsys):
     ours, theirs, _ = folders
     prediction, reference = sorted(ours.iterdir())[0], sorted(theirs.iterdir())[0]
     empty = ours / ("empty" + "".join(prediction.suffixes))

@@ -1,7 +1,6 @@
 import json
 import sys
 import warnings
-import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +8,11 @@ import pytest
 import seeded
 import SimpleITK as sitk
 import torch
-from helpers import itk, make_bundle, make_network, make_spec
+from helpers import itk, make_bundle, make_network, make_spec, run
 from safetensors.torch import save_file
 
 from DeepLabSegLib import SegmentOptions, read_image
 from DeepLabSegLib.bundle import read_bundle, save_bundle
-from DeepLabSegLib.cli import main
 from DeepLabSegLib.errors import InvalidInput, OutputError, WeightsError
 from DeepLabSegLib.export import EXPORTERS, export
 from DeepLabSegLib.files import read_labels
@@ -22,10 +20,6 @@ from DeepLabSegLib.segmenter import load_model
 from DeepLabSegLib.weights import convert
 
 RATES = ("--dilation-rates", "2x4")
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(params=[2, 3])
@@ -177,12 +171,10 @@ def test_what_the_network_says_of_its_classes_is_not_turned_round_by_the_labels(
 )
 def test_labels_tell_softmax_from_sigmoid_only_where_a_keras_archive_does_not(tmp_path, stated, labels, said):
     pytest.importorskip("h5py", reason="needs h5py to write the file")
-    recording = next(r for r in seeded.recordings() if r["arguments"]["encoder_name"] == "convnext_v2_atto")
-    seeded.write(tmp_path / "w.h5", recording["groups"], seeded.values(recording["groups"]))
-    config = {"classifier_activation": stated, "decoder_dilation_rates": [1, 2], "head_upsample": None}
-    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
-        archive.writestr("config.json", json.dumps({"config": config}))
-        archive.write(tmp_path / "w.h5", "model.weights.h5")
+    groups = seeded.recorded("convnext_v2_atto")["groups"]
+    weights = seeded.write(tmp_path / "w.h5", groups, seeded.values(groups))
+    said_there = {"classifier_activation": stated, "decoder_dilation_rates": [1, 2], "head_upsample": None}
+    seeded.write_archive(tmp_path / "m.keras", weights, said_there)
     if stated == "linear":
         with pytest.warns(UserWarning, match="classifier_activation 'linear'"):
             assert convert(tmp_path / "m.keras", labels=labels.split())[0].network.classifier_activation == said

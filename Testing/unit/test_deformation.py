@@ -20,7 +20,7 @@ from DeepLabSegLib.training.prepared import prepare
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_image_and_label_stay_aligned_however_they_are_deformed(dims, tmp_path, rng):
+def test_image_and_label_stay_aligned_however_they_are_deformed(dims, tmp_path):
     """The image of these cases is their label."""
     (tmp_path / "data").mkdir()
     shape = (40, 44, 36) if dims == 3 else (1, 88, 80)

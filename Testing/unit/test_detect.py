@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ SMALLEST = (
     "convnext_v2_atto",
     "seresnet18",
 )
-RECORDED = seeded.recordings()
 
 
 def shapes_of(model: torch.nn.Module, prefix: str = "") -> WeightsFile:
@@ -86,7 +84,7 @@ def of_recording(recording: dict[str, Any], within: str = "") -> Detection:
     return detect_in(WeightsFile("keras", tensors, {path: name for path, name, _ in groups}), "recording")
 
 
-@pytest.mark.parametrize("recording", RECORDED, ids=lambda r: r["arguments"]["encoder_name"])
+@pytest.mark.parametrize("recording", seeded.recordings(), ids=lambda r: r["arguments"]["encoder_name"])
 def test_a_reference_network_is_found_whatever_its_depth(recording: dict[str, Any]) -> None:
     arguments = recording["arguments"]
     found = of_recording(recording)
@@ -101,7 +99,7 @@ def test_a_reference_network_is_found_whatever_its_depth(recording: dict[str, An
 
 
 def test_where_two_levels_have_equally_many_channels_the_layers_that_are_run_tell_the_depth() -> None:
-    recording = next(r for r in RECORDED if r["arguments"]["encoder_name"] == "densenet121")
+    recording = seeded.recorded("densenet121")
     fifth = ("block2_trans", "block3_")
     groups = [(f"encoder/{path}" if name.startswith(fifth) else path, name, s) for path, name, s in recording["groups"]]
     assert (of_recording(recording).encoder_depth, of_recording({"groups": groups}).encoder_depth) == (5, 4)
@@ -110,7 +108,7 @@ def test_where_two_levels_have_equally_many_channels_the_layers_that_are_run_tel
 @pytest.mark.parametrize("within", ["segmenter/", "layers/deep_lab_v3_plus/"])
 @pytest.mark.parametrize("name", ["densenet121", "resnext50"])
 def test_a_reference_network_is_found_within_a_model_of_ones_own(name: str, within: str) -> None:
-    recording = next(r for r in RECORDED if r["arguments"]["encoder_name"] == name)
+    recording = seeded.recorded(name)
     assert of_recording(recording, within) == of_recording(recording)
 
 
@@ -158,12 +156,10 @@ def test_a_detected_file_opens(tmp_path: Path) -> None:
 
 def test_a_keras_archive_closes_what_tensors_leave_open(tmp_path: Path) -> None:
     pytest.importorskip("h5py", reason="needs h5py to write the file")
-    recording = next(r for r in RECORDED if r["arguments"]["encoder_name"] == "convnext_v2_atto")
-    seeded.write(tmp_path / "w.h5", recording["groups"], seeded.values(recording["groups"]))
-    config = '{"config": {"decoder_dilation_rates": [1, 2], "classifier_activation": "softmax", "head_upsample": 8}}'
-    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
-        archive.writestr("config.json", config)
-        archive.write(tmp_path / "w.h5", "model.weights.h5")
+    groups = seeded.recorded("convnext_v2_atto")["groups"]
+    weights = seeded.write(tmp_path / "w.h5", groups, seeded.values(groups))
+    stated = {"decoder_dilation_rates": [1, 2], "classifier_activation": "softmax", "head_upsample": 8}
+    seeded.write_archive(tmp_path / "m.keras", weights, stated)
     found = detect(tmp_path / "m.keras")
     assert found.spec is not None
     assert found.spec.decoder_dilation_rates == (1, 2)

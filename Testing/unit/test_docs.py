@@ -1,10 +1,13 @@
 """The commands that README promises are the ones that are run, and what it shows is there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from test_borders import FLOORS
+
+from DeepLabSegLib.cli import EXIT_CODES, _parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,10 +43,27 @@ def test_the_order_of_imports_is_the_one_that_is_kept():
     assert [set(re.findall(r"\w+", floor)) for floor in order.split("←")] == FLOORS
 
 
-def test_the_readme_says_the_exit_codes():
-    from DeepLabSegLib.cli import EXIT_CODES
+def test_every_file_of_the_library_is_in_the_table_of_its_parts():
+    table = CONTRIBUTING.split("| file or folder of `DeepLabSegLib` |")[1].split("\n\n")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines()[2:]]
+    parts = {name: told for names, told in rows for name in re.findall(r"`(\w+)(?:\.py|/)`", names)}
+    assert parts.keys() == set().union(*FLOORS)
+    for file in (ROOT / "DeepLabSegLib").glob("*/*.py"):
+        if file.name != "__init__.py":
+            assert f"`{file.stem}`" in parts[file.parent.name], file
 
+
+def test_the_readme_says_the_exit_codes():
     assert EXIT_CODES in README
+
+
+def test_every_command_of_the_guides_has_arguments_that_there_are():
+    blocks = re.findall(r"```bash\n(.*?)```", README + CONTRIBUTING, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").replace("$fold", "0").splitlines()
+    commands = [found[1] for line in lines if (found := re.search(r"(?:deeplabseg|DeepLabSegLib\.cli) ([^;#]+)", line))]
+    assert len(commands) > 20
+    for command in commands:
+        _parser(as_json=False).parse_args(shlex.split(command))
 
 
 def test_the_readmes_figures_are_those_of_the_models():

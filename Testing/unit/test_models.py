@@ -37,16 +37,6 @@ def test_the_catalogue_is_printed_and_returned(capsys):
     assert "seresnext101" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50_v2", "seresnet50_vd", "resnext50"])
-@pytest.mark.parametrize("dims", [2, 3])
-def test_an_encoder_returns_the_levels_that_it_announces(name, dims):
-    encoder = make_encoder(name, (*sizes(dims), 2)).eval()
-    with torch.inference_mode():
-        pyramid = encoder(torch.randn(1, 2, *sizes(dims)))
-    assert [tuple(level.shape[1:]) for level in pyramid] == [p.shape for p in encoder.pyramid_outputs.values()]
-    assert tuple(p.stride for p in encoder.pyramid_outputs.values()) == encoder.strides
-
-
 @pytest.mark.parametrize("depth", [3, 4, 5])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_any_input_size_gives_an_output_of_the_same_size(dims, depth):

@@ -1,6 +1,5 @@
 """What files are warned of is told as a note, once and as soon as it is known, whatever the command."""
 
-import os
 import struct
 import subprocess
 import sys
@@ -9,11 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import SAMPLE
-
-from DeepLabSegLib.cli import main
-
-FULL = Path("/dev/full")
+from helpers import FULL, run
 
 
 def write(path: Path, array: np.ndarray) -> None:
@@ -39,8 +34,8 @@ def test_evaluate_tells_of_each_file_once(tmp_path, capsys, drawn):
     array[2:4, 5:12, 6:14] = 1
     for shift, folder in enumerate(("ours", "theirs", "scans")):
         write(tmp_path / folder / "case.nii", np.roll(array, shift))
-    more = ["-o", str(tmp_path / "out"), "--images", str(tmp_path / "scans")] if drawn else []
-    assert main(["evaluate", str(tmp_path / "ours"), "--reference", str(tmp_path / "theirs"), *more]) == 0
+    more = ("-o", tmp_path / "out", "--images", tmp_path / "scans") if drawn else ()
+    assert run("evaluate", tmp_path / "ours", "--reference", tmp_path / "theirs", *more) == 0
     assert notes(capsys.readouterr().err) == ["case.nii"] * (3 if drawn else 2)
 
 
@@ -49,11 +44,8 @@ def test_a_note_that_nobody_can_read_makes_no_case_fail(tmp_path):
     for folder in ("ours", "theirs"):
         write(tmp_path / folder / "case.nii", np.ones((6, 20, 24), np.uint8))
     command = [sys.executable, "-m", "DeepLabSegLib.cli", "evaluate", "ours", "--reference", "theirs"]
-    environment = os.environ | {"PYTHONPATH": str(SAMPLE.parents[2])}
     with FULL.open("w") as full:
-        ended = subprocess.run(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=full, text=True, check=False
-        )
+        ended = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert ended.returncode == 0
     assert "1 compared, 0 failed" in ended.stdout
 
@@ -64,5 +56,5 @@ def test_train_tells_of_each_file_once(tmp_path, rng, capsys):
         array[2:5, 5:12, 6 + n : 14 + n] = 1
         write(tmp_path / "images" / f"case{n}.nii", rng.integers(0, 90, array.shape, np.uint8) + 100 * array)
         write(tmp_path / "labels" / f"case{n}.nii", array)
-    assert main(["train", str(tmp_path), "--check"]) == 0
+    assert run("train", tmp_path, "--check") == 0
     assert sorted(notes(capsys.readouterr().err)) == ["case0.nii", "case0.nii", *(f"case{n}.nii" for n in (1, 1, 2, 2))]

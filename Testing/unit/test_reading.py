@@ -66,13 +66,11 @@ def test_what_is_no_image_is_refused_with_its_name(tmp_path):
     (tmp_path / "empty.nii.gz").write_bytes(b"")
     (tmp_path / "text.nrrd").write_text("this is no image")
     (tmp_path / "text.txt").write_text("this is no image")
-    sitk.WriteImage(sitk.Image([3, 3, 3, 2], sitk.sitkInt16), tmp_path / "series.nii.gz")
     for name, words in [
         ("gone.nii.gz", "gone.nii.gz does not exist"),
         ("empty.nii.gz", "empty"),
         ("text.nrrd", "can't be read"),
         ("text.txt", "can't be read"),
-        ("series.nii.gz", "4 axes"),
     ]:
         with pytest.raises(InvalidInput, match=words):
             read_image(tmp_path / name)

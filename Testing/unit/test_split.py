@@ -11,7 +11,7 @@ from DeepLabSegLib.training.cases import Case
 from DeepLabSegLib.training.split import split
 
 
-def test_a_patient_is_never_on_both_sides_and_folds_cover_everything_once(rng):
+def test_a_patient_is_never_on_both_sides_and_folds_cover_everything_once():
     cases = [Case(f"c{n:03}", (), Path(), f"p{n % 7 if n < 60 else n}") for n in range(80)]
     validated = []
     for fold in range(4):

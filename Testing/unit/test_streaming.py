@@ -125,7 +125,7 @@ def test_every_activation_on_a_grid_of_other_axes_and_voxels(dims, tile, orienta
 
 @pytest.mark.parametrize(("activation", "likely"), [("softmax", False), ("softmax", True), ("sigmoid", False)])
 @pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 24)), (3, None), (3, (16, 16, 24))])
-def test_mirrored(dims, tile, activation, likely, scan):
+def test_averages_over_mirror_images(dims, tile, activation, likely, scan):
     check(make(dims, activation=activation), scan, SegmentOptions(tile=tile, mirror=True, probabilities=likely))
 
 
@@ -144,7 +144,7 @@ def test_background_that_is_likelier_than_each_label_but_not_than_all_gives_way(
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
 @pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 24)), (3, None), (3, (16, 16, 24))])
-def test_another_threshold(dims, tile, threshold, scan):
+def test_another_threshold_than_a_half(dims, tile, threshold, scan):
     check(make(dims, activation="sigmoid"), scan, SegmentOptions(tile=tile, threshold=threshold))
 
 
@@ -155,7 +155,7 @@ def test_windows_of_a_volume_that_follow_each_other_along_one_axis_alone(scan):
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("orientation", ["SAR", "RSA"])  # one axis of the scan changes from slab to slab, or two
 @pytest.mark.parametrize(("dims", "tile"), [(2, (16, 24)), (3, (16, 16, 24))])
-def test_oblique(dims, tile, orientation, gpu, scan, monkeypatch):
+def test_an_oblique_scan(dims, tile, orientation, gpu, scan, monkeypatch):
     for module in (streaming, windows):
         monkeypatch.setattr(module, "is_gpu", lambda device: gpu)
     turn = ((0.96, 0.28, 0.0), (-0.28, 0.96, 0.0), (0.0, 0.0, 1.0))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import re
 import sys
 import zipfile
@@ -23,7 +21,6 @@ from DeepLabSegLib.errors import WeightsError
 from DeepLabSegLib.models import DeepLabV3Plus, EfficientNetBackbone, make_encoder
 from DeepLabSegLib.weights import detect, inflate, load_weights
 
-RECORDED = seeded.recordings() if seeded.RECORDED.exists() else []
 SMALL = {"input_shape": (32, 32, 1), "decoder_channels": 16, "projection_filters": 8, "decoder_dilation_rates": (1, 2)}
 
 
@@ -41,15 +38,10 @@ def output(model: nn.Module) -> torch.Tensor:
         return model.logits(torch.linspace(-1, 1, 1024).view(1, 1, 32, 32))
 
 
-def recorded(name: str, dims: int = 2) -> dict[str, Any]:
-    wanted = (name, dims + 1)
-    return next(r for r in RECORDED if (r["arguments"]["encoder_name"], len(r["arguments"]["input_shape"])) == wanted)
-
-
 # --- medicai's files -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recording", RECORDED, ids=label)
+@pytest.mark.parametrize("recording", seeded.recordings(), ids=label)
 def test_a_reference_network_gives_its_logits_here(recording: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("h5py", reason="needs h5py to write the file")
     arrays = seeded.values(recording["groups"])
@@ -72,17 +64,14 @@ def test_a_reference_network_gives_its_logits_here(recording: dict[str, Any], tm
 def file(tmp_path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], Path]:
     """A small network of the reference: arguments, arrays by name, and where to write."""
     pytest.importorskip("h5py", reason="needs h5py to write the file")
-    recording = recorded("convnext_v2_atto")
+    recording = seeded.recorded("convnext_v2_atto")
     return recording, seeded.values(recording["groups"]), tmp_path / "w.weights.h5"
 
 
 def test_a_keras_archive_loads_like_the_weights_in_it(file: tuple) -> None:
     recording, arrays, path = file
     seeded.write(path, recording["groups"], arrays)
-    archive = path.with_name("model.keras")
-    with zipfile.ZipFile(archive, "w") as zipped:
-        zipped.writestr("config.json", "{}")
-        zipped.write(path, "model.weights.h5")
+    archive = seeded.write_archive(path.with_name("model.keras"), path)
     models = [DeepLabV3Plus(**recording["arguments"]) for _ in range(2)]
     for model, source in zip(models, (path, archive), strict=True):
         load_weights(model, source)
@@ -102,13 +91,10 @@ def test_a_network_within_a_keras_model_of_ones_own_loads_too(file: tuple) -> No
 def test_a_keras_archive_of_other_arguments_warns_of_those_that_no_tensor_tells(file: tuple, classifier: Any) -> None:
     recording, arrays, path = file
     seeded.write(path, recording["groups"], arrays)
-    archive = path.with_name("model.keras")
     given = {**recording["arguments"], "decoder_activation": "silu"}
     same = {"decoder_activation": "swish", "decoder_normalization": "sync_batch", "classifier_activation": classifier}
     stated = {**given, **same, "decoder_dilation_rates": [5, 6]}
-    with zipfile.ZipFile(archive, "w") as zipped:
-        zipped.writestr("config.json", json.dumps({"config": stated}))
-        zipped.write(path, "model.weights.h5")
+    archive = seeded.write_archive(path.with_name("model.keras"), path, stated)
     model = DeepLabV3Plus(**given)
     assert model.spec.classifier_activation == "linear"  # whose logits are those of any classifier
     with pytest.warns(UserWarning, match=r"decoder_dilation_rates \(5, 6\), and the model .*other numbers") as told:
@@ -152,7 +138,7 @@ def test_training_state_is_ignored_by_name(file: tuple) -> None:
 
 def test_the_normalisation_of_an_efficientnets_input_loads_without_its_count(tmp_path: Path) -> None:
     pytest.importorskip("h5py", reason="needs h5py to write the file")
-    recording = recorded("efficientnet_b0")
+    recording = seeded.recorded("efficientnet_b0")
     groups = [*recording["groups"], ["layers/normalization", "normalization_1", [[1], [1], []]]]
     learned = {"0": np.full(1, 0.5, "float32"), "1": np.full(1, 2, "float32"), "2": np.int64(99)}
     arrays = {f"layers/normalization/vars/{n}": value for n, value in learned.items()}
@@ -174,7 +160,7 @@ def test_of_two_networks_in_a_keras_file_none_is_chosen(tmp_path: Path) -> None:
 
 def test_stages_beyond_the_depth_are_ignored_by_name(tmp_path: Path) -> None:
     pytest.importorskip("h5py", reason="needs h5py to write the file")
-    recording = recorded("resnext50")
+    recording = seeded.recorded("resnext50")
     path = seeded.write(tmp_path / "w.h5", recording["groups"], seeded.values(recording["groups"]))
     report = load_weights(DeepLabV3Plus(**recording["arguments"]), path)
     assert list(report.ignored) == ["levels beyond encoder_depth"]
@@ -514,6 +500,17 @@ def test_code_in_a_pickle_is_refused_and_never_runs(as_zip: bool, tmp_path: Path
     assert not target.exists()
 
 
+def test_what_our_own_look_into_a_pickle_missed_torch_would_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("DeepLabSegLib.weights.files._check_pickle", lambda *_: None)
+    target, path = tmp_path / "ran", tmp_path / "w.pt"
+    torch.save({"head": torch.ones(2), "x": Harm(target)}, path)
+    with pytest.raises(WeightsError):
+        load_weights(network(), path)
+    assert not target.exists()
+
+
 @pytest.mark.parametrize("call", ["bytearray", "Tensor"])
 def test_a_small_pickle_cannot_ask_for_much_memory(call: str, tmp_path: Path) -> None:
     code = {"bytearray": b"cbuiltins\nbytearray\n", "Tensor": b"ctorch\nTensor\n"}[call]
@@ -609,11 +606,3 @@ def test_cut_and_flipped_files_load_or_raise_a_weights_error(kind: str, file: tu
         path.write_bytes(damaged)
         with suppress(WeightsError):
             load_weights(model, path)
-
-
-def test_pickle_itself_is_never_imported_for_reading() -> None:
-    # The reader scans opcodes with pickletools and hands the file to torch's restricted unpickler.
-    source = Path(sys.modules["DeepLabSegLib.weights.files"].__file__ or "").read_text()
-    assert "weights_only=True" in source
-    assert "import pickle\n" not in source
-    assert pickle.HIGHEST_PROTOCOL >= 2
