@@ -62,7 +62,8 @@ def _open_streams() -> None:
     """Give what is printed somewhere to go where standard output or error is closed, as by `nohup ... >&- 2>&-`."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 to the end
+            nowhere = Path(os.devnull).open("w", encoding="utf-8", errors="replace")  # noqa: SIM115 to the end
+            setattr(sys, name, nowhere)
 
 
 def _at_home(word: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from DeepLabSegLib.errors import OutputError
 
-__all__ = ["check_apart", "check_output", "leftovers", "replacing"]
+__all__ = ["check_apart", "check_output", "leftovers", "make_folder", "replacing"]
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{8}-")
 """How names of temporary files begin."""
@@ -56,6 +56,18 @@ def _takes_files(folder: Path) -> bool:
 def _leads_to(path: Path) -> Path:
     # Path.resolve raises an error of its own where links lead round in a circle, until Python 3.13.
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def make_folder(folder: Path, parents: bool = False) -> None:
+    """Make `folder` where it isn't there, and with `parents` those above it. Raises `OutputError`."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; give a folder")
+    try:
+        folder.mkdir(parents=parents, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder {folder} can't be made ({error.strerror}); make its parent first, or choose another place"
+        ) from None
 
 
 def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

@@ -60,7 +60,7 @@ def read_report(path: str | os.PathLike[str]) -> list[Case]:
         return []
     except PermissionError as error:
         raise OutputError(f"{path} can't be read ({error.strerror}); close it in other programs") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error):
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         raise OutputError(f"{path} is no table of a batch, and would be lost; move it, or use another folder") from None
 
 

@@ -21,7 +21,7 @@ from DeepLabSegLib.batch.report import Case, is_older, is_result, renew_report, 
 from DeepLabSegLib.batch.scans import stem
 from DeepLabSegLib.errors import Cancelled, DeepLabSegError, InvalidInput, OutputError
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Labels
-from DeepLabSegLib.outputs import check_apart, check_output, replacing
+from DeepLabSegLib.outputs import check_apart, check_output, make_folder, replacing
 from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
 
 __all__ = ["collect", "run_case", "segment_files"]
@@ -76,10 +76,7 @@ def segment_files(
     check_apart(targets, sources)
     for target in targets:
         files.check_overlap(target, segmenter.bundle.overlapping)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} can't be made ({error.strerror}); choose another one") from None
+    make_folder(folder, parents=True)
     write, earlier = None, {}
     if report is not None:
         table = check_output(report, ("",), overwrite=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from DeepLabSegLib.commands.arguments import Commands
-from DeepLabSegLib.commands.telling import Report, make_folder, progress_bar, table, telling
+from DeepLabSegLib.commands.telling import Report, progress_bar, table, telling
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.outputs import make_folder
 from DeepLabSegLib.texts import some
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any
 
 import DeepLabSegLib
 from DeepLabSegLib.commands.arguments import Commands, engine_options, run_options
-from DeepLabSegLib.commands.telling import ProgressBar, Report, make_folder, note, table, telling
+from DeepLabSegLib.commands.telling import ProgressBar, Report, note, table, telling
 from DeepLabSegLib.image import SCORE_MAPS, Image, Labels
-from DeepLabSegLib.outputs import check_apart, check_output, replacing
+from DeepLabSegLib.outputs import check_apart, check_output, make_folder, replacing
 from DeepLabSegLib.schema import to_json
 from DeepLabSegLib.startup import load_torch
 
@@ -63,7 +63,6 @@ def batch(options: argparse.Namespace) -> Report:
             "batch` on each"
         )
     segmenter, settings = _load(options), _settings(options)
-    make_folder(Path(options.output), parents=True)
     report = Path(options.output) / batches.REPORT
     try:
         with ProgressBar(options) as bar, kept_pages():

@@ -7,10 +7,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from DeepLabSegLib.errors import DeepLabSegError, OutputError
+from DeepLabSegLib.errors import DeepLabSegError
 
 if TYPE_CHECKING:
     from DeepLabSegLib.batch import Case
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ProgressBar",
     "Report",
-    "make_folder",
     "note",
     "progress_bar",
     "table",
@@ -127,20 +125,8 @@ def _log(text: str, stream: TextIO) -> None:
     from tqdm import tqdm
 
     with suppress(OSError):  # a log that nobody keeps any longer stops nothing
-        tqdm.write(text, file=stream)
+        tqdm.write(" ".join(text.splitlines()), file=stream)  # one line, though names and errors may have several
         stream.flush()
-
-
-def make_folder(folder: Path, parents: bool = False) -> None:
-    """Make `folder` where it isn't there, and with `parents` those above it. Raises `OutputError`."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; give a folder")
-    try:
-        folder.mkdir(parents=parents, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder {folder} can't be made ({error.strerror}); make its parent first, or choose another place"
-        ) from None
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

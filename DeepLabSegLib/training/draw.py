@@ -49,9 +49,9 @@ def sent(numbers: Tensor, device: torch.device | None) -> Tensor:
 
 def blur(image: Tensor, axis: int, sigma: float) -> Tensor:
     """Gaussian blur of `(1, 1, k, j, i)` along one axis; `sigma` is in voxels."""
-    radius = ceil(3 * sigma)
-    if radius < 1 or sigma < 0.2:
+    if sigma < 0.2:
         return image
+    radius = ceil(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, device=image.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(image.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import read_image
+from DeepLabSegLib.files import read_labels
 from DeepLabSegLib.image import Segment, Terminology
 from DeepLabSegLib.postprocess import End
 from DeepLabSegLib.preprocess import model_grid
@@ -59,14 +59,17 @@ MIXED = Tissue(t1=(0.5, 0.78), t2=(0.33, 0.55), flair=(0.42, 0.68))
 WHITE = Tissue(t1=(0.66, 0.9), t2=(0.2, 0.48), flair=(0.38, 0.6))
 STEM = Tissue(t1=(0.6, 0.85), t2=(0.25, 0.5), flair=(0.38, 0.62))
 CSF, BRAIN_STEM, SPINAL_CORD, CEREBELLUM = 24, 16, 512, (7, 8, 46, 47)  # values of the label maps
+CALLOSUM, LEFT_CORTEX, RIGHT_CORTEX = range(251, 256), range(1000, 1036), range(2000, 2036)  # these in parts
 
-# Lesions, vessels and the optic chiasm count as the white matter beside them, choroid plexus as ventricle.
+# Lesions, vessels and the optic chiasm count as the white matter beside them, choroid plexus and the fifth ventricle as
+# the lateral ones.
 STRUCTURES = (
     Structure("Cerebral white matter", ("SCT", "68523003", "Cerebral White Matter"), (245, 245, 245),
-              (2, 25, 30, 41, 57, 62, 77, 80, 85), WHITE),
-    Structure("Cerebral cortex", ("SCT", "40146001", "Cerebral Gray Matter"), (205, 62, 78), (3, 42), GREY),
+              (2, 25, 30, 41, 57, 62, 77, 80, 85, *CALLOSUM), WHITE),
+    Structure("Cerebral cortex", ("SCT", "40146001", "Cerebral Gray Matter"), (205, 62, 78),
+              (3, 42, *LEFT_CORTEX, *RIGHT_CORTEX), GREY),
     Structure("Lateral ventricles", ("SCT", "66720007", "Lateral Ventricle"), (120, 18, 134),
-              (4, 5, 31, 43, 44, 63, 136, 137, 163, 164), FLUID),
+              (4, 5, 31, 43, 44, 63, 72, 136, 137, 163, 164), FLUID),
     Structure("Third ventricle", ("SCT", "49841001", "Third ventricle"), (204, 182, 142), (14,), FLUID),
     Structure("Fourth ventricle", ("SCT", "35918002", "Fourth Ventricle"), (42, 204, 164), (15,), FLUID),
     Structure("Cerebellar white matter", ("SCT", "33060004", "Cerebellar White Matter"), (220, 248, 164),
@@ -108,7 +111,8 @@ LEFT_OF = dict(zip((41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 57, 58, 60, 
 
 CLOSING, RIM = 12.0, 2.0  # mm
 OUTER_FLUID = 10_000  # stands for fluid outside the intracranial volume: looks like fluid, belongs to no class
-LOOKS_LIKE = LEFT_OF | {OUTER_FLUID: CSF, SPINAL_CORD: BRAIN_STEM}
+PARTS = dict.fromkeys(CALLOSUM, 2) | dict.fromkeys((*LEFT_CORTEX, *RIGHT_CORTEX), 3)
+LOOKS_LIKE = LEFT_OF | PARTS | {OUTER_FLUID: CSF, SPINAL_CORD: BRAIN_STEM}
 """What has no grey value of its own: where the cord begins is seen from what lies around it."""
 
 
@@ -127,14 +131,20 @@ def intracranial(brain: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[
 def read_head_map(path: str | Path, orientation: str, device: torch.device | None = None) -> LabelMap:
     """Read a whole-head label map with FreeSurfer's values into `orientation` (the letters of k, j, i) and to `device`.
 
-    Raises `InvalidInput` where it holds none of the structures.
+    Raises `InvalidInput` where it is no label map, or holds none of the structures.
     """
-    image = read_image(path)
-    grid = model_grid(image.geometry, orientation, (None, None, None))
-    array = resample(torch.from_numpy(image.array.astype(np.int32)), image.geometry, grid, "nearest")[0].numpy()
+    labels = read_labels(path)
+    if labels.array.ndim > 3:
+        raise InvalidInput(f"{path} holds {len(labels.array)} numbers per voxel; a label map of one is needed")
+    given = torch.from_numpy(labels.array.astype(np.int32))[None]
+    grid = model_grid(labels.geometry, orientation, (None, None, None))
+    array = resample(given, labels.geometry, grid, "nearest", torch.zeros(1))[0].numpy()
     brain = np.isin(array, [value for value in CLASSES if value != CSF])
     if not brain.any():
-        raise InvalidInput(f"{path} holds none of the labels {sorted(CLASSES)}; a whole-head label map is needed")
+        wanted = ", ".join(str(structure.sources[0]) for structure in STRUCTURES)
+        raise InvalidInput(
+            f"{path} holds none of the labels {wanted}; a whole-head label map with FreeSurfer's values is needed"
+        )
     _end_stem(array, orientation)
     array[(array == CSF) & ~intracranial(brain, grid.spacing)] = OUTER_FLUID
     values = np.union1d(0, array)  # 0, what surrounds the map, comes first

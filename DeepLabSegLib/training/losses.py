@@ -22,11 +22,12 @@ def dice_cross_entropy(coarse: Tensor, target: Tensor, every: int = 1, start: Se
         volume at full size would take most of a step's time and memory, and neighbours say nearly the same.
     """
     offsets = start or (0,) * (target.ndim - 1)
-    for axis, offset in enumerate(offsets):
-        matrix = _enlarging(coarse.shape[2 + axis], target.shape[1 + axis], coarse)[offset % every :: every]
+    for axis, (offset, length) in enumerate(zip(offsets, target.shape[1:], strict=True)):
+        kept = slice(offset % min(every, length), None, every)
+        matrix = _enlarging(coarse.shape[2 + axis], length, coarse)[kept]
         coarse = torch.tensordot(coarse, matrix, dims=([2 + axis], [1])).movedim(-1, 2 + axis)
         index = [slice(None)] * target.ndim
-        index[1 + axis] = slice(offset % every, None, every)
+        index[1 + axis] = kept
         target = target[tuple(index)]
     log_probability = coarse.log_softmax(1)
     chosen = target[:, None]

@@ -123,9 +123,8 @@ def on_model_grid(image: Image, labels: Labels, plan: TrainingPlan) -> tuple[NDA
             "check the spacing in its header, or choose a coarser one"
         )
     scaling = wanted.normalization.measure(image.array)
-    darkest = torch.tensor([[float(channel.min())] for channel in image.array])
     values = torch.from_numpy(np.ascontiguousarray(image.array, dtype=np.float32))
-    x = resample(scaling(values), image.geometry, grid, fill=scaling(darkest).flatten())
+    x = resample(scaling(values), image.geometry, grid)
     return x.numpy(), class_indices(labels, grid, plan), grid
 
 
@@ -174,7 +173,8 @@ def case_key(case: Case, plan: TrainingPlan) -> str:
     Copies must keep the files' times, as by `cp -p` or `rsync -a`.
     """
     wanted = plan.input
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.label)]
+    paths = [path for one in (*case.images, case.label) for path in (sorted(one.iterdir()) if one.is_dir() else [one])]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     text = json.dumps(
         [FORMAT, wanted.orientation, wanted.spacing, asdict(wanted.normalization), plan.values, plan.names, files]
     )
@@ -185,10 +185,11 @@ def _kept(path: Path, key: str) -> _Record | None:
     """The record of a prepared case where it was made of the same; None where it has to be made."""
     try:
         record = from_json(_Record, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        for part in ("image", "label", "positions"):  # of which a power cut may have left a piece
+            np.load(path.with_name(path.name[: -len("json")] + f"{part}.npy"), mmap_mode="r")
+    except (OSError, ValueError, EOFError):
         return None
-    others = [path.with_name(path.name[: -len("json")] + f"{part}.npy") for part in ("image", "label", "positions")]
-    return record if record.key == key and all(other.exists() for other in others) else None
+    return record if record.key == key else None
 
 
 def _save(path: Path, array: NDArray) -> None:

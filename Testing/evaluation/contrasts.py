@@ -2,7 +2,7 @@
 
     python Testing/evaluation/contrasts.py MODEL SCANS LABELS -o table.csv
 
-Every T1 scan in SCANS (with the DLMUSE map of its subject in LABELS) is repainted: inside the intracranial volume
+Every T1 scan in SCANS that has a DLMUSE map of its name in LABELS is repainted: inside the intracranial volume
 each tissue gets the median grey value that it has in the wanted contrast, and keeps its own texture; the rest of the
 head stays. It is then averaged over slices of 1, 2 and 4 mm from top to bottom. Reported are the Dice of the brain
 (DLMUSE's total brain, ventricles included, against all labels but fluid) and of the intracranial volume (all labels of
@@ -23,6 +23,7 @@ from scipy import ndimage
 from DeepLabSegLib import Image, load_model, read_image
 from DeepLabSegLib.evaluate import dice
 from DeepLabSegLib.image import Geometry, Labels
+from DeepLabSegLib.pairing import pair_files
 from DeepLabSegLib.preprocess import model_grid
 from DeepLabSegLib.resampling import resample
 
@@ -76,8 +77,8 @@ def main() -> None:
     segmenter = load_model(options.model)
     fluid = next(s.value for s in segmenter.bundle.labels if s.name == "Cerebrospinal fluid")
     rows = []
-    for path in sorted(options.scans.glob("*.nii.gz"))[: options.first]:
-        scan, truth = oriented(path), oriented(find_labels(options.labels, path))
+    for pair in pair_files([options.scans], [options.labels]).pairs[: options.first]:
+        scan, truth = oriented(pair.prediction), oriented(pair.reference)
         inside = truth.array > 0
         masks = torch.from_numpy(np.concatenate([inside & ~np.isin(truth.array, CSF), inside])).byte()
         for contrast, means in CONTRASTS.items():
@@ -89,7 +90,7 @@ def main() -> None:
                 found: Labels = segmenter.segment(image)
                 whole = found.array > 0
                 scores = dice(whole & (found.array != fluid), wanted[0]), dice(whole, wanted[1])
-                rows.append((path.name, contrast, thickness, *scores))
+                rows.append((pair.name, contrast, thickness, *scores))
     with options.output.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("scan", "contrast", "slice_mm", "brain_dice", "intracranial_dice"), *rows])
     for contrast in CONTRASTS:
@@ -108,12 +109,6 @@ def oriented(path: Path) -> Image:
     grid = model_grid(image.geometry, "SAR", (None, None, None))
     array = resample(torch.from_numpy(image.array.astype(np.float32)), image.geometry, grid, "nearest").numpy()
     return Image(array, grid)
-
-
-def find_labels(folder: Path, scan: Path) -> Path:
-    """The label map in `folder` that begins like `scan`."""
-    subject = scan.name.split("_")[0]
-    return next(folder.glob(f"{subject}*"))
 
 
 if __name__ == "__main__":

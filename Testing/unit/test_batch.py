@@ -60,6 +60,7 @@ def test_hidden_files_are_no_scans_and_nested_ones_are_named(folder, tmp_path):
     series = folder / "patient" / "series"
     series.mkdir(parents=True)
     (series / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    (folder / "patient" / "report.csv").mkdir()
     assert [path.name for path in find_scans(folder)] == ["a.nii.gz", "b.nrrd"]
     assert find_nested(folder) == [folder / "patient"]
     with pytest.raises(InvalidInput, match=r"holds no scan; .*scans does"):
@@ -403,7 +404,7 @@ def test_the_table_keeps_the_rows_of_results_that_are_there(folder, tmp_path, rn
 def test_a_table_of_an_earlier_version_is_gone_on_with(folder, tmp_path, start):
     report = tmp_path / "out" / "report.csv"
     segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out")
-    rows = "case,status,seconds,Part 1 (ml),message\na,done,1.0,2.5,\nb,failed,0.1,,damaged\nb,failed,1\n"
+    rows = "case,status,seconds,Part 1 (ml),message\na,done,1.0,2.5,,\nb,failed,0.1,,damaged\nb,failed,1\n"
     report.write_text(f"{start}{rows}", encoding="utf-8")
     cases = segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", report=report)
     assert [case.status for case in cases] == ["kept", "kept"]
@@ -420,13 +421,32 @@ def test_what_a_killed_run_has_finished_is_in_the_table(folder, tmp_path):
     assert seen == [["a"], ["a", "b"]]
 
 
-@pytest.mark.parametrize("text", ["patient,age\na,40\n", "case,status\na,fine\n", "a;b\n1;2,3\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "patient,age\na,40\n",
+        "case,status\na,fine\n",
+        "a;b\n1;2,3\n",
+        "case,status,seconds,message\na,done\n",
+        "case,status,seconds,message\na,done,quick,\n",
+        pytest.param('case\n"' + 200_000 * "a", id="of one long text"),
+    ],
+)
 def test_a_table_that_is_not_of_a_batch_is_not_lost(folder, tmp_path, text):
     report = tmp_path / "report.csv"
     report.write_text(text)
     with pytest.raises(OutputError, match=r"report\.csv is no table of a batch, and would be lost; move it"):
         segment_files(make_segmenter(2), find_scans(folder), tmp_path / "out", report=report)
     assert report.read_text() == text
+
+
+def test_a_table_that_is_closed_to_us_is_not_taken_for_another(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")  # as Windows does while Excel shows it
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OutputError, match=r"report\.csv can't be read \(Permission denied\); close it"):
+        read_report(tmp_path / "report.csv")
 
 
 def test_what_another_process_has_made_meanwhile_is_kept(folder, tmp_path):
@@ -542,9 +562,16 @@ def test_a_folder_that_takes_no_file_is_named_before_the_work(folder):
     assert ["/proc can't be written to; choose" in case.message for case in cases] == [True, True]
 
 
-def test_an_output_folder_that_is_a_file_is_said(folder):
-    with pytest.raises(OutputError, match=r"notes\.txt can't be made \(.*exists\); choose another one"):
-        segment_files(make_segmenter(2), find_scans(folder), folder / "notes.txt")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("notes.txt", r"notes\.txt is a file; give a folder"),
+        ("notes.txt/out", r"out can't be made \(.*\); .* choose another place"),
+    ],
+)
+def test_an_output_folder_that_is_a_file_or_in_one_is_said(folder, name, words):
+    with pytest.raises(OutputError, match=words):
+        segment_files(make_segmenter(2), find_scans(folder), folder / name)
 
 
 def test_an_interruption_leaves_the_table_of_what_is_finished_and_of_what_failed(folder, tmp_path):
@@ -608,9 +635,16 @@ def test_results_never_take_the_place_of_scans(folder, overwrite):
 
 
 def test_the_report_is_a_table_of_all_cases(tmp_path):
-    write_report([Case("a", "done", 1.5, {"Liver": 3.0}), Case("b", "failed", message="no")], tmp_path / "report.csv")
-    assert read_table(tmp_path / "report.csv") == [
-        ["case", "status", "seconds", "Liver (ml)", "message", "result", "made with"],
-        ["a", "done", "1.50", "3.000", "", "", ""],
-        ["b", "failed", "0.00", "", "no", "", ""],
+    cases = [
+        Case("a", "done", 1.5, {"Liver": 3.0}),
+        Case("b", "failed", message="no"),
+        Case("c", "kept", volumes_ml={"Spleen": 0.25, "Liver": 1.0}),
     ]
+    write_report(cases, tmp_path / "report.csv")
+    assert read_table(tmp_path / "report.csv") == [
+        ["case", "status", "seconds", "Liver (ml)", "Spleen (ml)", "message", "result", "made with"],
+        ["a", "done", "1.50", "3.000", "", "", "", ""],
+        ["b", "failed", "0.00", "", "", "no", "", ""],
+        ["c", "kept", "0.00", "1.000", "0.250", "", "", ""],
+    ]
+    assert read_report(tmp_path / "report.csv") == cases

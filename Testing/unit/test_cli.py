@@ -140,6 +140,8 @@ def test_a_first_model_is_converted_into_a_home_without_models(tmp_path, monkeyp
         (("batch", ".", "-o", "scan.nii.gz/results", "--model", "tiny"), "results can't be made"),
         (("batch", ".", "-o", "results", "--model", "nothing"), "there is no model 'nothing'"),
         (("batch", ".", "-o", "results", "--model", "tiny", "--overlap", "2"), "between 0 and 0.9"),
+        (("batch", ".", "-o", "new/results", "--model", "tiny", "--tile", "24x24x24"), "this model is 2D and needs 2"),
+        (("batch", ".", "-o", "new/results", "--model", "tiny", "--suffix", ".txt"), "suffix is '.txt'"),
         (("demo", "-o", "scan.nii.gz"), "is a file"),
         (("demo", "-o", "gone/demo"), "make its parent first"),
         (("info", "nothing"), "there is no model"),
@@ -339,9 +341,12 @@ def test_info_shows_what_a_model_says_of_itself(capsys, bundle_folder):
     text = capsys.readouterr().out
     assert "1 Part 1, 2 Part 2" in text
     assert "resnet18" in text
-    assert "values zscore; window the whole image" in text
+    assert "spacing as acquired x as acquired x as acquired; values zscore; window the whole image" in text
     assert run("info", "head-mri") == 0
-    assert "values percentile 0.5 to 99.5; window 144 x 144 x 144" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "values percentile 0.5 to 99.5; window 144 x 144 x 144" in text
+    for words in (r"limits +Adult heads", r"figure: Brain, Dice +0\.9", r"reproduce +deeplabseg train DATA"):
+        assert re.search(f"^{words}", text, re.MULTILINE)
     assert run("info", bundle_folder, "--json") == 0
     assert json.loads(capsys.readouterr().out)["parameters"] > 100_000
 
@@ -486,6 +491,21 @@ def test_a_log_has_a_line_for_each_case(tmp_path, scan_path, bundle_folder, caps
     assert re.fullmatch(r"deeplabseg: 2 of 2, scan done: \d+\.\d s", second)
     if json_too:
         assert json.loads(printed.out)["done"] == 1
+
+
+def test_a_case_has_one_line_of_the_log_however_many_its_name_and_its_error_have(capsys):
+    with ProgressBar(argparse.Namespace(json=False)) as bar:
+        bar.show("batch", 0, 1)
+        bar.of_case(Case("two\nlines", "failed", message="CUDA error\nSee its manual"))
+    assert capsys.readouterr().out == "deeplabseg: 1 of 1, two lines failed: CUDA error See its manual\n"
+
+
+def test_a_name_that_is_no_text_stops_nothing_where_standard_error_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run("encoders") == 0
+    with sys.stderr, ProgressBar(argparse.Namespace(json=True)) as bar:
+        bar.show("batch", 0, 1)
+        bar.of_case(Case("caf\udce9", "done"))
 
 
 def test_a_log_can_be_followed_through_a_pipe(monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image as Picture
 from DeepLabSegLib.comparison import TABLES
 from DeepLabSegLib.files import write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
+from DeepLabSegLib.overlay import PREDICTION_COLOR
 
 SEGMENTS = (Segment(1, "Cap / top", (255, 0, 0)), Segment(2, "Base", (0, 255, 0)))
 
@@ -49,6 +51,12 @@ def test_folders_give_tables_and_pictures(folders, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "BCa bootstrap over cases" in printed
     assert "4 compared, 0 failed" in printed
+    row = r" 4 +0\.925 +0\.\d{3} to 0\.\d{3} +0\.925 +0\.850 +case3 +(\S+) +(\S+)$"
+    numbers = re.search(row, printed, re.MULTILINE)
+    assert numbers is not None
+    assert float(numbers[1]) > float(numbers[2]) == 0, "the distance, and then the volume"
+    assert re.search(r"left out of 4 cases: [^,]+ in 1$", printed, re.MULTILINE)
+    assert "HD95 is of the cases" not in printed
     with (output / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows][::2] == ["case0", "case1", "case2", "case3"]
@@ -88,6 +96,7 @@ def test_files_without_a_counterpart_and_cases_that_differ_are_named_and_stop_no
     for words in ("case3 failed", "has no reference", "has no prediction", "1 compared, 1 failed", "n=1"):
         assert words in printed
     assert "bootstrap" not in printed, "one case has no interval"
+    assert "has no image" not in printed, "none was asked for"
 
 
 def test_a_case_that_failed_has_a_row_that_says_why(folders, tmp_path):
@@ -161,6 +170,26 @@ def test_a_scan_that_cannot_be_read_costs_its_pictures_only(folders, tmp_path, c
     assert (output / "worst-overall-case2.png").exists()
     assert str(output / "worst-overall-case2.png") in report["pictures"]
     assert not [name for name in report["pictures"] if "case3" in name]
+    assert report["without_image"] == ["case2"]
+    assert run("evaluate", ours, "--reference", theirs, "--images", scans, "-o", output, "--overwrite") == 0
+    printed = capsys.readouterr().out
+    assert "case2 has no image" in printed
+    assert "case3: no picture: " in printed
+
+
+def test_labels_that_belong_together_are_scored_and_drawn_as_one(folders, tmp_path, capsys):
+    ours, theirs, _ = folders
+    (tmp_path / "groups.json").write_text('{"Both": {"prediction": [1, 2], "reference": [1, 2]}}', encoding="utf-8")
+    arguments = ("--groups", tmp_path / "groups.json", "-o", tmp_path / "out", "--worst", "1", "--json")
+    assert run("evaluate", ours, "--reference", theirs, *arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {case: list(found["labels"]) for case, found in report["cases"].items()} == {
+        f"case{n}": ["Both"] for n in range(4)
+    }
+    assert report["pictures"] == [str(tmp_path / "out" / "worst-both-case3.png")]
+    assert report["without_image"] == [], "none was asked for"
+    with Picture.open(report["pictures"][0]) as picture:
+        assert (np.asarray(picture) == PREDICTION_COLOR).all(axis=-1).any()
 
 
 def test_no_picture_is_made_of_perfect_cases_or_where_none_is_wanted(folders, tmp_path):
@@ -190,7 +219,9 @@ def test_a_distance_that_not_all_cases_have_is_said(folders, capsys):
     assert "HD95 is of the cases that have the label on both sides" in printed
     assert " in 1 of 2" in printed
     assert run("evaluate", prediction, "--reference", empty) == 0
-    assert "no label is on both sides" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no label is on both sides" not in printed
+    assert "nan" not in printed
 
 
 def test_of_an_atlas_labels_the_notes_name_the_first(tmp_path, capsys):

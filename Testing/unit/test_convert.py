@@ -79,12 +79,39 @@ def test_segment_opens_bare_weights_and_notes_what_it_assumes(tmp_path, weights,
     np.testing.assert_array_equal(read_labels(output).layers, expected.layers)
 
 
-def test_labels_may_come_from_a_file_with_colours_and_terminology(tmp_path, weights):
+def test_labels_may_come_from_a_file_with_colours_and_terminology(tmp_path, weights, capsys):
     path, _ = weights
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps(["Liver", {"value": 2, "name": "Spleen", "color": [1, 2, 3]}]))
     assert run("convert", path, "-o", tmp_path / "model.safetensors", "--labels", labels, *RATES) == 0
     assert read_bundle(tmp_path / "model.safetensors").labels[1].color == (1, 2, 3)
+    labels.write_text(json.dumps({"Spleen": 2, "Liver": 1}))
+    assert run("convert", path, "-o", tmp_path / "other", "--labels", labels, *RATES) == 1
+    assert "labels.json can't be read as labels: a list of labels is needed" in capsys.readouterr().err
+
+
+def test_what_is_said_of_the_network_and_its_input_is_what_the_bundle_says(tmp_path, weights, capsys):
+    path, network = weights
+    dims = network.spec.dims
+    assert run(
+        "convert", path, "-o", tmp_path / "model", "--name", "liver 2", "--license", "CC0", *RATES, "--depth", "3",
+        "--activation", "sigmoid", "--decoder-activation", "gelu", "--decoder-normalization", "batch",
+        "--head-upsample", "2", "--normalization", "window:0:240", "--channels", "CT", "--orientation", "LPS",
+        "--spacing", "2x0x1", "--tile", "x".join(["32"] * dims),
+    ) == 0  # fmt: skip
+    assert "assumed" not in capsys.readouterr().out
+    bundle = read_bundle(tmp_path / "model")
+    assert (bundle.name, bundle.license) == ("liver 2", "CC0")
+    assert bundle.network == replace(
+        network.spec, classifier_activation="sigmoid", decoder_activation="gelu", head_upsample=2
+    )
+    assert bundle.input == replace(
+        bundle.input, channels=("CT",), orientation="LPS", spacing=(2, None, 1), tile=(32,) * dims
+    )
+    assert run("info", tmp_path / "model") == 0
+    assert "values window 0 to 240" in capsys.readouterr().out
+    assert run("convert", path, "-o", tmp_path / "model", "--overwrite") == 0
+    assert "assumed, for want of knowledge: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -96,6 +123,8 @@ def test_labels_may_come_from_a_file_with_colours_and_terminology(tmp_path, weig
         (("--labels", "gone.json"), "can't be read as labels"),
         (("--labels", "gone.json"), "it does not exist; check the path"),
         (("--encoder", "resnet34"), "doesn't fit the model"),
+        (("--depth", "4"), "doesn't fit the model"),
+        (("--decoder-normalization", "layer"), "the model has no refine.norm.running_mean"),
         (("--normalization", "best"), "choose one of 'percentile'"),
         (("--normalization", "window:1"), "write for example"),
         (("--normalization", "zscore:1:2"), "zscore takes no bounds"),
@@ -279,7 +308,9 @@ def test_large_logits_may_differ_by_more_than_probabilities(tmp_path, monkeypatc
 
 
 def test_an_export_that_cannot_be_made_leaves_no_file(tmp_path, bundle_folder, capsys):
+    (bundle_folder / "kept.ts").touch()
     for arguments, words in [
+        (("-o", bundle_folder / "kept.ts", "--size", "24x24"), "kept.ts exists and is kept"),
         (("-o", tmp_path / "m.onnx"), "give --size"),
         (("-o", tmp_path / "m.onnx", "--size", "24x24x24"), "needs 2 sizes"),
         (("-o", tmp_path / "m.tflite"), "no known ending"),
@@ -287,3 +318,4 @@ def test_an_export_that_cannot_be_made_leaves_no_file(tmp_path, bundle_folder, c
         assert run("export", bundle_folder, *arguments) == 1
         assert words in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == [bundle_folder.name]
+    assert (bundle_folder / "kept.ts").stat().st_size == 0

@@ -116,6 +116,12 @@ def test_the_legend_begins_with_the_lowest_dice_and_leaves_out_what_has_none():
     assert [text for _, text in _dice_legend(scores, colors)] == ["Dice, mean 0.700", "0.500  b", "0.900  a"]
 
 
+def test_the_legend_of_an_atlas_says_how_many_it_leaves_out():
+    scores = {f"Part {n}": Scores(n / 20, 1.0, 1.0, 1.0) for n in range(20)}
+    *others, last = _dice_legend(scores, dict.fromkeys(scores, RED.color))
+    assert (len(others), last) == (19, (None, "and 2 with a higher Dice"))
+
+
 def test_a_group_has_the_colour_of_the_one_segment_that_it_names():
     labels = Labels(np.ones((1, 4, 4), np.uint8), Geometry((1, 4, 4)), (RED, Segment(2, "Left ball", (0, 0, 255))))
     groups = {"One": Group(("Left ball",)), "Value": Group((1,)), "Both": Group((1, "Left ball")), "All": Group()}

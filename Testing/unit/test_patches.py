@@ -13,8 +13,9 @@ from training_data import STILL, checked, prepared, write_volumes
 from DeepLabSegLib.files import read_image, write_image, write_labels
 from DeepLabSegLib.image import Image, Labels
 from DeepLabSegLib.training.augment import Augmentation
+from DeepLabSegLib.training.deformation import sample_linear, sample_nearest
 from DeepLabSegLib.training.draw import Draw
-from DeepLabSegLib.training.patches import Patches
+from DeepLabSegLib.training.patches import Patches, _read
 from DeepLabSegLib.training.planning import Overrides, plan
 from DeepLabSegLib.training.prepared import prepare
 
@@ -55,6 +56,16 @@ def test_a_patch_without_augmentation_is_a_crop(dims, tile, tmp_path, rng):
         assert any(
             np.abs(whole[place] - image).max() < 1e-3 and np.array_equal(label[place], target) for place in found
         )
+
+
+def test_a_patch_between_the_voxels_has_the_values_that_the_whole_image_has_there(tmp_path, rng):
+    (case, *_), _ = prepared(3, tmp_path, rng)
+    points = 4 + 2 * torch.rand((3, 3, 3, 3), generator=torch.Generator().manual_seed(0))
+    image, target, inside = _read(case, points)
+    whole, label = (torch.from_numpy(np.array(part)) for part in (case.image(), case.label()))
+    torch.testing.assert_close(image, sample_linear(whole.float(), points))
+    assert torch.equal(target, sample_nearest(label.long(), points))
+    assert inside.all()
 
 
 def test_every_case_has_a_patch_before_one_has_a_second(tmp_path, rng):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from dicom_files import write_series
 from helpers import make_network
 from training_data import ball, checked, prepared, write_pictures, write_volumes
 
@@ -21,7 +23,7 @@ from DeepLabSegLib.segmenter import Segmenter
 from DeepLabSegLib.tiling import Tiling
 from DeepLabSegLib.training.patches import Patches
 from DeepLabSegLib.training.planning import Overrides, plan
-from DeepLabSegLib.training.prepared import prepare
+from DeepLabSegLib.training.prepared import case_key, prepare
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -72,6 +74,30 @@ def test_prepared_cases_are_made_once_and_again_when_something_changed(tmp_path,
         assert path.exists()
 
 
+def test_a_file_of_another_size_is_another_one_even_where_archives_have_given_both_one_time(tmp_path, rng):
+    data = checked(write_pictures(tmp_path, "ab", rng))
+    case, made = data.cases[0], plan(data.fingerprint)
+    keys = []
+    for more in (b"", b"\0"):
+        case.label.write_bytes(case.label.read_bytes() + more)
+        os.utime(case.label, (0, 0))
+        keys.append(case_key(case, made))
+    assert keys[0] != keys[1]
+
+
+def test_a_dicom_series_with_another_slice_is_prepared_again(tmp_path, rng):
+    folder = write_volumes(tmp_path / "data", "ab", rng)
+    data = checked(folder)
+    scan = read_image(data.cases[0].images[0])
+    case, made = replace(data.cases[0], images=(folder / "series",)), plan(data.fingerprint)
+    kept = []
+    for array in (scan.array, scan.array[..., ::-1]):
+        write_series(folder / "series", replace(scan, array=1000 * array))
+        (one,) = prepare([case], made, tmp_path / "prepared")
+        kept.append(np.array(one.image()))
+    assert not np.array_equal(*kept)
+
+
 def test_values_as_they_are_are_kept_in_full(tmp_path, rng):
     data = checked(write_volumes(tmp_path / "data", "ab", rng))
     for path in (tmp_path / "data" / "images").iterdir():
@@ -80,6 +106,14 @@ def test_values_as_they_are_are_kept_in_full(tmp_path, rng):
     asked = Overrides(normalization=Normalization("none"), spacing=(None, None, None))
     (case, _) = prepare(data.cases, plan(data.fingerprint, asked), tmp_path / "prepared")
     np.testing.assert_allclose(np.abs(case.image()).max(), np.abs(read_image(data.cases[0].images[0]).array).max())
+
+
+def test_cases_whose_names_differ_by_what_files_cannot_be_called_are_kept_apart(tmp_path, rng):
+    data = checked(write_pictures(tmp_path / "data", "ab", rng))
+    cases = [replace(case, name=name) for case, name in zip(data.cases, ("scan:1", "scan/1"), strict=True)]
+    first, second = prepare(cases, plan(data.fingerprint), tmp_path / "prepared")
+    assert first.stem.casefold() != second.stem.casefold()
+    assert not np.array_equal(first.image(), second.image())
 
 
 def test_a_case_that_is_too_large_at_the_plans_spacing_is_named(tmp_path, rng, monkeypatch):
@@ -106,6 +140,17 @@ def test_of_a_preparation_that_was_cut_off_nothing_is_taken_for_another_plan(dim
             prepare(data.cases, coarse, tmp_path / "prepared")
     again, *_ = prepare(data.cases, fine, tmp_path / "prepared")
     assert again.image().shape[1:] == again.label().shape == cases[0].shape
+
+
+@pytest.mark.parametrize("part", ["image", "label", "positions"])
+@pytest.mark.parametrize("left", [0, 60, 200])
+def test_of_what_a_power_cut_has_left_in_part_all_is_made_again(part, left, tmp_path, rng):
+    (case, *_), made = prepared(2, tmp_path, rng)
+    path = case.folder / f"{case.stem}.{part}.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left])
+    prepare(checked(tmp_path / "data").cases, made, case.folder)
+    assert path.read_bytes() == whole
 
 
 def test_what_a_kill_left_half_written_is_deleted(tmp_path, rng):

@@ -86,6 +86,7 @@ def test_the_loss_of_coarse_scores_is_that_of_the_enlarged_ones(dims):
         dice_cross_entropy(coarse, target, every=2, start=(1,) * dims),
         dice_cross_entropy(enlarged[(slice(None), *some)], target[some]),
     )
+    assert dice_cross_entropy(coarse, target, every=50, start=(49,) * dims).isfinite()  # one voxel of each axis
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
