@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -72,8 +72,15 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
         distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
         yield Processes(rank, count, chosen)
     except BaseException:
-        if store.add("failed", 1) > 1:
+        if not _fails_first(store, rank):
             raise SystemExit(1) from None
         raise
     # Not after an error: the others may be waiting for this process, and torchrun ends them when it is gone.
     distributed.destroy_process_group()
+
+
+def _fails_first(store: distributed.Store, rank: int) -> bool:
+    """Whether no other process has said before that it failed."""
+    while True:
+        with suppress(KeyboardInterrupt):  # torchrun ends the others when one has failed, and may do so just now
+            return store.compare_set("failed", "", str(rank)) == str(rank).encode()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import make_bundle, make_spec
 from safetensors.torch import save_file
+from torch import distributed
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -17,7 +18,7 @@ from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.training.initial import begin_with
 from DeepLabSegLib.training.losses import dice_cross_entropy
-from DeepLabSegLib.training.processes import Processes
+from DeepLabSegLib.training.processes import Processes, _fails_first
 from DeepLabSegLib.training.spec import TrainingSpec
 from DeepLabSegLib.training.trainer import _Indices, train
 
@@ -307,6 +308,25 @@ def test_processes_must_share_a_batch_evenly(tmp_path):
         train(
             network(2), BrightFromDark(2), replace(SPEC, batch_size=3), tmp_path, Processes(0, 2, torch.device("cpu"))
         )
+
+
+class InterruptedStore:
+    """A store in which a signal comes with the answer to the first question, as torchrun sends it to the others."""
+
+    def __init__(self, store):
+        self.store = store
+        self.signals = [KeyboardInterrupt]
+
+    def compare_set(self, *values):
+        answer = self.store.compare_set(*values)
+        if self.signals:
+            raise self.signals.pop()
+        return answer
+
+
+def test_of_processes_that_fail_one_alone_is_the_first_whenever_torchrun_ends_the_others():
+    store = distributed.HashStore()
+    assert [_fails_first(InterruptedStore(store), rank) for rank in (1, 0, 2)] == [True, False, False]
 
 
 @pytest.mark.parametrize(
