@@ -19,6 +19,7 @@ import DeepLabSegLib
 from DeepLabSegLib.commands import COMMANDS, training
 from DeepLabSegLib.commands.telling import warnings_as_notes
 from DeepLabSegLib.errors import DeepLabSegError, OutputError
+from DeepLabSegLib.startup import wait_briefly
 
 INTERRUPTED = 130
 READER_GONE = (errno.EPIPE, errno.EINVAL)  # the latter on Windows
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     `--help` and `--version` with 0.
     """
     _open_streams()
+    wait_briefly()
     words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     options = _parser(as_json="--json" in words).parse_args(words)
     options.words = words

@@ -1,13 +1,17 @@
-"""What costs a start time that it need not: Python's collector among the many objects that torch makes."""
+"""How a process of our own begins: without the pauses of Python's collector, and ready to share its processors."""
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["load_torch", "uncollected"]
+__all__ = ["load_torch", "uncollected", "wait_briefly"]
+
+SPINS = "2000"
+"""About as long as it takes to wake a thread."""
 
 
 @contextmanager
@@ -20,6 +24,17 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def wait_briefly() -> None:
+    """Have threads that wait for each other fall asleep soon, where GNU's OpenMP runs them, as torch's on Linux.
+
+    By itself it lets them turn in circles for milliseconds, which where others use the processors as well keeps from
+    running what they wait for. Before torch is imported, and for processes of our own. Who has set OMP_WAIT_POLICY or
+    GOMP_SPINCOUNT keeps to it.
+    """
+    if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def load_torch() -> None:

@@ -36,7 +36,7 @@ from DeepLabSegLib.errors import Cancelled, DeepLabSegError
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels
 from DeepLabSegLib.process import peak_bytes, yield_to_others
 from DeepLabSegLib.schema import from_json, to_json
-from DeepLabSegLib.startup import load_torch
+from DeepLabSegLib.startup import load_torch, wait_briefly
 
 __all__ = ["ENVIRONMENT", "Worker", "main"]
 
@@ -191,6 +191,7 @@ def main() -> None:
     # What weights don't tell is in the answer to `describe`; the window's log needs no warning of it.
     warnings.filterwarnings("ignore", module="DeepLabSegLib.session")
     yield_to_others()
+    wait_briefly()
     Worker(requests, answers).run()
 
 
