@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -160,14 +161,12 @@ class _Writer:
         front = int(np.argmax(np.abs(along)))
         order = [front, *(n for n in range(3) if n != front)]
         self.target = permuted(target, order)
-        self._labels = np.moveaxis(self.found.labels, [1 + n for n in order], [1, 2, 3])
+        turned = partial(np.moveaxis, source=[n - 3 for n in order], destination=[-3, -2, -1])
+        self._labels = turned(self.found.labels)
+        self._doubtful = None if self.found.doubtful is None else turned(self.found.doubtful)
         self._maps = [
-            (np.moveaxis(array, [n - 3 for n in order], [-3, -2, -1]), of_scores)
-            for array, of_scores in (
-                (self.found.doubtful, _doubtful),
-                (self.found.uncertainty, self._entropy),
-                (self.found.probabilities, _likely),
-            )
+            (turned(array), of_scores)
+            for array, of_scores in ((self.found.uncertainty, self._entropy), (self.found.probabilities, _likely))
             if array is not None
         ]
         # Activations that keep the order of logits needn't be computed where nothing is blended or interpolated.
@@ -237,6 +236,10 @@ class _Writer:
         values = self.way.resample(scores, box, needed)
         for array, of_scores in self._maps:
             self.downloads.take(of_scores(values), array[(..., *box)])
+        if self._doubtful is not None:
+            doubtful = _doubtful(values)
+            self.downloads.take(doubtful, self._doubtful[box])
+            values[0].masked_fill_(doubtful, -1)
         self.downloads.take(self._decide(values).to(self.kind), self._labels[(slice(None), *box)])
 
     def _entropy(self, scores: Tensor) -> Tensor:
@@ -244,8 +247,6 @@ class _Writer:
 
     def _decide(self, scores: Tensor) -> Tensor:
         """`(classes, ...)` scores, which may be written over, to `(layers, ...)` labels."""
-        if self.decision.foreground_first:
-            scores[0].masked_fill_(_outvoted(scores), -1)
         if self.decision.exclusive:
             return largest(scores)[None]
         threshold = self.decision.threshold
@@ -271,13 +272,10 @@ def largest(scores: Tensor) -> Tensor:
     return (count - marked.amax(0)) % count  # NaN equals nothing, and is background
 
 
-def _outvoted(scores: Tensor) -> Tensor:
-    """Where background, the first class, has less than all others together."""
-    return scores[0] < scores[1:].sum(0)
-
-
 def _doubtful(scores: Tensor) -> Tensor:
-    return _outvoted(scores) & (scores[0] >= scores[1:].amax(0))
+    """Where background, the first class, has more than each other, and less than all of them together."""
+    background, others = scores[0], scores[1:]
+    return (background >= others.amax(0)) & (background < others.sum(0))
 
 
 def _likely(scores: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 from DeepLabSegLib import Segmenter, load_model
 from DeepLabSegLib.evaluate import dice
 from DeepLabSegLib.image import Geometry, Image
-from DeepLabSegLib.preprocess import LETTERS
+from DeepLabSegLib.preprocess import model_grid
 from DeepLabSegLib.training.head_mri import SyntheticHeads, read_head_map
 from DeepLabSegLib.training.recipes import RECIPES
 
@@ -40,7 +40,8 @@ def main() -> None:
     segmenters = segmenter, Segmenter(plain, segmenter.network, str(segmenter.device), segmenter.precision)
     heads = next(r.heads for r in RECIPES.values() if r.heads is not None and r.bundle.labels == bundle.labels)
     orientation, mm = str(bundle.input.orientation), float(bundle.input.spacing[-1] or 1)
-    geometry = grid(orientation, mm)
+    cube = Geometry((round(SIDE / mm),) * 3, (mm,) * 3)
+    geometry = model_grid(cube, orientation, (None, None, None))
     maps = [read_head_map(path, orientation) for path in sorted(options.maps.glob("*.nii.gz"))[::3]]
     pairs = SyntheticHeads(maps, geometry.shape, (mm,) * 3, options.seed, heads.groups)
     rows = []
@@ -57,12 +58,6 @@ def main() -> None:
     for label in (TOGETHER, *(segment.name for segment in bundle.labels)):
         decided, by_largest = np.nanmean([row[2:] for row in rows if row[1] == label], axis=0)
         print(f"{label:28}{decided:.4f}, by the largest score {by_largest:.4f}")  # noqa: T201
-
-
-def grid(orientation: str, mm: float) -> Geometry:
-    """A cube of `SIDE` whose axes grow along the letters of `orientation`."""
-    rows = [tuple(float(sign * (n == axis)) for n in range(3)) for axis, sign in (LETTERS[c] for c in orientation)]
-    return Geometry((round(SIDE / mm),) * 3, (mm,) * 3, direction=tuple(rows))
 
 
 if __name__ == "__main__":
