@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +34,8 @@ CHANNEL_MARK = re.compile(r"^(.+)_(\d{4})$")
 """nnU-Net's mark of a channel: `case_0000.nii.gz`, `case_0001.nii.gz`."""
 
 IMAGE_COLUMN = re.compile(r"image[_ ]?\d*$")
+LABEL_COLUMNS = ("label", "mask", "segmentation")
+OTHER_COLUMNS = ("name", "patient")
 
 TABLES = (".csv", ".tsv")
 
@@ -190,17 +194,25 @@ def _is_marked_label(path: Path) -> bool:
     return path.name.lower().endswith(".seg.nrrd") or LABEL_MARK.search(f"_{stem(path)}") is not None
 
 
+def _stem(path: Path) -> str:
+    """`stem`, with each accent in its letter: some programs of a Mac write it behind, which looks the same."""
+    return unicodedata.normalize("NFC", stem(path))
+
+
 def _pairs(images: Sequence[Path], labels: Sequence[Path]) -> tuple[list[Case], list[Fault]]:
     by_stem = defaultdict(list)
     for path in images:
-        by_stem[stem(path)].append(path)
+        by_stem[_stem(path)].append(path)
     label_of = defaultdict(list)
     for path in labels:
-        own = stem(path)
+        own = _stem(path)
         label_of[own if own in by_stem else LABEL_MARK.sub("", own)].append(path)
 
     marks = {own: CHANNEL_MARK.match(own) for own in by_stem}
-    channelled = bool(marks) and all(marks.values()) and not any(own in label_of for own in marks)
+    # What lies among them without a mark, such as a picture of them, changes nothing.
+    channelled = any(mark and mark[1] in label_of for mark in marks.values()) and not any(
+        mark and own in label_of for own, mark in marks.items()
+    )
     groups: dict[str, dict[str, list[Path]]] = defaultdict(dict)
     for own, paths in by_stem.items():
         mark = marks[own]
@@ -297,7 +309,7 @@ def _named(cases: Sequence[Case], path: Path) -> tuple[list[Case], list[Fault]]:
         )
     if "ignore" in classes.values():
         problems.append("its label ignore is trained like a class; give its voxels the value of another class")
-    named = [replace(case, channels=channels or case.channels, classes=tuple(classes.items())) for case in cases]
+    named = [replace(case, channels=case.channels or channels, classes=tuple(classes.items())) for case in cases]
     return named, [Fault(path.name, problem) for problem in problems]
 
 
@@ -327,49 +339,68 @@ def _class_names(labels: Mapping[str, object]) -> tuple[dict[int, str], list[str
 
 
 def _from_table(table: Path) -> tuple[list[Case], list[Fault]]:
+    names, rows = _read_table(table)
+    columns = {name.lower(): name for name in names if name}
+    labels = [key for key in LABEL_COLUMNS if key in columns]
+    images = [key for key in columns if IMAGE_COLUMN.match(key)] or [
+        key for key in columns if key not in (*LABEL_COLUMNS, *OTHER_COLUMNS) and _is_image_column(key, rows.values())
+    ]
+    if not labels or not images:
+        lacking = "image" if labels else "label"
+        raise InvalidInput(f"{table} has no column {lacking} among {', '.join(columns) or 'none'}; name it so")
+    if len(labels) > 1 and labels[0] != "label":
+        raise InvalidInput(f"{table} has the columns {' and '.join(labels)}; call the one to learn label")
+    used = (*images, labels[0])
+    for key in (*used, *OTHER_COLUMNS):
+        if sum(name.lower() == key for name in names) > 1:
+            raise InvalidInput(
+                f"{table} has several columns {columns[key]}, of which one alone would be read; give each a name of "
+                "its own, channels for example image 1 and image 2"
+            )
+    cases: list[Case] = []
+    faults: list[Fault] = []
+    taken: set[str] = set()
+    for number, row in rows.items():
+        paths = [table.parent / row[key] if row.get(key) else None for key in used]
+        name = row.get("name") or (stem(paths[0]) if paths[0] else f"row {number}")
+        if name in taken and paths[0]:
+            name = f"{paths[0].parent.name}-{name}"
+        if name in taken:
+            name = f"{name}-{number}"
+        taken.add(name)
+        there = [path for path in paths if path is not None and path.exists()]
+        if len(there) == len(paths):
+            channels = tuple(columns[key] for key in images)
+            cases.append(Case(name, tuple(there[:-1]), there[-1], row.get("patient", ""), channels))
+            continue
+        for key, path in zip(used, paths, strict=True):
+            if path is None or not path.exists():
+                what = f"{path} does not exist" if path else "there is nothing"
+                faults.append(Fault(name, f"{what} in column {columns[key]} of row {number}; correct {table.name}"))
+    return cases, faults
+
+
+def _read_table(table: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """Names of the columns, and the rows that aren't empty by number, with a cell by each name in small letters."""
     if table.suffix.lower() not in TABLES:
         raise InvalidInput(f"{table} is no table (.csv or .tsv); give {LAYOUTS}")
     try:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{table} can't be read as text ({error}); save it as UTF-8") from None
-    head = text.split("\n", 1)[0]
-    delimiter = max("\t;,", key=head.count)
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    columns = {name.strip().lower(): name for name in reader.fieldnames or () if name}
-    rows = [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in reader]
-    label = next((columns[name] for name in ("label", "mask", "segmentation") if name in columns), None)
-    images = [column for name, column in columns.items() if IMAGE_COLUMN.match(name)] or [
-        column
-        for name, column in columns.items()
-        if column != label and name not in ("name", "patient") and _is_image_column(column, rows)
-    ]
-    if label is None or not images:
-        lacking = "label" if label is None else "image"
-        raise InvalidInput(f"{table} has no column {lacking} among {', '.join(columns) or 'none'}; name it so")
-    cases: list[Case] = []
-    faults: list[Fault] = []
-    used: set[str] = set()
-    for number, row in enumerate(rows, 2):
-        paths = [table.parent / row[column] if row.get(column) else None for column in (*images, label)]
-        name = row.get(columns.get("name", ""), "") or (stem(paths[0]) if paths[0] else f"row {number}")
-        if name in used and paths[0]:
-            name = f"{paths[0].parent.name}-{name}"
-        if name in used:
-            name = f"{name}-{number}"
-        used.add(name)
-        there = [path for path in paths if path is not None and path.exists()]
-        if len(there) == len(paths):
-            patient = row.get(columns.get("patient", ""), "")
-            cases.append(Case(name, tuple(there[:-1]), there[-1], patient, tuple(column.strip() for column in images)))
-            continue
-        for column, path in zip((*images, label), paths, strict=True):
-            if path is None or not path.exists():
-                what = f"{path} does not exist" if path else "there is nothing"
-                faults.append(Fault(name, f"{what} in column {column} of row {number}; correct {table.name}"))
-    return cases, faults
+    try:
+        # By the first row, which may be of several lines.
+        widths = {one: len(next(csv.reader(io.StringIO(text), delimiter=one), [])) for one in "\t;,"}
+        rows = list(csv.reader(io.StringIO(text), delimiter=max(widths, key=lambda one: widths[one]), strict=True))
+    except csv.Error as error:
+        raise InvalidInput(f"{table} can't be read as a table ({error}); correct its quotation marks") from None
+    head, *others = rows or [[]]
+    names = [" ".join(name.split()) for name in head]
+    keys = [name.lower() for name in names]
+    cells = {number: [cell.strip() for cell in row] for number, row in enumerate(others, 2)}
+    return names, {number: dict(zip(keys, row, strict=False)) for number, row in cells.items() if any(row)}
 
 
-def _is_image_column(column: str, rows: Sequence[Mapping[str, str]]) -> bool:
-    first = next((row[column] for row in rows if row.get(column)), "")
+def _is_image_column(key: str, rows: Iterable[Mapping[str, str]]) -> bool:
+    first = next((row[key] for row in rows if row.get(key)), "")
     return first.lower().endswith(IMAGE_SUFFIXES)

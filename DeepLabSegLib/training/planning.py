@@ -52,11 +52,16 @@ DEEP_CELLS = 6
 """Cells along each axis that the deepest map keeps, if it can."""
 
 SIDES = {
-    "RL": ("left", "right", "l", "r", "lt", "rt", "lh", "rh"),
+    "RL": ("l", "r", "lt", "rt", "lh", "rh", "li", "re", "dx", "sx", "sin"),
     "AP": ("anterior", "posterior", "front", "back"),
     "SI": ("superior", "inferior", "upper", "lower"),
 }
 """Words in the name of a class that tell the ends of an axis apart, which a mirror image would turn round."""
+
+LEFT_OR_RIGHT = re.compile(
+    "left|right|sinist|de[xs]t[er]|links|linke|rechts|rechte|gauche|droit|izquierd|derech|esquerd|direit", re.IGNORECASE
+)
+"""The same within words, and in other languages; a bright lesion turned round less often is no loss."""
 
 WORD = re.compile(r"(?![LR]\d)(?:[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![a-z]))")
 """A word of a name, also in `LeftKidney`; the L of a vertebra, L1, is none."""
@@ -310,7 +315,9 @@ def _classes(fingerprint: Fingerprint, names: Sequence[str] | None) -> tuple[Cla
 
 def _labels(classes: Sequence[ClassFound], names: Sequence[str] | None) -> tuple[Segment, ...]:
     if names is not None and len(names) != len(classes):
-        values = ", ".join(str(found.value) for found in classes)
+        values = ", ".join(
+            str(found.value) if found.name == f"Label {found.value}" else found.name for found in classes
+        )
         count = "1 class" if len(classes) == 1 else f"{len(classes)} classes"
         raise InvalidInput(f"the labels have {count} ({values}); give as many names, not {len(names)}")
     if names is not None and not all(map(name_key, names)):
@@ -320,6 +327,13 @@ def _labels(classes: Sequence[ClassFound], names: Sequence[str] | None) -> tuple
     labels = tuple(Segment(n, found.name, found.color, found.terminology) for n, found in enumerate(classes, 1))
     if names is None:
         return labels
+    known = [name_key(found.name) for found in classes]
+    for own, name in zip(known, names, strict=True):
+        if name_key(name) in known and name_key(name) != own:
+            raise InvalidInput(
+                f"the labels have the names {', '.join(found.name for found in classes)}, and {name!r} would be given "
+                "to another of them; give all of these in the model's order, or new names alone"
+            )
     return tuple(replace(label, name=name) for label, name in zip(labels, names, strict=True))
 
 
@@ -334,8 +348,12 @@ def _mirror_axes(
             said, own = (", ".join(letters.get(axis, str(axis)) for axis in some) for some in (given, axes))
             raise InvalidInput(f"mirror_axes are {said}; of k, j, i (0, 1, 2 in Python) a {dims}D network has {own}")
         return tuple(sorted(set(given)))
-    words = {word.lower() for label in labels for word in WORD.findall(label.name)}
+    modifiers = [label.terminology.modifier for label in labels if label.terminology]
+    texts = [label.name for label in labels] + [modifier[2] for modifier in modifiers if modifier]
+    words = {word.lower() for text in texts for word in WORD.findall(text)}
     told = {pair for pair, ends in SIDES.items() if words & set(ends)}
+    if any(map(LEFT_OR_RIGHT.search, texts)):
+        told.add("RL")
     if orientation is None:
         return () if told else tuple(axes)
     return tuple(axis for axis in axes if not any(orientation[axis] in pair for pair in told))

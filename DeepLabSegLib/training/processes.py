@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from DeepLabSegLib.devices import choose_device
+from DeepLabSegLib.errors import InvalidInput
 
 __all__ = ["Processes", "joined_processes"]
 
@@ -57,7 +58,7 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
 
     On NVIDIA GPUs each process of a machine takes the GPU of its own number, and they talk by NCCL; elsewhere by Gloo.
     What the first process to fail raises is passed on; the others, which fail as it did or for want of it, raise
-    `SystemExit` with 1.
+    `SystemExit` with 1. A process more than there are GPUs raises `InvalidInput`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(0, 1, choose_device(device))
@@ -66,7 +67,14 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
     try:
         chosen = choose_device(device)
         if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            own, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if own >= here:
+                gpus = "1 GPU" if here == 1 else f"{here} GPUs"
+                raise InvalidInput(
+                    f"process {own + 1} of this machine, which has {gpus}, finds none of its own; start as many "
+                    f"processes, by --nproc-per-node {here}"
+                )
+            chosen = torch.device("cuda", own)
             torch.cuda.set_device(chosen)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)

@@ -40,7 +40,9 @@ def touch(*paths: Path) -> None:
         (["x.nrrd", "x-seg.nrrd"], ["x.nrrd"]),
         (["x_T1w.nii.gz", "x_dseg.nii.gz"], ["x_T1w.nii.gz"]),
         (["x_image.png", "x_label.png", "readme.txt"], ["x_image.png"]),
+        (["x M\u00fcller.nrrd", "x Mu\u0308ller.seg.nrrd"], ["x M\u00fcller.nrrd"]),
         (["x/image.nii.gz", "x/label.nii.gz", "notes.png"], ["image.nii.gz"]),
+        (["x/photo.png", "x/photo_mask.png"], ["photo.png"]),
         (["x/CT.nrrd", "x/Segmentation.seg.nrrd", "x/Master Scene View.png", "x/x.mrml", ".git/a.png"], ["CT.nrrd"]),
     ],
 )
@@ -74,14 +76,24 @@ def test_a_case_without_one_of_the_channels_is_named(tmp_path):
     assert "channels 0000, and most cases 0000, 0001" in fault.problem
 
 
+def test_a_file_without_a_mark_among_channels_is_named_and_the_rest_kept(tmp_path):
+    names = ["a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz", "overview.png"]
+    touch(*(tmp_path / "imagesTr" / name for name in names), *(tmp_path / "labelsTr" / f"{n}.nii.gz" for n in "ab"))
+    cases, (fault,) = find_cases(tmp_path)
+    assert [len(case.images) for case in cases] == [2, 2]
+    assert (fault.name, "overview.png has no label" in fault.problem) == ("overview", True)
+
+
 def test_images_of_the_same_names_in_most_cases_folders_are_channels(tmp_path):
-    touch(*(tmp_path / case / f"{name}.nii" for case in ("a", "b") for name in (f"{case}_T1", f"{case}-FLAIR", "seg")))
+    touch(*(tmp_path / "a" / f"{name}.nii" for name in ("a_T1", "a-FLAIR", "seg")))
+    touch(*(tmp_path / "b" / f"{name}.nii" for name in ("T1", "b-FLAIR", "seg")))
     touch(tmp_path / "c/c_T1.nii", tmp_path / "c/seg.nii", tmp_path / "d/T1.nii", tmp_path / "d/FLAIR.nii")
     touch(*(tmp_path / "e" / f"{name}.nii" for name in ("T1", "FLAIR", "seg", "tumour_mask")))
     cases, faults = find_cases(tmp_path)
     assert [case.name for case in cases] == ["a", "b"]
     assert {case.channels for case in cases} == {("FLAIR", "T1")}
-    assert [path.name for path in cases[0].images] == ["a-FLAIR.nii", "a_T1.nii"]
+    names = [[path.name for path in case.images] for case in cases]
+    assert names == [["a-FLAIR.nii", "a_T1.nii"], ["b-FLAIR.nii", "T1.nii"]]
     problems = {fault.name: fault.problem for fault in faults}
     assert "channels T1, and most cases FLAIR, T1" in problems["c"]
     assert "has no label" in problems["d"]
@@ -121,6 +133,41 @@ def test_a_table_names_channels_label_and_patient(name, rows, channels, tmp_path
     assert "row 3" in fault.problem
 
 
+def test_a_table_is_read_as_spreadsheets_write_it(tmp_path):
+    touch(*(tmp_path / f"{name}.nii" for name in ("Müller  1", "seg", "b")))
+    rows = ['image;"label\nby hand";Label;patient;note', 'Müller  1.nii;;seg.nii;P1;"good,\nbut thin"', ";;;;", ""]
+    text = "\r\n".join([*rows, "b.nii;;none.nii;P2;\u2028", ";;;;"])
+    (tmp_path / "table.csv").write_bytes(text.encode("utf-8-sig"))
+    (case,), (fault,) = find_cases(tmp_path / "table.csv")
+    assert (case.name, case.patient, case.label.name) == ("Müller  1", "P1", "seg.nii")
+    assert (fault.name, "none.nii does not exist in column Label of row 5" in fault.problem) == ("b", True)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ("image,image ,label", "several columns image, .* image 1 and image 2"),
+        ("T1,t1,label", "several columns t1"),
+        ("T1,label,Label", "several columns Label"),
+        ("image,label,patient,Patient", "several columns Patient"),
+        ("image,mask,segmentation", "the columns mask and segmentation; call the one to learn label"),
+        ('image,"label', "can't be read as a table .* quotation marks"),
+    ],
+)
+def test_a_table_that_leaves_open_what_is_meant_is_refused(head, words, tmp_path):
+    touch(tmp_path / "a.nii")
+    (tmp_path / "table.csv").write_text("\n".join([head, ",".join(4 * ["a.nii"])]), encoding="utf-8")
+    with pytest.raises(InvalidInput, match=words):
+        find_cases(tmp_path / "table.csv")
+
+
+def test_of_a_table_with_a_label_a_mask_beside_it_is_no_channel(tmp_path):
+    touch(*(tmp_path / f"{name}.nii" for name in "abc"))
+    (tmp_path / "table.csv").write_text("T1,label,mask\na.nii,b.nii,c.nii", encoding="utf-8")
+    (case,), _ = find_cases(tmp_path / "table.csv")
+    assert (case.channels, case.label.name) == (("T1",), "b.nii")
+
+
 def test_cases_of_a_table_with_equal_file_names_are_told_apart(tmp_path):
     rows = [f"{folder}/image.nii,{folder}/label.nii" for folder in ("p1", "p2")]
     touch(*(tmp_path / path for row in rows for path in row.split(",")))
@@ -132,8 +179,8 @@ def test_cases_of_a_table_with_equal_file_names_are_told_apart(tmp_path):
 
 @pytest.mark.parametrize(("patients", "kept"), [(("P1", "P1"), 2), (("P1", "P2"), 1), (("", ""), 1)])
 def test_a_label_that_a_table_names_twice_is_never_learned_and_held_out(patients, kept, tmp_path):
-    touch(tmp_path / "t1.nii", tmp_path / "t2.nii", tmp_path / "seg.nii")
-    rows = [f"{image},seg.nii,{patient}" for image, patient in zip(("t1.nii", "t2.nii"), patients, strict=True)]
+    touch(tmp_path / "t1.nii", tmp_path / "sub" / "t2.nii", tmp_path / "seg.nii")
+    rows = [f"t1.nii,seg.nii,{patients[0]}", f"sub/t2.nii,sub/../seg.nii,{patients[1]}"]
     (tmp_path / "table.csv").write_text("\n".join(["image,label,patient", *rows]), encoding="utf-8")
     cases, faults = find_cases(tmp_path / "table.csv")
     assert len(cases) == kept
@@ -236,6 +283,13 @@ def test_a_dataset_json_names_classes_and_channels(said, tmp_path, rng):
     assert chosen.input.channels == ("A", "B")
 
 
+def test_channels_that_the_files_of_a_case_name_keep_these_names_beside_a_dataset_json(tmp_path):
+    touch(*(tmp_path / case / f"{name}.nii" for case in "ab" for name in ("T1", "FLAIR", "seg")))
+    (tmp_path / "dataset.json").write_text(json.dumps(NNUNET), encoding="utf-8")
+    cases, _ = find_cases(tmp_path)
+    assert {(case.channels, case.images[0].name) for case in cases} == {(("FLAIR", "T1"), "FLAIR.nii")}
+
+
 def test_segments_keep_the_names_that_they_have_beside_a_dataset_json(tmp_path, rng):
     folder = write_nnunet(tmp_path, rng, NNUNET)
     for path in (folder / "labelsTr").iterdir():
@@ -261,10 +315,11 @@ def test_segments_keep_the_names_that_they_have_beside_a_dataset_json(tmp_path, 
             "labels Whole, Rest have no single value .* --labels",
             ["Label 1", "Core"],
         ),
+        ({"labels": {"Shell": 1, "Core": 1}}, "labels Core have no single value", ["Shell", "Label 2"]),
         ({"labels": {"Shell": 1, "ignore": 2}}, "ignore is trained like a class", ["Shell", "ignore"]),
         ({"name": "of another program"}, None, ["Label 1", "Label 2"]),
     ],
-    ids=["damaged", "list", "labels", "regions", "ignore", "other"],
+    ids=["damaged", "list", "labels", "regions", "twice", "ignore", "other"],
 )
 def test_what_a_dataset_json_does_not_say_is_named_and_stops_nothing(said, words, names, tmp_path, rng):
     data = checked(write_nnunet(tmp_path, rng, said))

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import make_scan, physically_equal
-from training_data import ball, checked, write_pictures, write_volumes
+from training_data import ball, checked, write_pictures, write_segments, write_volumes
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import write_image, write_labels
-from DeepLabSegLib.image import Labels, Segment
+from DeepLabSegLib.image import Labels, Segment, Terminology
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.training.planning import Overrides, _tile, plan
 from DeepLabSegLib.training.prepared import prepare
@@ -102,6 +102,8 @@ def test_everything_can_be_chosen(tmp_path, rng):
     assert made.input.orientation == "ASR"
     assert [label.name for label in made.labels] == ["Shell", "Core"]
     assert made.names == ("Label 1", "Label 2")
+    assert plan(fingerprint, Overrides(dims=2, spacing=(2.0, 2.0))).input.spacing == (None, 2.0, 2.0)
+    assert plan(fingerprint, Overrides(dims=3, depth=5)).input.tile == (32, 96, 96)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,7 @@ def test_everything_can_be_chosen(tmp_path, rng):
         ({"channels": ("a", "b")}, "2 channels"),
         ({"spacing": (1.0,)}, "spacing"),
         ({"spacing": (1.0, 0.0, 1.0)}, "above 0"),
+        ({"spacing": (1e-3, 1e-3, 1e-3)}, "voxels, more than .* choose a coarser one"),
         ({"orientation": "SAA"}, "orientation"),
         ({"batch_size": 0}, "batch_size"),
         ({"encoder": "resnet1"}, "encoder_name"),
@@ -156,6 +159,17 @@ def test_names_that_segments_have_already_say_their_order_and_others_are_new(nam
     np.testing.assert_array_equal(found == (1 if first.color == liver.color else 2), core)
 
 
+@pytest.mark.parametrize("names", [("Liver", "Milz"), ("Milz", "spleen ")])
+def test_a_name_of_one_class_is_never_given_to_another(names, tmp_path, rng):
+    segments = (Segment(1, "Spleen", (157, 108, 162)), Segment(2, "Liver", (221, 130, 101)))
+    fingerprint = checked(write_segments(tmp_path, rng, {"a": segments, "b": segments})).fingerprint
+    with pytest.raises(InvalidInput, match=f"names Spleen, Liver, and .{names[names[0] == 'Milz']}. .* in the model's"):
+        plan(fingerprint, Overrides(names=names))
+    with pytest.raises(InvalidInput, match=r"2 classes \(Spleen, Liver\); give as many names, not 1"):
+        plan(fingerprint, Overrides(names=("Liver",)))
+    assert plan(fingerprint, Overrides(names=("Milz", "liver"))).names == ("Spleen", "Liver")
+
+
 def test_more_classes_than_a_byte_holds_are_refused(tmp_path, rng):
     for name, first in (("a", 1), ("b", 201)):
         scan = make_scan(rng)
@@ -182,11 +196,26 @@ def test_more_classes_than_a_byte_holds_are_refused(tmp_path, rng):
         (("vertebrae_L1", "Artère l3"), (0, 1)),
         (("vertebrae_L1", "Artériel"), (0, 1, 2)),
         (("Anterior", "Posterior"), (0, 2)),
+        (("leftkidney", "rightkidney"), (0, 1)),
+        (("Niere links", "Niere rechts"), (0, 1)),
+        (("Rein gauche", "Rein droit"), (0, 1)),
+        (("Riñón izquierdo", "Riñón derecho"), (0, 1)),
+        (("A. carotis sin.", "A. carotis dext."), (0, 1)),
     ],
 )
 def test_an_axis_that_names_tell_apart_is_not_turned_round(names, axes, tmp_path, rng):
     fingerprint = checked(write_volumes(tmp_path, "ab", rng)).fingerprint
     assert plan(fingerprint, Overrides(dims=3, orientation="SAR", names=names)).input.mirror_axes == axes
+
+
+def test_an_axis_that_meanings_of_segments_tell_apart_is_not_turned_round(tmp_path, rng):
+    tissue, kidney = ("SCT", "123037004", "Anatomical Structure"), ("SCT", "64033007", "Kidney")
+    sides = (("SCT", "7771000", "Left"), ("SCT", "24028007", "Right"))
+    segments = tuple(
+        Segment(n, f"Kidney {n}", (n, n, n), Terminology(tissue, kidney, side)) for n, side in enumerate(sides, 1)
+    )
+    fingerprint = checked(write_segments(tmp_path, rng, {"a": segments, "b": segments})).fingerprint
+    assert plan(fingerprint, Overrides(dims=3, orientation="SAR")).input.mirror_axes == (0, 1)
 
 
 @pytest.mark.parametrize(("axes", "words"), [((0, 2), "mirrored along k, i"), ((), "mirrored along no axis")])

@@ -464,6 +464,17 @@ def test_what_is_learned_is_changed_at_random_and_shared_evenly(data, tmp_path):
     assert job.training.every == dims - 1
 
 
+def test_seed_licence_and_data_that_are_given_reach_images_and_model(tmp_path):
+    options = brief(2, license="CC-BY-4.0", training_data="boxes of ours", reproduce="make boxes")
+    options = replace(options, training=options.training | {"seed": 3})
+    data, alone = write_data(tmp_path / "data", 2), Processes(0, 1, torch.device("cpu"))
+    job = make_job(data, "boxes", tmp_path, options, alone, quiet)
+    assert job.pairs.seed == job.training.seed == 3
+    bundle = job.bundle
+    assert (bundle.name, bundle.license, bundle.training_data) == ("boxes", "CC-BY-4.0", "boxes of ours")
+    assert bundle.reproduce == "make boxes"
+
+
 def test_a_checkpoint_must_share_grid_window_values_and_labels(tmp_path):
     data = write_data(tmp_path / "data", 2)
     about = job_of(data, tmp_path, small(2)).about

@@ -18,7 +18,7 @@ from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.training.initial import begin_with
 from DeepLabSegLib.training.losses import dice_cross_entropy
-from DeepLabSegLib.training.processes import Processes, _fails_first
+from DeepLabSegLib.training.processes import Processes, _fails_first, joined_processes
 from DeepLabSegLib.training.spec import TrainingSpec
 from DeepLabSegLib.training.trainer import _Indices, train
 
@@ -327,6 +327,17 @@ class InterruptedStore:
 def test_of_processes_that_fail_one_alone_is_the_first_whenever_torchrun_ends_the_others():
     store = distributed.HashStore()
     assert [_fails_first(InterruptedStore(store), rank) for rank in (1, 0, 2)] == [True, False, False]
+
+
+def test_a_process_more_than_there_are_gpus_says_how_many_to_start(monkeypatch):
+    store = distributed.HashStore()
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
+    monkeypatch.setattr("DeepLabSegLib.training.processes.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidInput, match=r"process 2 .* has 1 GPU, .* --nproc-per-node 1"), joined_processes():
+        pass
 
 
 @pytest.mark.parametrize(
