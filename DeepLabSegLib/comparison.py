@@ -6,7 +6,7 @@ import csv
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from DeepLabSegLib.evaluate import (
     lowest_dice,
     summarize,
 )
+from DeepLabSegLib.image import Labels
 from DeepLabSegLib.outputs import check_output, replacing
 from DeepLabSegLib.pairing import Pair, Pairing, unique
 from DeepLabSegLib.schema import dumps
@@ -93,7 +94,7 @@ def compare_files(
     cases, failed = {}, {}
     for pair in pairing.pairs:
         try:
-            prediction, reference = files.read_labels(pair.prediction), files.read_labels(pair.reference)
+            prediction, reference = _read(pair)
             cases[pair.name] = compare(prediction, reference, groups or groups_of(prediction, reference))
         except (DeepLabSegError, OSError, MemoryError) as error:
             failed[pair.name] = f"{pair.prediction} and {pair.reference}: {str(error) or type(error).__name__}"
@@ -168,6 +169,21 @@ def draw_worst(
     return written, failed
 
 
+def _read(pair: Pair) -> tuple[Labels, Labels]:
+    """Both sides; a picture, which has no position, lies where the other side does if that has its size."""
+    prediction, reference = files.read_labels(pair.prediction), files.read_labels(pair.reference)
+    if prediction.geometry.shape == reference.geometry.shape:
+        if _is_picture(pair.reference):
+            reference = replace(reference, geometry=prediction.geometry)
+        elif _is_picture(pair.prediction):
+            prediction = replace(prediction, geometry=reference.geometry)
+    return prediction, reference
+
+
+def _is_picture(path: Path) -> bool:
+    return path.name.lower().endswith(files.PICTURE_SUFFIXES)
+
+
 def _draw(
     pair: Pair,
     scores: Mapping[str, Scores],
@@ -176,8 +192,13 @@ def _draw(
     groups: Mapping[str, Group] | None,
 ) -> Iterator[Path]:
     """Write a picture per topic and name, and say so after each."""
-    prediction, reference = files.read_labels(pair.prediction), files.read_labels(pair.reference)
-    image = None if pair.image is None else files.read_image(pair.image)
+    prediction, reference = _read(pair)
+    image = None
+    if pair.image is not None:
+        image = files.read_image(pair.image)
+        without_position = _is_picture(pair.image) or _is_picture(pair.prediction)
+        if without_position and image.geometry.shape == prediction.geometry.shape:
+            image = replace(image, geometry=prediction.geometry)
     known = groups or groups_of(prediction, reference)
     for topic, name in jobs:
         shown = {label: group for label, group in known.items() if topic in (None, label)}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.image import MAX_LABEL, Labels, Segment
+from DeepLabSegLib.image import MAX_LABEL, SAME_GRID, Labels, Segment
 from DeepLabSegLib.schema import from_json, load_json
 
 __all__ = [
@@ -116,7 +116,7 @@ MEASURES = {
 def compare(prediction: Labels, reference: Labels, groups: Mapping[str, Group]) -> dict[str, Scores]:
     """Scores per group. Raises `InvalidInput` where the two lie on different grids, and for masks in colours."""
     prediction, reference = in_grey(prediction), in_grey(reference)
-    if not prediction.geometry.is_close(reference.geometry):
+    if not prediction.geometry.is_close(reference.geometry, SAME_GRID):
         raise InvalidInput(
             f"prediction and reference lie on different grids ({prediction.geometry.shape} and "
             f"{reference.geometry.shape} voxels, or other positions); resample one to the other first"

@@ -17,12 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["Geometry", "Image", "Labels", "Segment", "Terminology", "default_color", "whole_numbers"]
+__all__ = ["SAME_GRID", "Geometry", "Image", "Labels", "Segment", "Terminology", "default_color", "whole_numbers"]
 
 TERMINOLOGY_CONTEXT = "Segmentation category and type - DICOM master list"
 ANATOMIC_CONTEXT = "Anatomic codes - DICOM master list"
 MAX_LABEL = 65535
 AXIS_ALIGNED = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+SAME_GRID = 0.1
+"""How far, in voxel sides, a format's rounding may move what lies on one grid."""
 
 
 @dataclass(frozen=True)

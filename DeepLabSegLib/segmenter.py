@@ -295,7 +295,9 @@ class Segmenter:
             )
         seen = model_grid(source, orientation, (None, None, None)).shape[-self.bundle.network.dims :]
         if min(seen) < 2:
-            remedy = "choose a 2D model" if self.bundle.network.dims == 3 else "choose another slice direction"
+            remedy = "choose another slice direction"
+            if self.bundle.network.dims == 3:
+                remedy = "choose a 2D model, or give all slices, of DICOM their folder"
             if self.bundle.network.dims == 2 and orientation is None:
                 remedy = "the model takes slices as they are stored, with their plane along the first two axes"
             raise InvalidInput(

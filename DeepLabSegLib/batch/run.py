@@ -20,7 +20,7 @@ from DeepLabSegLib import files
 from DeepLabSegLib.batch.report import Case, is_older, is_result, renew_report, rows_of
 from DeepLabSegLib.batch.scans import stem
 from DeepLabSegLib.errors import Cancelled, DeepLabSegError, InvalidInput, OutputError
-from DeepLabSegLib.image import SCORE_MAPS, Geometry, Labels
+from DeepLabSegLib.image import SAME_GRID, SCORE_MAPS, Geometry, Labels
 from DeepLabSegLib.outputs import check_apart, check_output, make_folder, replacing
 from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
 
@@ -29,9 +29,6 @@ __all__ = ["collect", "run_case", "segment_files"]
 AGAIN = "move or overwrite it for the case to be segmented again"
 QUICK_S, PACE = 0.05, 20
 """A table that takes longer, as one of a thousand rows may, is renewed for a twentieth of the time at most."""
-
-SAME_GRID = 0.1
-"""How far, in voxel sides, a format's rounding may move what lies on one grid."""
 
 
 def segment_files(

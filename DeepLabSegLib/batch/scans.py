@@ -26,6 +26,10 @@ def find_scans(folder: str | os.PathLike[str]) -> list[Path]:
         raise InvalidInput(f"{root} is no folder; give a folder of scans")
     paths = _paths_in(root)
     found = [path for path in paths if _is_volume(path)] or [path for path in paths if _is_picture(path)]
+    if not found and _is_volume(root):
+        raise InvalidInput(
+            f"DICOM files lie in {root} itself; give the folder that it is in, and each series a folder of its own"
+        )
     if not found:
         inside = find_nested(root) or _folders_with(_is_picture, root)
         nested = "".join(f"; {inner} does" for inner in inside[:1])

@@ -23,9 +23,11 @@ DICOM_START = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|..\0\0)", re.DOTALL)
 
 
 def check_before(source: Path) -> None:
-    """Raise `InvalidInput` for a file that ITK is not to see, as it would end the process."""
+    """Raise `InvalidInput` for a file that ITK is not to see: it would end the process, or say what isn't so."""
     if source.name.lower().endswith(metaimage.METAIMAGE_SUFFIXES):
         metaimage.check_before(source)
+    elif source.name.lower().endswith(nifti.NIFTI_SUFFIXES):
+        nifti.check_before(source)
 
 
 def check(source: Path, kind: str, size: Sequence[int], numbers: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""What ITK passes over in NIfTI files: faults, and where the second transform puts the voxels."""
+"""What ITK passes over in NIfTI files: faults, and where the sform puts the voxels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedIOBase
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["NIFTI_SUFFIXES", "alone", "checked_spacing", "is_gzipped", "opened", "sform"]
+__all__ = ["NIFTI_SUFFIXES", "alone", "check_before", "checked_spacing", "is_gzipped", "opened", "sform"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -28,6 +28,26 @@ COLOURS = (128, 2304)
 
 TO_MM = {1: 1000.0, 3: 0.001}
 """By the code of a unit of length, metre and micrometre."""
+
+IN_PLANE = 0.999
+"""The least share of an axis's length that lies in x and y, where there are but two axes."""
+
+
+def check_before(source: Path) -> None:
+    """Raise `InvalidInput` for a slice of two axes that lies across x and y: ITK leaves out how they go along z."""
+    header = b""
+    with suppress(EOFError, OSError, zlib.error), opened(source) as file:  # what is wrong is said where all is read
+        header = file.read(HEADER_SIZE)
+    if len(header) < HEADER_SIZE or struct.unpack_from(f"{_byte_order(header)}h", header, 40)[0] != 2:
+        return
+    rows = sform(source)
+    if rows is None:
+        return
+    if (np.linalg.norm(rows[:2, :2], axis=0) < IN_PLANE * np.linalg.norm(rows[:, :2], axis=0)).any():
+        raise InvalidInput(
+            f"{source} has two axes (dim[0]) and lies across x and y; save it as a volume of one slice, such as with "
+            "nibabel from array[:, :, None]"
+        )
 
 
 def checked_spacing(source: Path, voxels: int, components: int) -> tuple[float, ...]:
@@ -71,13 +91,13 @@ def checked_spacing(source: Path, voxels: int, components: int) -> tuple[float, 
 
 
 def sform(source: Path) -> NDArray[np.float64] | None:
-    """The sform of a NIfTI file that has a qform as well: 3 x 4, takes `(i, j, k, 1)` to RAS mm. None of others."""
+    """The sform of a NIfTI file: 3 x 4, takes `(i, j, k, 1)` to RAS mm. None where there is none, or another file."""
     if not source.name.lower().endswith(NIFTI_SUFFIXES):
         return None
     with opened(source) as file:
         header = file.read(HEADER_SIZE)
     order = _byte_order(header)
-    if min(struct.unpack_from(f"{order}2h", header, 252)) <= 0:  # qform_code, sform_code
+    if struct.unpack_from(f"{order}h", header, 254)[0] <= 0:  # sform_code
         return None
     rows = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))  # srow_x, srow_y, srow_z
     if not np.linalg.det(rows[:, :3]):

@@ -27,8 +27,8 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 
     Returns `(C, k, j, i)`; pictures are one slice, colours are channels, and an alpha channel that hides nothing is
     left out. Spacing is in mm, positions in RAS; a picture's spacing is 1, since a resolution is that of a print, but
-    for the size of pixels in a PNG that ITK wrote. A radiotherapy dose is in its units. Warns of NIfTI whose two
-    transforms, of which Slicer and here the qform is taken, place the voxels differently, and of a JPEG that EXIF has
+    for the size of pixels in a PNG that ITK wrote. A radiotherapy dose is in its units. Warns of NIfTI whose sform
+    places the voxels differently than its qform or pixdim, which is taken as in Slicer, and of a JPEG that EXIF has
     turned where it is shown, and not here.
 
     Raises
@@ -156,18 +156,26 @@ def _to_image(itk_image: sitk.Image, name: str) -> Image:
 
 
 def _warn_of_two_places(geometry: Geometry, name: str) -> None:
-    """Warn where ITK takes a NIfTI file's qform, and its sform puts the voxels elsewhere by half of one or more."""
+    """Warn where ITK takes a NIfTI file's qform or pixdim, and its sform puts voxels elsewhere by half of one or more.
+
+    Of a file with a sform alone ITK takes the directions and the place from it, and the voxels' size from pixdim.
+    """
     sform = nifti.sform(Path(name))
     if sform is None:
         return
     apart = np.linalg.norm(geometry.corners @ (geometry.affine[:3] - sform[:, [2, 1, 0, 3]]).T, axis=1).max()
-    if apart > min(geometry.spacing) / 2:
-        warnings.warn(
-            f"{name} says by its qform that it lies up to {apart:.1f} mm from where it does by its sform; the qform is "
-            "taken, as in Slicer, but FSL and SPM take the sform: copy the right one onto the other, such as with "
-            "`fslorient -copysform2qform`",
-            stacklevel=4,
-        )
+    if not apart > min(geometry.spacing) / 2:  # it may be no number
+        return
+    pixdim, sizes = geometry.spacing[::-1], np.linalg.norm(sform[:, :3], axis=0)
+    taken, remedy = "qform", "copy the right one onto the other, such as with `fslorient -copysform2qform`"
+    if not np.allclose(pixdim, sizes, rtol=1e-3):
+        shown = [" x ".join(f"{mm:.4g}" for mm in each) for each in (pixdim, sizes)]
+        taken, remedy = "pixdim", f"correct the wrong one, which has voxels of {shown[0]} mm or of {shown[1]}"
+    warnings.warn(
+        f"{name} says by its {taken} that it lies up to {apart:.1f} mm from where it does by its sform; the {taken} is "
+        f"taken, as in Slicer, but FSL and SPM take the sform: {remedy}",
+        stacklevel=4,
+    )
 
 
 def _opaque(array: NDArray) -> bool:

@@ -52,6 +52,8 @@ def test_a_folder_of_dicom_is_a_scan(tmp_path):
     (series / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
     (tmp_path / "patients" / "empty").mkdir()
     assert find_scans(tmp_path / "patients") == [series]
+    with pytest.raises(InvalidInput, match=r"lie in .*one itself; give the folder that it is in"):
+        find_scans(series)
 
 
 def test_hidden_files_are_no_scans_and_nested_ones_are_named(folder, tmp_path):

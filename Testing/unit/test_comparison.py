@@ -177,6 +177,34 @@ def test_a_scan_that_cannot_be_read_costs_its_pictures_only(folders, tmp_path, c
     assert "case3: no picture: " in printed
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("a.seg.nrrd", "b.png", "c.nii"), ("a.png", "b.seg.nrrd", "c.nii"), ("a.png", "b.png", "c.nii"),
+     ("a.seg.nrrd", "b.nii", "c.png")],
+)  # fmt: skip
+def test_a_picture_lies_where_what_it_is_compared_with_does(tmp_path, capsys, names):
+    ours, theirs, scan = (tmp_path / name for name in names)
+    geometry = Geometry((1, 30, 40), (3.0, 0.8, 0.8), (10, 20, 30))
+    array = np.zeros(geometry.shape, np.uint8)
+    array[:, 5:20, 5:30] = 1
+    write_labels(Labels(np.roll(array, 2, axis=1), geometry, SEGMENTS[:1]), ours)
+    if theirs.suffix == ".png":
+        Picture.fromarray(array[0]).save(theirs)  # of no size
+    else:
+        write_labels(Labels(array, geometry, SEGMENTS[:1]), theirs)
+    if scan.suffix == ".png":
+        Picture.fromarray(array[0] * 200).save(scan)
+    else:
+        write_image(Image(array * 200, geometry), scan)
+    arguments = ("--reference", theirs, "--images", scan, "-o", tmp_path / "out", "--json")
+    assert run("evaluate", ours, *arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    (scores,) = report["cases"]["a"]["labels"].values()
+    assert (scores["dice"], scores["hausdorff95_mm"]) == (pytest.approx(13 / 15), pytest.approx(1.6))
+    with Picture.open(report["pictures"][0]) as picture:
+        assert (np.asarray(picture) == 255).all(axis=-1).mean() > 0.1, "the scan's bright part"
+
+
 def test_labels_that_belong_together_are_scored_and_drawn_as_one(folders, tmp_path, capsys):
     ours, theirs, _ = folders
     (tmp_path / "groups.json").write_text('{"Both": {"prediction": [1, 2], "reference": [1, 2]}}', encoding="utf-8")

@@ -1,5 +1,6 @@
 import json
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from DeepLabSegLib.evaluate import (
     read_groups,
     summarize,
 )
+from DeepLabSegLib.files import read_labels, write_labels
 from DeepLabSegLib.image import Geometry, Labels, Segment
 
 
@@ -183,6 +185,21 @@ def test_different_grids_are_not_compared():
     array = np.ones((4, 4, 4))
     with pytest.raises(InvalidInput, match="different grids"):
         compare(labels(array), labels(array, Geometry((4, 4, 4), origin=(1, 0, 0))), {"all": Group()})
+
+
+def test_a_grid_that_a_format_has_rounded_is_the_same_one(tmp_path):
+    """NIfTI's qform holds a rotation by nearly 180 degrees, as of a slightly tilted scan in LPS, to a few digits."""
+    tilted = np.linalg.qr(np.array([[1, -0.001, 0.001], [0.001, 1, -0.001], [-0.001, 0.001, 1]])).Q
+    directions = [column * np.sign(column.sum()) * sign for column, sign in zip(tilted.T, (-1, -1, 1), strict=True)]
+    geometry = Geometry((2, 256, 256), (3.0, 0.9, 0.9), (115, 115, 0), tuple(map(tuple, directions[::-1])))
+    ours = labels(np.ones(geometry.shape), geometry)
+    write_labels(ours, tmp_path / "b.nii")
+    content = bytearray((tmp_path / "b.nii").read_bytes())
+    struct.pack_into("<2h", content, 252, 2, 2)  # as of SPM; of a sform with code 1 ITK takes this
+    (tmp_path / "b.nii").write_bytes(content)
+    theirs = read_labels(tmp_path / "b.nii")
+    assert not theirs.geometry.is_close(geometry)
+    assert compare(ours, theirs, {"all": Group()})["all"].dice == 1
 
 
 def test_groups_are_read_strictly(tmp_path):

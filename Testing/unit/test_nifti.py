@@ -49,6 +49,38 @@ def test_a_nifti_file_that_tells_one_place_is_read_without_a_warning(tmp_path, s
     read_image(tmp_path / "scan.nii")
 
 
+@pytest.mark.parametrize("qform_code", [0, 1])
+def test_a_nifti_file_whose_voxels_have_two_sizes_is_read_as_in_slicer_with_a_warning(tmp_path, scan, qform_code):
+    nifti_with(tmp_path / "scan.nii", scan, scan.geometry.affine[:, [2, 1, 0, 3]], 1)
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    struct.pack_into("<3f", content, 80, 1, 1, 1)  # pixdim[1..3]
+    struct.pack_into("<h", content, 252, qform_code)
+    (tmp_path / "scan.nii").write_bytes(content)
+    words = r"by its pixdim that it lies up to 3\d\.\d mm .* voxels of 1 x 1 x 1 mm or of 1\.2 x 1\.5 x 3$"
+    with pytest.warns(UserWarning, match=words):
+        image = read_image(tmp_path / "scan.nii")
+    assert image.geometry.spacing == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("degrees", "refused"), [(0, False), (2, False), (20, True), (90, True)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_nifti_slice_of_two_axes_is_refused_where_it_lies_across_x_and_y(tmp_path, scan, axis, degrees, refused):
+    path = tmp_path / "slice.nii"
+    sitk.WriteImage(itk(scan)[:, :, 0], path)
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned = np.eye(3)
+    turned[np.ix_([axis, 2], [axis, 2])] = [[cos, -sin], [sin, cos]]
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2h", content, 252, 0, 2)
+    struct.pack_into("<12f", content, 280, *np.c_[turned * (1.2, 1.5, 3), (10, 20, 30)].ravel())
+    path.write_bytes(content)
+    if refused:
+        with pytest.raises(InvalidInput, match=r"two axes .* lies across x and y; save it as a volume of one slice"):
+            read_image(path)
+    else:
+        assert read_image(path).geometry.spacing == pytest.approx((1, 1.5, 1.2), rel=1e-3)
+
+
 def test_a_sheared_sform_without_a_qform_is_called_so(tmp_path, scan):
     affine = scan.geometry.affine[:, [2, 1, 0, 3]] + [[0, 0.3, 0, 0], *[[0, 0, 0, 0]] * 3]
     nifti_with(tmp_path / "scan.nii", scan, affine, 1)

@@ -175,7 +175,7 @@ def test_what_does_not_fit_the_model_is_refused_before_work_begins(scan, rng):
             segmenter.segment(scan, SegmentOptions(threshold=0.3))
     with pytest.raises(InvalidInput, match="choose another slice direction"):
         flat.segment(Image(scan.array[:, :1], Geometry((1, 40, 36))), SegmentOptions(slice_axis="coronal"))
-    with pytest.raises(InvalidInput, match="choose a 2D model"):
+    with pytest.raises(InvalidInput, match="choose a 2D model, or give all slices"):
         solid.segment(Image(scan.array[:, :1], Geometry((1, 40, 36))))
     with pytest.raises(InvalidInput, match="takes slices as they are stored, with their plane along the first"):
         acquired.segment(Image(scan.array[..., :1], Geometry((12, 40, 1))))
