@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -53,18 +53,23 @@ def list_devices() -> list[Device]:
     """The CPU and every GPU that this torch can use, GPUs first."""
     found = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(index)
-        found.append(Device(f"cuda:{index}", torch.cuda.get_device_name(index), free, total))
+        with suppress(RuntimeError):  # another program may have all of its memory
+            free, total = torch.cuda.mem_get_info(index)
+            found.append(Device(f"cuda:{index}", torch.cuda.get_device_name(index), free, total))
     if torch.backends.mps.is_available():
         found.append(Device("mps", "Apple GPU"))
     return [*found, Device("cpu", f"CPU, {torch.get_num_threads()} threads")]
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of that name; "auto" is a CUDA GPU, else Apple's, else the CPU. Raises `InvalidInput`."""
+    """The torch device of that name; "auto" is a CUDA GPU, else Apple's, else the CPU, the first that computes.
+
+    Raises `InvalidInput`.
+    """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        gpus = [torch.device(kind) for kind, there in (("cuda", cuda), ("mps", mps)) if there]
+        return next((device for device in gpus if _fault(device) is None), torch.device("cpu"))
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -72,14 +77,34 @@ def choose_device(name: str) -> torch.device:
     here = {"cpu": True, "mps": mps, "cuda": cuda and (device.index or 0) < torch.cuda.device_count()}
     if not here.get(device.type, False):
         raise InvalidInput(f"device {name!r} isn't available to this torch ({torch.__version__}); choose auto or cpu")
-    return device if is_gpu(device) else torch.device("cpu")  # which "cpu:0" isn't equal to
+    if not is_gpu(device):
+        return torch.device("cpu")  # which "cpu:0" isn't equal to
+    if (fault := _fault(device)) is not None:
+        raise InvalidInput(
+            f"device {name!r} is there, but this torch ({torch.__version__}) can't compute on it ({fault}); choose "
+            "auto or cpu, or install a torch for it"
+        )
+    return device
+
+
+def _fault(device: torch.device) -> str | None:
+    """Why nothing can be computed on a GPU, in torch's words; None where it can.
+
+    Of a GPU that is older than a torch's kernels torch says that it is available; so it does where another program has
+    all of its memory, or has it for itself.
+    """
+    try:
+        torch.ones(1, device=device).add(1).cpu()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 def memory_of(device: torch.device) -> int | None:
     """The bytes of a CUDA GPU, used ones too; None for other devices, which don't tell."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    return torch.cuda.mem_get_info(device)[1]
+    return torch.cuda.mem_get_info(device.index)[1]  # torch 2.4 takes no device without a number
 
 
 def is_gpu(device: torch.device) -> bool:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -70,6 +71,8 @@ def _onnx(network: DeepLabV3Plus, example: Tensor, path: Path) -> Tensor:
         raise OutputError(
             f"ONNX needs the package {error.name}, which is missing; pip install onnxscript onnxruntime"
         ) from None
+    if "external_data" not in signature(torch.onnx.export).parameters:  # as in torch 2.4
+        raise OutputError(f"ONNX needs a newer torch than {torch.__version__}; install it, or choose an ending .ts")
     torch.onnx.export(network, (example,), path, dynamo=True, verbose=False, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: example.numpy()})[0])

@@ -1,4 +1,4 @@
-"""What to do when memory runs out: the next smaller way to run, in steps that cost ever more time."""
+"""What to do when memory runs out, or a GPU lacks something: the next way to run, in steps that cost ever more time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from DeepLabSegLib.passage import Passage
 
-__all__ = ["next_step", "out_of_memory", "release"]
+__all__ = ["next_step", "on_cpu", "out_of_memory", "release"]
 
 CPU = torch.device("cpu")
 
@@ -23,12 +23,26 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     words = (
         "out of memory",  # MPS's
+        "invalid buffer size",  # MPS's, for a single tensor
         "can't allocate memory",  # the CPU's, on Windows the next
         "not enough memory",
         "alloc_failed",  # cuBLAS's
         "allocation_failed",  # cuDNN's
+        "unable to find an engine",  # cuDNN's, where no algorithm has the room that it works in
     )
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in words)
+
+
+def on_cpu(passage: Passage, error: BaseException, at_once: int) -> tuple[Passage, str] | None:
+    """`passage` on the CPU, `at_once` windows at a time, and a sentence about it, where a GPU lacks an operation.
+
+    Torch 2.4, for one, has neither pooling nor interpolation of volumes for Apple's GPUs. None for other errors.
+    """
+    if passage.device == CPU or not isinstance(error, NotImplementedError):
+        return None
+    note = f"This torch ({torch.__version__}) can't run the model on {passage.device.type.upper()}"
+    fewer = min(at_once, passage.at_once)
+    return replace(passage, device=CPU, keep_on=CPU, at_once=fewer), f"{note}: the CPU takes over, which is slower."
 
 
 def release(device: torch.device) -> None:

@@ -297,8 +297,9 @@ def _interpolate(x: Tensor, axis: int, coordinates: NDArray[np.float64], support
         weights, first = _band(tuple(coordinates[block].tolist()), support, x.shape[axis], x.device)
         given = x.narrow(axis, first, weights.shape[1]).float().reshape(len(rows), weights.shape[1], -1)
         place = rows[:, block]
-        # Products are written in place where torch does so in one step: copying them takes as long as they do.
-        if not inner:
+        # Products are written in place where torch does so in one step: copying them takes as long as they do. Where
+        # places don't follow each other it leaves them as they were on Apple's GPUs (pytorch#104832).
+        if not inner and x.device.type in ("cpu", "cuda"):
             torch.mm(given[..., 0], weights.T, out=place[..., 0])
         elif place.is_contiguous():
             torch.bmm(weights.expand(len(rows), -1, -1), given, out=place)

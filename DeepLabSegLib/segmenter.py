@@ -21,7 +21,7 @@ from DeepLabSegLib.checks import check_choice, is_count
 from DeepLabSegLib.devices import PRECISIONS, choose_device, choose_precision, is_gpu, list_devices, memory_of
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels, Segment
-from DeepLabSegLib.ladder import next_step, out_of_memory, release
+from DeepLabSegLib.ladder import next_step, on_cpu, out_of_memory, release
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize import FastForm, FastForms
 from DeepLabSegLib.passage import Decision, Passage
@@ -306,7 +306,7 @@ class Segmenter:
         return grid
 
     def _run(self, passage: Passage, report: Report) -> Found:
-        """`streaming.run`, again in less memory as long as there isn't enough."""
+        """`streaming.run`, again in less memory as long as there isn't enough, or on the CPU."""
         while True:
             try:
                 return run(
@@ -316,9 +316,10 @@ class Segmenter:
                     lambda done, total: report("restore", done, total),
                 )
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                found = on_cpu(passage, error, CPU_AT_ONCE[passage.dims])
+                if found is None and not out_of_memory(error):
                     raise
-                found = next_step(passage, self.network.stride)
+                found = found or next_step(passage, self.network.stride)
                 if found is None:
                     raise InvalidInput(
                         f"{self.bundle.name} needs more memory than there is, even with windows of "
@@ -432,7 +433,8 @@ def load_model(
     ------
     BundleError : no such model, or one that is incomplete, damaged or inconsistent.
     WeightsError : bare weights that can't be read or are of no known network.
-    InvalidInput : a device that isn't here, a precision that isn't for it, or something said of a bundle.
+    InvalidInput : a device that isn't here or computes nothing, a precision that isn't for it, or something said of a
+        bundle.
     """
     choose_precision(precision, choose_device(device))  # before the weights are read
     path = find_model(name_or_path)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from DeepLabSegLib.devices import is_gpu
+from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.passage import Passage
 from DeepLabSegLib.resampling import Box, Way, lengths, permuted
@@ -60,7 +61,7 @@ def run(
 
     `logits_of` takes windows `(N, C, *S)` to logits `(mirrorings, N, classes, *low sizes)`. `on_windows(done, total)`
     is called after each step, `on_planes(done, total)` after each slab of labels that is written once all windows have
-    been seen; both may raise to stop.
+    been seen; both may raise to stop. Raises `InvalidInput` where logits in half precision are no numbers.
     """
     order = _order(passage)
     flow = permuted(passage.grid, order)
@@ -72,12 +73,15 @@ def run(
     windows = Windows(passage, tiling, order)
     writer = _Writer(passage, flow, blender)
     corners = tiling.corners
+    lost = torch.zeros((), dtype=torch.bool, device=passage.device)
     for first in range(0, len(corners), passage.at_once):
         group = corners[first : first + passage.at_once]
         seen, batch = windows.read(group)
         found: dict[tuple[int, int, int], Tensor] = {}
         if seen:
             logits = logits_of(batch)
+            if passage.keep_as == torch.float16:
+                lost |= logits.isnan().any()  # seen at the end: a GPU would be waited for
             logits = logits.unsqueeze(3) if passage.dims == 2 else logits
             logits = logits.permute(0, 1, 2, *(3 + n for n in order))
             found = dict(zip(seen, logits.unbind(1), strict=True))
@@ -87,6 +91,8 @@ def run(
         on_windows(done, len(corners))
         if done < len(corners):
             writer.write(corners[done][0], lambda planes, total: None)
+    if lost:
+        raise InvalidInput("the network's numbers leave the range of fp16, which ends at 65504; choose bf16 or fp32")
     writer.write(flow.shape[0], on_planes)
     writer.downloads.finish()
     return writer.found
@@ -258,7 +264,7 @@ class _Writer:
 
 def _numbers_at_once(device: torch.device) -> int:
     if device.type == "cuda":
-        return min(GPU_NUMBERS, max(NUMBERS, torch.cuda.mem_get_info(device)[0] // BYTES_PER_NUMBER))
+        return min(GPU_NUMBERS, max(NUMBERS, torch.cuda.mem_get_info(device.index)[0] // BYTES_PER_NUMBER))
     return GPU_NUMBERS // 16 if is_gpu(device) else NUMBERS
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,36 @@ CONVOLUTIONS: dict[Library, str] = {
     "torch": "torch convolutions",
 }
 
+RECORDING = threading.Lock()
+"""Of CUDA graphs torch records one at a time in a process."""
+
+
+class _Exact:
+    """On a GPU float32 is float32, not TF32; cuDNN's own choice of algorithms was as good as trying them all.
+
+    Torch has one such flag for all threads, so the first to come sets it and the last to go resets it.
+    """
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._changing = threading.Lock()
+        self._flags = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._changing:
+            if self._inside == 0:
+                self._flags.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changing:
+            self._inside -= 1
+            if self._inside == 0:
+                self._flags.close()
+
+
+EXACT = _Exact()
+
 
 @dataclass(frozen=True)
 class FastForm:
@@ -59,7 +89,7 @@ class FastForm:
         given = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         given[: len(x)] = x
         given[len(x) :] = 0
-        with _exact():
+        with EXACT:
             return self.run(given)[: len(x)]
 
 
@@ -147,7 +177,7 @@ def _try(module: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: tor
     Raises `NotCapturable` where that is so.
     """
     try:
-        with torch.inference_mode(), _exact():
+        with torch.inference_mode(), EXACT:
             module(torch.zeros(shape, dtype=dtype, device=device))
     except RuntimeError as error:
         if out_of_memory(error):
@@ -201,7 +231,7 @@ def _compiled(
     """`module` by `torch.compile`, here and now rather than at the first window."""
     try:
         made = torch.compile(module, dynamic=False)
-        with torch.inference_mode(), _exact():
+        with torch.inference_mode(), EXACT:
             made(torch.zeros(shape, dtype=dtype, device=device))
     except Exception as error:  # compilers fail in ways of their own
         if out_of_memory(error):
@@ -212,11 +242,6 @@ def _compiled(
             "for a GPU, or leave --compile (compiled=True) out"
         ) from error
     return made
-
-
-def _exact() -> AbstractContextManager[None]:
-    """On a GPU float32 is float32, not TF32; cuDNN's own choice of algorithms was as good as trying them all."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 class _CudaGraph:
@@ -235,17 +260,19 @@ class _CudaGraph:
             self.given = self.given.contiguous(memory_format=channels_last(len(shape)))
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.inference_mode(), torch.cuda.stream(side), _exact():
+        with torch.inference_mode(), torch.cuda.stream(side), EXACT:
             for _ in range(3):  # libraries choose their algorithms first
                 module(self.given)
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.device(device), _exact(), self._recording():
+        with RECORDING, torch.inference_mode(), torch.cuda.device(device), EXACT, self._recording(device):
             self.result = module(self.given)
 
-    def _recording(self) -> torch.cuda.graph:
+    def _recording(self, device: torch.device) -> torch.cuda.graph:
+        # Torch's own stream for it is on the GPU that was the first to be recorded on.
+        stream = torch.cuda.Stream(device)
         # Other threads, such as a data loader's, may go on using the GPU.
-        return torch.cuda.graph(self.graph, capture_error_mode="thread_local")
+        return torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local")
 
     def __call__(self, x: Tensor) -> Tensor:
         with self._running:

@@ -65,17 +65,11 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
         return
     store, rank, count = next(distributed.rendezvous("env://", timeout=PATIENCE))
     try:
+        if device != "cpu" and torch.cuda.is_available():
+            _take(int(os.environ["LOCAL_RANK"]))  # before it is tried: else all would try the first
         chosen = choose_device(device)
         if chosen.type == "cuda":
-            own, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if own >= here:
-                gpus = "1 GPU" if here == 1 else f"{here} GPUs"
-                raise InvalidInput(
-                    f"process {own + 1} of this machine, which has {gpus}, finds none of its own; start as many "
-                    f"processes, by --nproc-per-node {here}"
-                )
-            chosen = torch.device("cuda", own)
-            torch.cuda.set_device(chosen)
+            chosen = torch.device("cuda", torch.cuda.current_device())
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
         yield Processes(rank, count, chosen)
@@ -85,6 +79,18 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
         raise
     # Not after an error: the others may be waiting for this process, and torchrun ends them when it is gone.
     distributed.destroy_process_group()
+
+
+def _take(number: int) -> None:
+    """Make GPU `number` this process's own. Raises `InvalidInput` where there are fewer."""
+    here = torch.cuda.device_count()
+    if number >= here:
+        gpus = "1 GPU" if here == 1 else f"{here} GPUs"
+        raise InvalidInput(
+            f"process {number + 1} of this machine, which has {gpus}, finds none of its own; start as many "
+            f"processes, by --nproc-per-node {here}"
+        )
+    torch.cuda.set_device(number)
 
 
 def _fails_first(store: distributed.Store, rank: int) -> bool:

@@ -272,6 +272,10 @@ def test_an_exported_network_gives_the_same_numbers(tmp_path, capsys, dims, name
 
 
 def test_without_what_onnx_needs_the_message_says_what_to_install(tmp_path, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr("torch.onnx.export", lambda model, args, f, dynamo=False: None)
+        with pytest.raises(OutputError, match=r"ONNX needs a newer torch than .*install it, or choose an ending \.ts"):
+            export(make_network(make_bundle(2).network), tmp_path / "m.onnx", (24, 24))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(OutputError, match=r"package onnxruntime, .*pip install onnxscript onnxruntime"):
         export(make_network(make_bundle(2).network), tmp_path / "m.onnx", (24, 24))

@@ -106,6 +106,43 @@ def test_from_a_gpu_the_cpu_takes_over_with_the_same_result(monkeypatch, dims, s
     ]
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_torch_lacks_on_a_gpu_the_cpu_does_with_the_same_result(monkeypatch, dims, scan):
+    segmenter = make_segmenter(dims)
+    options = SegmentOptions(tile=(32, 32, 32)[-dims:], overlap=0.8)
+    expected, _ = run(segmenter, scan, options)
+    segmenter.device = torch.device("mps")
+    whole, tried = segmenting.run, []
+
+    def run_on(passage, *more):
+        tried.append((passage.at_once, passage.keep_on.type, passage.device.type))
+        if passage.device.type == "mps":
+            raise NotImplementedError(
+                "The operator 'aten::max_pool3d_with_indices' is not implemented for the MPS device"
+            )
+        return whole(passage, *more)
+
+    monkeypatch.setattr(segmenting, "run", run_on)
+    monkeypatch.setattr(segmenting, "release", lambda device: None)
+    found, notes = run(segmenter, scan, options)
+    np.testing.assert_array_equal(found, expected)
+    assert [where for _, *where in tried] == [["mps", "mps"], ["cpu", "cpu"]]
+    assert [windows for windows, *_ in tried] == ([16, 8] if dims == 2 else [8, 1])
+    assert notes == [
+        f"This torch ({torch.__version__}) can't run the model on MPS: the CPU takes over, which is slower."
+    ]
+
+
+def test_what_torch_lacks_on_the_cpu_is_said(monkeypatch, scan):
+    def lacking(passage):
+        raise NotImplementedError("no such operation")
+
+    segmenter = make_segmenter(2)
+    monkeypatch.setattr(segmenter, "_logits_of", lacking)
+    with pytest.raises(NotImplementedError, match="no such operation"):
+        segmenter.segment(scan)
+
+
 def test_where_logits_wait_makes_no_difference(scan):
     segmenter = make_segmenter(3)
     options = SegmentOptions(tile=(16, 16, 16))
@@ -149,6 +186,8 @@ def test_other_errors_are_not_taken_for_want_of_memory(monkeypatch, scan):
     assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"))
+    assert out_of_memory(RuntimeError("Invalid buffer size: 19.45 GiB"))  # MPS's
+    assert out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))  # cuDNN's
     assert not out_of_memory(RuntimeError("shape '[2]' is invalid"))
     assert not out_of_memory(InvalidInput("out of memory"))
     segmenter = make_segmenter(2)

@@ -9,7 +9,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -720,6 +723,63 @@ def compile_and_compare(dims: int) -> None:
     assert made.how.endswith("compiled")
     with torch.inference_mode():
         torch.testing.assert_close(made(x), network.coarse_logits(x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_threads_float32_stays_exact_when_another_is_done_and_the_users_flags_return():
+    reached, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with form.EXACT:
+            reached.set()
+            done.wait(10)
+
+    with ThreadPoolExecutor(1) as pool, torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        with form.EXACT:
+            running = pool.submit(other)
+            reached.wait(10)
+        assert not torch.backends.cudnn.allow_tf32
+        done.set()
+        running.result()
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.benchmark
+
+
+def test_a_graph_is_recorded_on_its_own_gpu_one_at_a_time(monkeypatch):
+    class Stream:
+        def __init__(self, device: object = "cuda:0") -> None:
+            self.device = torch.device(device)
+
+        def wait_stream(self, other: object) -> None:
+            assert other is not None
+
+    recorded, underway = [], threading.Semaphore()
+
+    class Recording:  # as torch's, which keeps a stream of the first GPU for all
+        def __init__(self, graph: object, stream: Stream | None = None, **_: object) -> None:
+            recorded.append((stream or Stream()).device)
+
+        def __enter__(self) -> None:
+            assert underway.acquire(blocking=False)
+            time.sleep(0.05)
+
+        def __exit__(self, *_: object) -> None:
+            underway.release()
+
+    for name, stands_in in {
+        "Stream": Stream,
+        "graph": Recording,
+        "CUDAGraph": lambda: None,
+        "current_stream": Stream,
+        "stream": nullcontext,
+        "device": nullcontext,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stands_in)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda shape, dtype, device: zeros(shape, dtype=dtype))
+    gpus = [torch.device("cuda", n) for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda gpu: form._CudaGraph(torch.relu, (1, 2), gpu, torch.float32), gpus))
+    assert sorted(map(str, recorded)) == list(map(str, gpus))
 
 
 def test_where_torch_has_no_compiler_it_is_said(monkeypatch):

@@ -148,6 +148,15 @@ def test_a_slice_beside_a_single_one_is_filled_and_leaves_it_as_it_was():
     assert (slice_ > 0).all()
 
 
+def test_products_are_written_to_places_apart_only_where_torch_does_so(monkeypatch):
+    def mm(*_: object, out: torch.Tensor) -> None:
+        raise AssertionError("on Apple's GPUs the places would stay as they were")
+
+    monkeypatch.setattr(torch, "mm", mm)
+    other = torch.empty((2, 5, 40), device="meta")
+    assert resampling._interpolate(other, 2, np.linspace(0, 39, 70), 1.0).shape == (2, 5, 70)
+
+
 @pytest.mark.parametrize(
     ("degrees", "origin"), [(0.01, (4.0, -3.0, 8.0)), (0.0, (4.05, -3.0, 8.0))], ids=["tilted", "aside"]
 )

@@ -7,7 +7,8 @@ from helpers import make_bundle, make_network, make_scan, make_segmenter, physic
 from scipy import ndimage
 
 import DeepLabSegLib.segmenter as segmenting
-from DeepLabSegLib.devices import choose_device, choose_precision, computes_right, list_devices
+import DeepLabSegLib.streaming as streaming
+from DeepLabSegLib.devices import choose_device, choose_precision, computes_right, list_devices, memory_of
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions, load_model
@@ -323,6 +324,37 @@ def test_a_fault_in_one_kind_of_convolution_is_found(fault, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv3d", faulty)
     assert not computes_right.__wrapped__(torch.device("cpu"), "bf16")
     assert computes_right.__wrapped__(torch.device("cpu"), "fp32")
+
+
+def test_a_gpu_on_which_this_torch_computes_nothing_is_passed_over_and_refused_by_name(monkeypatch):
+    def ones(*_: object, device: torch.device) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nand much more")
+
+    def full(_: int) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    monkeypatch.setattr(torch, "ones", ones)
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(
+        InvalidInput, match=r"can't compute on it \(CUDA error: no kernel .* device\); choose auto or cpu"
+    ):
+        choose_device("cuda:0")
+    assert [device.name for device in list_devices()] == ["cpu"]
+
+
+def test_a_gpus_memory_is_asked_for_by_its_number_as_older_torch_wants_it(monkeypatch):
+    def mem_get_info(device: int | None = None) -> tuple[int, int]:
+        assert device is None or isinstance(device, int)
+        return 2**26, 2**27
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    for name in ("cuda", "cuda:1"):
+        assert memory_of(torch.device(name)) == 2**27
+        assert streaming._numbers_at_once(torch.device(name)) == 2**20
 
 
 def test_the_devices_that_are_listed_can_be_chosen():

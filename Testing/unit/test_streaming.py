@@ -332,6 +332,17 @@ def test_labels_have_room_for_the_last_class(activation, classes, kind, scan):
     assert (labels[-1] == classes - exclusive).all()
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_numbers_beyond_half_precision_are_told_and_no_background(dims, scan, monkeypatch):
+    segmenter = make(dims)
+    whole, passage = segmenter._logits_of, segmenter._passage
+    monkeypatch.setattr(segmenter, "_passage", lambda *given: replace(passage(*given), keep_as=torch.float16))
+    segmenter.segment(scan)
+    monkeypatch.setattr(segmenter, "_logits_of", lambda passage: lambda x: whole(passage)(x) * float("nan"))
+    with pytest.raises(InvalidInput, match="range of fp16, which ends at 65504; choose bf16 or fp32"):
+        segmenter.segment(scan, SegmentOptions(tile=(16,) * dims))
+
+
 def test_of_equal_scores_the_first_counts_and_what_is_no_number_is_background():
     nan = float("nan")
     scores = torch.tensor([[1.0, 2.0, nan, 0.0], [1.0, 3.0, 1.0, nan], [0.0, 3.0, 2.0, 1.0]])

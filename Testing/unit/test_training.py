@@ -332,7 +332,7 @@ def test_of_processes_that_fail_one_alone_is_the_first_whenever_torchrun_ends_th
 def test_a_process_more_than_there_are_gpus_says_how_many_to_start(monkeypatch):
     store = distributed.HashStore()
     monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
-    monkeypatch.setattr("DeepLabSegLib.training.processes.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
