@@ -59,7 +59,8 @@ class ChannelSelectors:
         selector.toolTip = _("The image that the model knows as {name}.").format(name=name)
         selector.objectName = f"channelSelector{number + 2}"
         selector.setMRMLScene(slicer.mrmlScene)
-        selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._onChosen(_role(number, name), node))
+        for signal in ("currentNodeChanged(vtkMRMLNode*)", "nodeActivated(vtkMRMLNode*)"):  # the latter for namesakes
+            selector.connect(signal, lambda node: self._onChosen(_role(number, name), node))
         self._layout.addRow(qt.QLabel(f"{name}:"), selector)
         return selector
 

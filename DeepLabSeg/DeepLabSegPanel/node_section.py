@@ -16,6 +16,9 @@ from DeepLabSegPanel.channels import ChannelSelectors
 from DeepLabSegPanel.tones import BAD, DOUBT, tell_or_hide
 
 NOTHING: tuple[Any, Any] = (None, None)
+SELECTORS = {"inputSelector": "inputVolume", "roiSelector": "roi", "outputSelector": "outputSegmentation"}
+"""Selector of nodes -> the parameter that it sets."""
+
 INPUT_CLASSES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
 
 
@@ -33,6 +36,9 @@ class NodeSection(VTKObservationMixin):
         self._chosen = NOTHING
         self._kept: Any = None
         self._watched: list[Any] = []
+        for name, parameter in SELECTORS.items():
+            # With Qt 6 a selector tells of no change from a node to its namesake, such as an earlier scan's series.
+            getattr(ui, name).connect("nodeActivated(vtkMRMLNode*)", lambda node, p=parameter: self._onPicked(p, node))
 
     @property
     def volumes(self) -> list[Any]:
@@ -182,6 +188,10 @@ class NodeSection(VTKObservationMixin):
             for node in nodes:
                 for event in _events(node):
                     self.addObserver(node, event, self._onNodeChanged)
+
+    def _onPicked(self, parameter: str, node: Any) -> None:
+        if self._parameters is not None and getattr(self._parameters, parameter) is not node:
+            setattr(self._parameters, parameter, node)
 
     def _onNodeChanged(self, *_args: Any) -> None:
         self._onChanged()

@@ -23,6 +23,9 @@ from DeepLabSegPanel.worker_process import Answer, WorkerProcess
 
 CANCEL_WITHIN_MS = 3000
 
+TORCH_ERRORS = ("RuntimeError", "AcceleratorError")
+"""Kinds of error that torch raises, after which a graphics card may refuse everything else that its process asks."""
+
 
 @dataclass(frozen=True)
 class RunRequest:
@@ -150,6 +153,8 @@ class SegmentationRun:
         if self._reason is not None:
             return self._failed(*self._reason)
         if "error" in answer:
+            if answer["error"]["kind"] in TORCH_ERRORS:
+                self._worker.stop()  # the next run gets a process of its own
             return self._failed(answer["error"]["kind"], answer["error"]["message"])
         try:
             return self._write(answer["result"])

@@ -31,10 +31,12 @@ def python_executable() -> str:
 def new_process(variables: Mapping[str, str]) -> Any:
     """A QProcess for Slicer's Python, in Slicer's environment and `variables`. What it prints is UTF-8.
 
+    It imports nothing of the folder in which Slicer was started, where a file may be called like a module of Python's.
     It has a parent: one that Python alone holds is deleted with its name, be it within its own signal.
     """
     environment = qt.QProcessEnvironment.systemEnvironment()
-    for name, value in {"PYTHONUTF8": "1", **variables}.items():  # Slicer itself says so from 5.12 on
+    own = {"PYTHONUTF8": "1", "PYTHONSAFEPATH": "1"}  # the first says Slicer itself from 5.12 on
+    for name, value in {**own, **variables}.items():
         environment.insert(name, value)
     process = qt.QProcess(slicer.app)
     process.setProcessEnvironment(environment)
@@ -85,6 +87,7 @@ class WorkerProcess:
 
     def stop(self, reason: str = "Cancelled", message: str = "") -> None:
         """End the process now. What was asked of it is answered by an error of kind `reason`."""
+        self._onErrorOutput()
         process, self._process = self._process, None
         if process is not None:
             process.disconnect("finished(int,QProcess::ExitStatus)", self._onFinished)
@@ -115,8 +118,9 @@ class WorkerProcess:
         for line in lines:
             answer = json.loads(line)
             number = answer["id"]
-            onAnswer = self._waiting[number] if "progress" in answer else self._waiting.pop(number)
-            onAnswer(answer)
+            onAnswer = self._waiting.get(number) if "progress" in answer else self._waiting.pop(number, None)
+            if onAnswer is not None:  # else `stop`, which an answer before has called, has told it of the end
+                onAnswer(answer)
 
     def _onErrorOutput(self) -> None:
         if self._process is not None:

@@ -45,8 +45,8 @@ def read_volumes(volume_nodes: Sequence[Any]) -> Image:
 def volume_voxels(volume_node: Any) -> tuple[NDArray, Geometry]:
     """Voxels `(k, j, i)` or `(k, j, i, C)`, a view into the node, and where they lie in world RAS.
 
-    Raises `InvalidInput` for a node that is no volume, is empty, 4D or a label map, or lies under a transform that
-    leaves no regular grid.
+    Raises `InvalidInput` for a node that is no volume, is empty, 4D or a label map, begins at another voxel than the
+    first, or lies under a transform that leaves no regular grid.
     """
     if not is_a(volume_node, "ScalarVolume"):
         raise InvalidInput(f"the input is {describe(volume_node)}; choose a scalar or colour volume")
@@ -58,6 +58,12 @@ def volume_voxels(volume_node: Any) -> tuple[NDArray, Geometry]:
     data = volume_node.GetImageData()
     if data is None or data.GetNumberOfPoints() == 0 or data.GetPointData().GetScalars() is None:
         raise InvalidInput(f"the volume {name} is empty; load or create its voxels first")
+    first = data.GetExtent()[::2]
+    if any(first):
+        raise InvalidInput(
+            f"the voxels of {name} begin at {first} and not at (0, 0, 0), as filters of VTK leave them; let Slicer put "
+            "that right first: node.ShiftImageDataExtentToZeroStart()"
+        )
     i, j, k = data.GetDimensions()
     array = vtk.util.numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())
     array = array.reshape((k, j, i) if array.ndim == 1 else (k, j, i, array.shape[1]))

@@ -23,6 +23,12 @@ def select(combo, value) -> None:
     combo.setCurrentIndex(index)
 
 
+def pick(selector, node) -> None:
+    """As a person does who opens the selector's list; a test that sets the node is a script."""
+    selector.setCurrentNode(node)
+    selector.nodeActivated.emit(node)
+
+
 def choose_file(widget, path) -> None:
     """As a person does who types it."""
     select(widget.ui.modelComboBox, "")

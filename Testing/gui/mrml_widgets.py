@@ -70,7 +70,7 @@ class qMRMLNodeComboBox(QWidget):
         self._requested = None  # chosen before there was a scene
         self._values: dict[str, object] = {}
         self._box = QComboBox(self)
-        self._box.currentIndexChanged.connect(self._emit_current)
+        self._box.currentTextChanged.connect(self._emit_current)  # as in Slicer from 5.12 on
         self._box.activated.connect(lambda _: self.nodeActivated.emit(self.currentNode()))
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -159,7 +159,7 @@ class qMRMLNodeComboBox(QWidget):
         """1 where the list begins with None."""
         return int(self._box.count() > 0 and self._box.itemData(0) is None)
 
-    def _emit_current(self, _index: int) -> None:
+    def _emit_current(self, _text: str) -> None:
         node = self.currentNode()
         self.currentNodeChanged[object].emit(node)
         self.currentNodeChanged[bool].emit(node is not None)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from clicking import add_drawing, close_and_open_scene, draw, is_idle, segment, segmentations, select
+from clicking import add_drawing, close_and_open_scene, draw, is_idle, pick, segment, segmentations, select
 from event_loop import wait_until
 from helpers import make_scan, make_segmenter, save_model
 from mrml_scenes import add_transform, add_volume, masks, turn
@@ -88,6 +88,26 @@ def test_a_model_for_several_channels_asks_for_them(widget, models, volume, rng)
     assert "is ready" in segment(widget)
     selector.setCurrentNode(volume)
     assert "is ready" in segment(widget), "an image may be several channels"
+
+
+def test_of_two_nodes_of_one_name_the_one_that_is_picked_is_taken(widget, models, volume, rng):
+    save_model(models / "two", make_segmenter(2, channels=2))
+    widget.enter()
+    select(widget.ui.modelComboBox, "two")
+    later = add_volume(slicer.mrmlScene, make_scan(rng), volume.GetName())
+    parameters = widget.logic.getParameterNode()
+    pick(widget.ui.inputSelector, later)
+    assert parameters.inputVolume is later
+    further = slicer.util.findChild(widget.parent, "channelSelector2")
+    for node in (later, volume):
+        pick(further, node)
+        assert widget.panel.nodes.volumes == [later, node]
+    for selector, kind in (("roiSelector", "MarkupsROI"), ("outputSelector", "Segmentation")):
+        nodes = [slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}Node", "Mine") for _ in range(2)]
+        for node in nodes:
+            node.SetName("Mine")
+            pick(getattr(widget.ui, selector), node)
+        assert nodes[1] in (parameters.roi, parameters.outputSegmentation)
 
 
 # --- nodes that change, go, or come with a scene ---------------------------------------------------------------------

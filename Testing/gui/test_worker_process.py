@@ -56,6 +56,14 @@ def test_the_worker_starts_behind_a_launcher_that_passes_ascii_alone_on(
     assert "is ready" in segment(widget)
 
 
+def test_the_worker_imports_nothing_of_the_folder_in_which_slicer_was_started(widget, volume, tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise ImportError('a script of the user')")
+    monkeypatch.chdir(tmp_path)
+    widget.panel.worker.stop()
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert "is ready" in segment(widget)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a script")
 def test_an_answer_that_was_cut_off_by_a_crash_does_not_garble_those_of_the_next_worker(
     widget, volume, tmp_path, python_slicer
@@ -70,6 +78,24 @@ def test_an_answer_that_was_cut_off_by_a_crash_does_not_garble_those_of_the_next
     select(widget.ui.modelComboBox, "tiny-2d")
     assert "ended unexpectedly (code 1)" in segment(widget)
     assert "is ready" in segment(widget)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a script")
+def test_after_an_error_within_torch_the_next_run_gets_a_process_of_its_own(widget, volume, tmp_path, python_slicer):
+    """As after a graphics card was reset: whatever a process asks of it from then on fails."""
+    python_slicer(
+        f"import os, sys\nif os.path.exists({str(tmp_path / 'reset')!r}):\n"
+        "    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+        f"open({str(tmp_path / 'reset')!r}, 'w')\nsys.path.insert(0, {str(UI.parents[3])!r})\n"
+        "import DeepLabSegLib.worker as worker\n"
+        "def segment(self, request):\n    raise RuntimeError('CUDA error: unspecified launch failure')\n"
+        "worker.Worker._segment = segment\nworker.main()"
+    )
+    widget.panel.worker.stop()
+    select(widget.ui.modelComboBox, "tiny-2d")
+    assert "CUDA error: unspecified launch failure" in segment(widget)
+    assert "is ready" in segment(widget)
+    assert leftovers() == []
 
 
 def test_unloading_ends_the_process(widget, volume):

@@ -511,3 +511,19 @@ def test_a_4d_volume_is_refused(scene):
     node = scene.AddNewNodeByClass("vtkMRMLDiffusionWeightedVolumeNode", "DWI")
     with pytest.raises(InvalidInput, match="DWI is 4D; extract one"):
         read_volumes([node])
+
+
+def test_a_part_that_a_filter_of_vtk_cut_out_is_taken_once_slicer_has_put_it_right(scene, scan):
+    """Such voxels keep their numbers: views show them where they were, and whoever takes them as an array elsewhere."""
+    volume = add_volume(scene, scan)
+    cut = vtk.vtkExtractVOI()
+    cut.SetInputData(volume.GetImageData())
+    cut.SetVOI(4, 20, 5, 25, 2, 9)
+    cut.Update()
+    volume.SetAndObserveImageData(cut.GetOutput())
+    with pytest.raises(InvalidInput, match=r"Head begin at \(4, 5, 2\).*ShiftImageDataExtentToZeroStart"):
+        read_volumes([volume])
+    volume.ShiftImageDataExtentToZeroStart()
+    part = read_volumes([volume])
+    np.testing.assert_array_equal(part.array, scan.array[:, 2:10, 5:26, 4:21])
+    np.testing.assert_allclose(part.geometry.affine[:, 3], scan.geometry.affine @ [2, 5, 4, 1])
