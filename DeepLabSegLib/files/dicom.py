@@ -14,7 +14,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import tags
 from DeepLabSegLib.files.itk import check_name, printable, why_unreadable
 
-__all__ = ["find_series", "place_frames", "read_series"]
+__all__ = ["find_series", "give_thickness", "place_frames", "read_series"]
 
 SAME_PLACE_MM = 1e-3
 ROUNDED_MM = 0.1  # how far rounding may move a DICOM slice aside
@@ -22,9 +22,10 @@ MAX_TILT = 0.005  # mm aside per mm along the stack
 SERIES = "0020|000e"  # its UID
 DESCRIPTION = "0008|103e"  # of a series
 RESCALE = ("0028|1053", "0028|1052")  # slope, intercept
+THICKNESS, DISTANCE = "0018|0050", "0018|0088"  # of slices, in mm
 DOSE_OFFSETS, DOSE_SCALE = "3004|000c", "3004|000e"
 IMAGE_TYPE = "0008|0008"
-SLICES, SLICE_OF_FRAME, SLICE_STEP = "0054|0081", "0054|0080", "0018|0088"  # of a nuclear volume
+SLICES, SLICE_OF_FRAME, SLICE_STEP = "0054|0081", "0054|0080", DISTANCE  # of a nuclear volume
 
 
 def find_series(folder: Path) -> tuple[str, ...]:
@@ -60,6 +61,14 @@ def read_series(folder: Path, names: Sequence[str]) -> sitk.Image:
     if len({tuple(_tag(slice_, tag) for tag in RESCALE) for slice_ in slices}) > 1:
         reader.SetOutputPixelType(sitk.sitkFloat32)  # ITK makes all of the first slice's type, perhaps whole numbers
     return reader.Execute()
+
+
+def give_thickness(itk_image: sitk.Image) -> None:
+    """Make a single slice that tells no distance to the next one as thick as it says; ITK takes 1 mm."""
+    with suppress(ValueError):
+        thickness = 0.0 if _tag(itk_image, DISTANCE) else float(_tag(itk_image, THICKNESS))
+        if 0 < thickness < np.inf:
+            itk_image.SetSpacing((*itk_image.GetSpacing()[:2], thickness))
 
 
 def place_frames(itk_image: sitk.Image, source: Path) -> sitk.Image:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import headers, nifti
-from DeepLabSegLib.files.dicom import find_series, place_frames, read_series
+from DeepLabSegLib.files.dicom import find_series, give_thickness, place_frames, read_series
 from DeepLabSegLib.files.formats import IMAGE_SUFFIXES, JPEG_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
 from DeepLabSegLib.files.itk import check_name, geometry_of, printable, quiet, why_unreadable
 from DeepLabSegLib.files.segments import segments_of
@@ -123,8 +123,10 @@ def _read_file(source: Path) -> sitk.Image:
     kind = sitk.ImageFileReader.GetImageIOFromFileName(str(source))
     numbers = itk_image.GetNumberOfComponentsPerPixel(), itk_image.GetSizeOfPixelComponent()
     headers.check(source, kind, itk_image.GetSize(), numbers)
-    if kind == "GDCMImageIO" and itk_image.GetDepth() > 1:
-        return place_frames(itk_image, source)
+    if kind == "GDCMImageIO":
+        if itk_image.GetDepth() > 1:
+            return place_frames(itk_image, source)
+        give_thickness(itk_image)
     return itk_image
 
 

@@ -10,7 +10,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom_files import AXIAL, FLIPPED, element, sequence, write_dose, write_frames, write_nuclear, write_series
+from dicom_files import (
+    AXIAL,
+    FLIPPED,
+    element,
+    sequence,
+    write_dicom,
+    write_dose,
+    write_frames,
+    write_nuclear,
+    write_series,
+)
 from helpers import OBLIQUE, itk, make_scan, physically_equal
 
 from DeepLabSegLib.errors import InvalidInput
@@ -26,6 +36,22 @@ def test_a_dicom_folder_is_a_volume(tmp_path, scan):
     image = read_image(tmp_path / "series")
     assert image.geometry.is_close(scan.geometry, tolerance=0.01)
     np.testing.assert_allclose(image.array, scan.array, atol=1)
+
+
+THICKNESS, DISTANCE = 0x00180050, 0x00180088
+
+
+@pytest.mark.parametrize("kind", ["2", "4"], ids=["CT", "MR"])
+@pytest.mark.parametrize(
+    ("fields", "thick"),
+    [({THICKNESS: "8"}, 8), ({THICKNESS: "8", DISTANCE: "-10"}, 10), ({THICKNESS: "0", DISTANCE: ""}, 1), ({}, 1)],
+)
+def test_a_single_slice_reaches_as_far_as_to_the_next_one_or_is_as_thick_as_it_says(tmp_path, rng, kind, fields, thick):
+    numbers = {tag: element(tag, b"DS", text) for tag, text in fields.items()}
+    pixel = {0x00280030: element(0x00280030, b"DS", "2\\1.5")}
+    write_dicom(tmp_path / "series" / "a.dcm", kind, rng.integers(0, 99, (1, 8, 9)), numbers | pixel)
+    for source in (tmp_path / "series", tmp_path / "series" / "a.dcm"):
+        assert read_image(source).geometry.spacing == (thick, 2, 1.5)
 
 
 def test_a_dicom_folder_with_a_gap_or_with_two_series_is_refused(tmp_path, scan):
