@@ -24,7 +24,10 @@ def parse_spacing(text: str) -> tuple[float | None, ...]:
     except ValueError:
         parts = ()
     if len(parts) != 3:
-        raise InvalidInput(f"{text!r} is no spacing; write mm along k, j, i such as 1.5x1x1, 0 for the scan's")
+        raise InvalidInput(
+            f"{text!r} is no spacing; write mm along k, j, i such as 1.5x1x1, and 0 along those that keep the scan's, "
+            "such as 0x0x0"
+        )
     return parts
 
 

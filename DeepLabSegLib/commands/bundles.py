@@ -196,7 +196,7 @@ def _convert_arguments(sub: argparse.ArgumentParser) -> None:
         "--orientation", help="three letters, where k, j, i grow to, for example SAR (default: the scan's)"
     )
     intake.add_argument(
-        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; 0 keeps the scan's"
+        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; 0x0x0 keeps the scan's"
     )
     intake.add_argument(
         "--tile", type=typed(parse_sizes), help="window, for example 96x96x96 (default: the whole image)"

@@ -131,7 +131,7 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     chosen.add_argument("--depth", type=int, choices=(3, 4, 5), help="stages of the encoder, each of half the size")
     chosen.add_argument("--dims", type=int, choices=(2, 3), help="slice by slice, or in 3D")
     chosen.add_argument(
-        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; 0 keeps the scan's"
+        "--spacing", type=typed(parse_spacing), help="mm along k, j, i, for example 1.5x1x1; 0x0x0 keeps the scan's"
     )
     chosen.add_argument("--tile", type=typed(parse_sizes), help="window, for example 96x96x96")
     chosen.add_argument("--normalization", help="none, zscore, percentile:0.5:99.5 or window:-160:240")

@@ -157,7 +157,8 @@ class DeepLabV3Plus(nn.Module):
     encoder_name : a name from `list_encoders()`; give this and `input_shape`, or `encoder`.
     encoder : a module that keeps the encoder contract (`forward` returns the pyramid, P1 first; `channels` and
         `strides` per level) and either has `input_shape` or gets it here.
-    input_shape : `(H, W, C)` or `(D, H, W, C)`, channels last; sizes may be None. Any size can be given to `forward`.
+    input_shape : `(H, W, C)` or `(D, H, W, C)`, channels last; sizes may be None. `forward` takes any size that
+        leaves the encoder's last level a voxel.
     encoder_depth : 3, 4 or 5, for ConvNeXt 3 or 4; `P(encoder_depth)` goes into the ASPP and `P2` is the skip.
     num_classes, decoder_channels, decoder_dilation_rates, decoder_aspp_separable, decoder_aspp_dropout,
     decoder_normalization, decoder_activation, projection_filters, classifier_activation : as in the reference.

@@ -32,7 +32,7 @@ def _permutation(name: str, model: nn.Module, shape: tuple[int, ...]) -> tuple[i
     module = model.get_submodule(name.rpartition(".")[0]) if "." in name else model
     if name.endswith(".weight") and isinstance(module, nn.Linear):
         return (1, 0)
-    if name.endswith(".weight") and isinstance(module, nn.Conv2d | nn.Conv3d):
+    if name.endswith(".weight") and isinstance(module, nn.Conv2d | nn.Conv3d) and len(shape) > 1:  # else damaged
         *spatial, before_last, last = range(len(shape))
         # Keras's depthwise kernel in 2D is (h, w, channels, 1); all others, also in 3D and in groups of one channel,
         # end with (in, out).

@@ -130,3 +130,10 @@ def test_a_model_that_is_closed_to_us_hides_no_other(monkeypatch, bundle_folder)
 
     monkeypatch.setattr(Path, "is_file", refuse)
     assert bundle_folder.name in catalog.installed_models()
+
+
+def test_a_model_that_was_trained_anew_is_another_though_its_files_are_as_large(bundle_folder):
+    before = catalog.model_state(bundle_folder)
+    tensors = bundle_folder / "model.safetensors"
+    os.utime(tensors, ns=(0, tensors.stat().st_mtime_ns + 1_000_000_000))
+    assert catalog.model_state(bundle_folder) != before

@@ -72,6 +72,7 @@ def test_json_is_for_programs(tmp_path, scan_path, bundle_folder, capsys):
     [
         (("segment", "scan.nii.gz"), "required: -o/--output"),
         (("segment", "scan.nii.gz", "-o", "r.nrrd", "--tile", "96xa"), "argument --tile"),
+        (("train", "scans", "-o", "liver", "--spacing", "0"), "such as 0x0x0"),
         (("encoders", "--tiel", "96x96"), "unrecognized arguments: --tiel"),
         (("segmnet", "scan.nii.gz"), "invalid choice: 'segmnet'"),
         ((), "required: COMMAND"),

@@ -85,6 +85,12 @@ def test_on_axes_of_its_own_a_grid_of_the_scans_voxels_is_the_scans_however_it_r
         assert model_grid(source, None, (None, None, None), 16).is_close(source)
 
 
+def test_voxels_of_nearly_the_models_size_fill_whole_cells_too():
+    grid = model_grid(Geometry((20, 50, 50), (1.0, 0.82, 0.82)), "SAR", (None, 0.8, 0.8), 16)
+    assert grid.shape[0] == 20
+    assert [size % 16 for size in grid.shape[1:]] == [0, 0]
+
+
 def test_across_a_turned_scan_only_voxels_of_a_given_size_fill_whole_cells():
     source = Geometry((10, 20, 30), (5.0, 1.0, 1.0), (1.0, 2.0, 3.0), TURN)
     kept, given = (model_grid(source, "SAR", spacing, 16) for spacing in ((None, None, None), (1.0, 1.0, 5.0)))

@@ -556,6 +556,15 @@ def test_a_declared_size_beyond_the_file_is_refused(tmp_path: Path) -> None:
         load_weights(network(), tmp_path / "w.h5")
 
 
+@pytest.mark.parametrize("shape", [(), (16,)])
+def test_a_kernel_with_fewer_axes_than_any_has_is_refused_by_name(shape: tuple[int, ...], file: tuple) -> None:
+    recording, arrays, path = file
+    kernel = next(name for name, array in arrays.items() if array.ndim == 4)
+    seeded.write(path, recording["groups"], arrays | {kernel: np.ones(shape, "float32")})
+    with pytest.raises(WeightsError, match=rf"{re.escape(kernel)} .*has shape \({'16' if shape else ''}\); "):
+        load_weights(DeepLabV3Plus(**recording["arguments"]), path)
+
+
 @pytest.mark.parametrize("kind", ["chunks", "compression"])
 def test_compressed_variables_are_refused(kind: str, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py", reason="needs h5py to write the file")

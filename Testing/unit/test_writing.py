@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,3 +217,11 @@ def test_a_temporary_file_that_can_not_be_deleted_hides_no_error(tmp_path, monke
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OutputError, match=r"a\.txt can't be written \(No space"), replacing(tmp_path / "a.txt"):
         pass
+
+
+def test_an_input_by_another_of_its_names_is_no_place_for_an_output(tmp_path):
+    (tmp_path / "scan.nrrd").write_text("scan")
+    os.link(tmp_path / "scan.nrrd", tmp_path / "same.nrrd")
+    with pytest.raises(OutputError, match=r"same\.nrrd is an input, which would be lost"):
+        check_apart([tmp_path / "same.nrrd"], [tmp_path / "scan.nrrd"])
+    check_apart([tmp_path / "other.nrrd"], [tmp_path / "scan.nrrd"])
