@@ -113,7 +113,12 @@ def _evaluate_arguments(sub: argparse.ArgumentParser) -> None:
         required=True,
         help="one reference per segmentation, in the same order; or a folder, then files are paired by name",
     )
-    sub.add_argument("--groups", help="JSON that says which labels, by value or name, belong together on either side")
+    sub.add_argument(
+        "--groups",
+        metavar="FILE",
+        help="JSON that says which labels, by value or name, belong together on either side, for example "
+        '{"Kidneys": {"prediction": [4, 5], "reference": ["Left kidney", "Right kidney"]}}',
+    )
     sub.add_argument(
         "-o", "--output", metavar="FOLDER", help="also write cases.csv, summary.csv, summary.json, pictures"
     )

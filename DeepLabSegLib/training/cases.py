@@ -85,8 +85,8 @@ def find_cases(data: str | os.PathLike[str], patient: str | None = None) -> tupl
         a folder each for images and labels with equal names, one folder for both, a folder per case, or a table. What
         a `DATASET` says names channels and classes. In a case's folder the label is known by its name; several images
         are channels where most folders have images of these names. A table has a column `label`, one column `image` or
-        several for channels, which it names, and may have `patient` and `name`; its relative paths start from the
-        table's folder.
+        several for channels, which it names, and may have `patient` (in every row, or `patient` below finds it) and
+        `name`; its relative paths start from the table's folder.
     patient : regular expression that finds the patient in a case's name: its first group, or all that it matches. By
         default every case is a patient. A table's column goes before it.
 
@@ -115,16 +115,21 @@ def find_cases(data: str | os.PathLike[str], patient: str | None = None) -> tupl
             raise InvalidInput(f"{root} holds no pairs; give {LAYOUTS}")
         cases, unclear = _named(cases, root / DATASET)
         faults += unclear
-    found = [_lossy(case) or _with_patient(case, pattern) for case in cases]
+    some_named = any(case.patient for case in cases)
+    found = [_lossy(case) or _with_patient(case, pattern, some_named) for case in cases]
     faults += [item for item in found if isinstance(item, Fault)]
     apart, shared = _with_own_files(_in_one_spelling([item for item in found if isinstance(item, Case)]))
     return sorted(apart, key=lambda case: case.name), faults + shared
 
 
-def _with_patient(case: Case, pattern: re.Pattern[str] | None) -> Case | Fault:
+def _with_patient(case: Case, pattern: re.Pattern[str] | None, some_named: bool) -> Case | Fault:
     if case.patient:
         return case
     if pattern is None:
+        if some_named:
+            return Fault(
+                case.name, "its row names no patient, and others do; fill it in, with a name of its own if new"
+            )
         return replace(case, patient=case.name)
     match = pattern.search(case.name)
     found = (match[1] if pattern.groups else match[0]) if match else None
@@ -388,6 +393,7 @@ def _read_table(table: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{table} can't be read as text ({error}); save it as UTF-8") from None
+    text = re.sub(r"^sep=.\n", "", text, flags=re.IGNORECASE)  # Excel's own, which it doesn't show or count
     try:
         # By the first row, which may be of several lines.
         widths = {one: len(next(csv.reader(io.StringIO(text), delimiter=one), [])) for one in "\t;,"}

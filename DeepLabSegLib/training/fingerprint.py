@@ -84,7 +84,7 @@ class Fingerprint:
 
     Attributes
     ----------
-    cases, channels : how many.
+    channels : how many.
     channel_names : one for each.
     flat : whether the images are single slices; axes are then the image's own.
     orientation : three letters, the usual order of the volumes' axes; None for slices.
@@ -94,7 +94,6 @@ class Fingerprint:
     ct : whether voxel values are Hounsfield units.
     """
 
-    cases: int
     channels: int
     channel_names: tuple[str, ...]
     flat: bool
@@ -159,7 +158,6 @@ def summarize(measurements: Sequence[Measurement], channel_names: tuple[str, ...
     if len(channel_names) != channels:
         channel_names = ("image",) if channels == 1 else tuple(f"image {n + 1}" for n in range(channels))
     return Fingerprint(
-        cases=len(measurements),
         channels=channels,
         channel_names=channel_names,
         flat=flat,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,6 +118,7 @@ def _from_pairs(
                 stacklevel=2,
             )
     if recipe is None:
+        unmeasured = ", ".join(outline.unmeasured)
         bundle = Bundle(
             name=name,
             description=f"{', '.join(label.name for label in chosen.labels)}; trained on {len(learned)} cases",
@@ -127,7 +127,7 @@ def _from_pairs(
             labels=chosen.labels,
             license=options.license,
             training_data=options.training_data or f"{len(learned)} cases of {data.resolve().name}",
-            limits=_limits(outline.unmeasured),
+            limits=f"No figure speaks of {unmeasured}: no held-out case had it." if unmeasured else None,
             reproduce=options.reproduce,
         )
     else:
@@ -147,7 +147,3 @@ def _from_pairs(
         "held-out data": {case.name: case_key(case, chosen) for case in held_out},
     }
     return Job(bundle, outline.training, outline.network, outline.begun, pairs, validate, about)
-
-
-def _limits(unmeasured: Sequence[str]) -> str | None:
-    return f"No figure speaks of {', '.join(unmeasured)}: no held-out case had it." if unmeasured else None

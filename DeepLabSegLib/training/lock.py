@@ -48,12 +48,11 @@ def _locked(folder: Path, attempts: int = 5) -> BinaryIO:
     """The file, locked; another one where a training that ended has just deleted the first, which would lock no one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} can't be made ({error.strerror}); choose another place") from None
-    try:
         file = (folder / LOCK).open("ab")
     except OSError as error:
-        raise OutputError(f"the folder {folder} can't be written to ({error.strerror}); choose another place") from None
+        raise OutputError(
+            f"the folder {folder} can't be made or written to ({error.strerror}); choose another place"
+        ) from None
     try:
         _lock(file.fileno())
     except OSError as error:

@@ -110,6 +110,10 @@ def settings_of(recipe: Recipe | None, options: TrainOptions, processes: Process
         check_source(initial)
     elif training.keep is not None:
         raise InvalidInput("keep is given, but the training begins with fresh weights; say with which it begins")
+    if training.patience is not None and options.folds == 0:
+        raise InvalidInput(
+            f"patience is {training.patience}, but with 0 folds nothing is validated; leave it out, or give folds"
+        )
     return training
 
 

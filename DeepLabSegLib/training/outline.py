@@ -14,7 +14,7 @@ from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.training.cases import Case, find_cases
 from DeepLabSegLib.training.check import CheckedData, check_cases, report
 from DeepLabSegLib.training.initial import begin_with
-from DeepLabSegLib.training.options import OnTraining, TrainOptions, initial_of, quiet, recipe_of, settings_of, spec_of
+from DeepLabSegLib.training.options import OnTraining, TrainOptions, initial_of, recipe_of, settings_of, spec_of
 from DeepLabSegLib.training.planning import TrainingPlan, plan
 from DeepLabSegLib.training.processes import Processes
 from DeepLabSegLib.training.recipes import Recipe
@@ -50,7 +50,7 @@ class Outline:
     text: str
 
 
-def outline_of(data: Path, options: TrainOptions, processes: Processes, on_progress: OnTraining = quiet) -> Outline:
+def outline_of(data: Path, options: TrainOptions, processes: Processes, on_progress: OnTraining) -> Outline:
     """What would be trained on the pairs in `data`. Raises as `make_job` does, options first."""
     recipe = recipe_of(options)
     if recipe is not None and recipe.heads is not None:

@@ -17,7 +17,7 @@ from DeepLabSegLib.training.draw import Draw
 from DeepLabSegLib.training.planning import TrainingPlan
 from DeepLabSegLib.training.prepared import PreparedCase
 
-__all__ = ["FOREGROUND_SHARE", "Patches"]
+__all__ = ["Patches"]
 
 FOREGROUND_SHARE = 2 / 3
 """Patches that are centred at a voxel of a class; the rest lie anywhere."""

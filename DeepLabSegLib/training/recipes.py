@@ -9,7 +9,7 @@ from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Segment, Terminology
 from DeepLabSegLib.models.deeplab import DeepLabSpec
 from DeepLabSegLib.preprocess import Normalization
-from DeepLabSegLib.training.head_mri import ANATOMY, SEGMENTS, STEM_END, STRUCTURES, SUBSTANCE
+from DeepLabSegLib.training.head_mri import ANATOMY, SEGMENTS, STEM_END, SUBSTANCE
 from DeepLabSegLib.training.planning import Overrides
 from DeepLabSegLib.training.spec import TrainingSpec
 
@@ -18,10 +18,10 @@ __all__ = ["RECIPES", "Recipe", "find_recipe"]
 
 @dataclass(frozen=True)
 class Heads:
-    """What is synthesised of head label maps: images of `size`; `groups` has a class for each of `STRUCTURES`."""
+    """What is synthesised of head label maps: images of `size`, with the classes of `groups` (see `SyntheticHeads`)."""
 
     size: tuple[int, ...]
-    groups: tuple[int, ...] = tuple(range(1, len(STRUCTURES) + 1))
+    groups: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -133,10 +133,11 @@ def test_a_table_names_channels_label_and_patient(name, rows, channels, tmp_path
     assert "row 3" in fault.problem
 
 
-def test_a_table_is_read_as_spreadsheets_write_it(tmp_path):
+@pytest.mark.parametrize("first", [(), ("sep=;",)])
+def test_a_table_is_read_as_spreadsheets_write_it(first, tmp_path):
     touch(*(tmp_path / f"{name}.nii" for name in ("Müller  1", "seg", "b")))
     rows = ['image;"label\nby hand";Label;patient;note', 'Müller  1.nii;;seg.nii;P1;"good,\nbut thin"', ";;;;", ""]
-    text = "\r\n".join([*rows, "b.nii;;none.nii;P2;\u2028", ";;;;"])
+    text = "\r\n".join([*first, *rows, "b.nii;;none.nii;P2;\u2028", ";;;;"])
     (tmp_path / "table.csv").write_bytes(text.encode("utf-8-sig"))
     (case,), (fault,) = find_cases(tmp_path / "table.csv")
     assert (case.name, case.patient, case.label.name) == ("Müller  1", "P1", "seg.nii")
@@ -214,6 +215,16 @@ def test_a_patient_whose_name_is_spelled_in_two_ways_is_one(tmp_path):
     cases, faults = find_cases(tmp_path, "(.+)-")
     assert [(case.name, case.patient) for case in cases] == [("Ann-1", "Ann"), ("Bo-1", "Bo"), ("ann-2", "Ann")]
     assert not faults
+
+
+def test_a_row_without_a_patient_is_named_where_others_have_one(tmp_path):
+    touch(*(tmp_path / f"{name}.nii" for name in ("P1-a", "P1-b", "seg1", "seg2")))
+    rows = ["image,label,patient", "P1-a.nii,seg1.nii,P1", "P1-b.nii,seg2.nii, "]
+    (tmp_path / "table.csv").write_text("\n".join(rows), encoding="utf-8")
+    (case,), (fault,) = find_cases(tmp_path / "table.csv")
+    assert (case.name, fault.name) == ("P1-a", "P1-b")
+    assert "its row names no patient, and others do; fill it in" in fault.problem
+    assert {case.patient for case in find_cases(tmp_path / "table.csv", "(.+)-")[0]} == {"P1"}
 
 
 def test_the_patient_is_found_in_the_name(tmp_path):

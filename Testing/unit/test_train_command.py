@@ -297,6 +297,7 @@ def test_a_place_that_can_hold_no_model_is_said_before_the_data_are_read(output,
         (("--weights", "gone/model"), "gone"),
         (("--keep", "0.5"), "begins with fresh weights"),
         (("--steps", "0"), "steps is 0"),
+        (("--patience", "3", "--folds", "0"), "patience is 3, but with 0 folds nothing is validated"),
         (("--precision", "fp8"), "precision"),
     ],
 )

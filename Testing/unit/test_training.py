@@ -1,4 +1,5 @@
 import csv
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 
@@ -20,7 +21,7 @@ from DeepLabSegLib.training.initial import begin_with
 from DeepLabSegLib.training.losses import dice_cross_entropy
 from DeepLabSegLib.training.processes import Processes, _fails_first, joined_processes
 from DeepLabSegLib.training.spec import TrainingSpec
-from DeepLabSegLib.training.trainer import _Indices, train
+from DeepLabSegLib.training.trainer import MAX_GRADIENT, _Indices, train
 
 
 class BrightFromDark(Dataset):
@@ -76,15 +77,29 @@ def test_the_loss_is_zero_for_certainty_and_large_for_error(dims):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+def test_the_loss_is_cross_entropy_and_what_the_dice_of_all_windows_together_lacks(dims):
+    scores, target = torch.randn(2, 3, *(6,) * dims), torch.randint(0, 3, (2, *(6,) * dims))
+    target[0] = 1  # windows of different classes
+    found, wanted = scores.softmax(1), torch.stack([target == n for n in range(3)], 1)
+    dice = [
+        (2 * float(f[w].sum()) + 1) / (float(f.sum() + w.sum()) + 1)
+        for f, w in zip(found.unbind(1), wanted.unbind(1), strict=True)
+    ]
+    expected = float(F.cross_entropy(scores, target)) + 1 - np.mean(dice)
+    assert float(dice_cross_entropy(scores, target)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 def test_the_loss_of_coarse_scores_is_that_of_the_enlarged_ones(dims):
     coarse = torch.randn(2, 3, *(5, 4, 3)[:dims])
     target = torch.randint(0, 3, (2, *(17, 16, 9)[:dims]))
     mode = {2: "bilinear", 3: "trilinear"}[dims]
     enlarged = F.interpolate(coarse, size=target.shape[1:], mode=mode, align_corners=False)
     torch.testing.assert_close(dice_cross_entropy(coarse, target), dice_cross_entropy(enlarged, target))
-    some = (slice(None), *(slice(1, None, 2),) * dims)
+    start = (1, 0, 1)[:dims]
+    some = (slice(None), *(slice(first, None, 2) for first in start))
     torch.testing.assert_close(
-        dice_cross_entropy(coarse, target, every=2, start=(1,) * dims),
+        dice_cross_entropy(coarse, target, every=2, start=start),
         dice_cross_entropy(enlarged[(slice(None), *some)], target[some]),
     )
     assert dice_cross_entropy(coarse, target, every=50, start=(49,) * dims).isfinite()  # one voxel of each axis
@@ -147,19 +162,17 @@ def test_the_table_has_a_row_per_step_and_the_picture_is_a_png(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path):
-    train(network(2), BrightFromDark(2), SPEC, tmp_path)
-    with pytest.raises(InvalidInput, match=r"checkpoint\.pt belongs to a training with other settings"):
-        train(network(2), BrightFromDark(2), replace(SPEC, learning_rate=1e-3), tmp_path)
-
-
 def test_a_checkpoint_of_other_settings_says_which(tmp_path):
     about = {"data": {"a": "1", "b": "2", "c": "3"}, "labels": ["Liver"], "weights": None}
     train(network(2), BrightFromDark(2), replace(SPEC, steps=2), tmp_path, about=about)
     other = {"data": {"a": "1", "b": "0", "d": "4"}, "labels": ["Spleen"], "weights": "head-mri"}
-    words = r"settings \(steps 2, now 8; data: b, c, d; labels; weights None, now head-mri\); give those again"
+    wider = DeepLabV3Plus.from_spec(replace(make_spec(2, 2), decoder_dilation_rates=(3, 6)))
+    words = (
+        r"checkpoint\.pt belongs to a training with other settings \(network: decoder_dilation_rates; steps 2, now 8; "
+        r"seed 0, now 1; data: b, c, d; labels; weights None, now head-mri\); give those again"
+    )
     with pytest.raises(InvalidInput, match=words):
-        train(network(2), BrightFromDark(2), replace(SPEC, steps=8), tmp_path, about=other)
+        train(wider, BrightFromDark(2), replace(SPEC, steps=8, seed=1), tmp_path, about=other)
     train(network(2), BrightFromDark(2), replace(SPEC, steps=2, workers=0), tmp_path, about=about)
 
 
@@ -215,14 +228,55 @@ def test_of_equal_scores_the_last_is_kept_and_none_is_worse_than_one_that_is_no_
     assert trained.step == kept
 
 
-def test_equal_scores_are_no_gain(tmp_path):
-    spec = replace(SPEC, steps=20, validate_every=2, patience=2, workers=0)
+def test_equal_scores_are_no_gain_also_where_a_training_was_cut_off_between_them(tmp_path):
+    spec = replace(SPEC, steps=20, validate_every=2, checkpoint_every=2, patience=3, workers=0)
     steps = []
-    train(
-        network(2), BrightFromDark(2), spec, tmp_path, validate=lambda _: {"Dice": 0.5},
-        on_step=lambda step, _: steps.append(step),
-    )  # fmt: skip
-    assert steps[-1] == 6
+
+    def note(step: int, _: float) -> None:
+        steps.append(step)
+        if len(steps) == 5:
+            raise Killed
+
+    for end in (pytest.raises(Killed), nullcontext()):
+        with end:
+            train(network(2), BrightFromDark(2), spec, tmp_path, validate=lambda _: {"Dice": 0.5}, on_step=note)
+    assert steps == [*range(1, 6), *range(5, 9)]
+
+
+def test_the_average_follows_the_weights_more_closely_at_first(tmp_path):
+    own, seen = network(2), []
+    spec = replace(SPEC, steps=4, average=0.2, workers=0)
+    averaged = train(
+        own, BrightFromDark(2), spec, tmp_path, on_step=lambda *_: seen.append(own.head.weight.detach().clone())
+    ).network
+    expected = seen[0]
+    for weight, kept in zip(seen[1:], (2 / 11, 0.2, 0.2), strict=True):
+        expected = kept * expected + (1 - kept) * weight
+    torch.testing.assert_close(averaged.head.weight, expected)
+
+
+def test_a_steep_loss_makes_no_leap(tmp_path):
+    own = network(2)
+    own.head.weight.data *= 1e4
+    before = [weight.detach().clone() for weight in own.parameters()]
+    spec = replace(SPEC, steps=1, optimizer="sgd", learning_rate=0.01, weight_decay=0.0, workers=0)
+    train(own, BrightFromDark(2), spec, tmp_path)
+    with torch.no_grad():
+        steps = [now - then for now, then in zip(own.parameters(), before, strict=True)]
+    moved = sum(float(step.square().sum()) for step in steps) ** 0.5
+    assert moved == pytest.approx(0.01 * MAX_GRADIENT * 1.99, rel=1e-2)  # Nesterov's first step
+
+
+def test_where_the_loss_counts_not_every_voxel_each_has_its_turn(tmp_path, monkeypatch):
+    starts = set()
+
+    def note(coarse, target, every, start):
+        starts.add(tuple(start))
+        return dice_cross_entropy(coarse, target, every, start)
+
+    monkeypatch.setattr("DeepLabSegLib.training.trainer.dice_cross_entropy", note)
+    train(network(2), BrightFromDark(2), replace(SPEC, steps=24, every=2, workers=0), tmp_path)
+    assert starts == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
