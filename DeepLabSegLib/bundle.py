@@ -149,7 +149,6 @@ class Bundle:
                 raise InvalidInput(
                     f"the colour of {segment.name!r} is {list(segment.color)}; each part must be 0 to 255"
                 )
-
         for end in self.ends:
             if not {end.label, *end.at} <= set(values) or not end.at:
                 raise InvalidInput(
@@ -184,7 +183,7 @@ def read_network(path: str | os.PathLike[str], bundle: Bundle) -> DeepLabV3Plus:
 
     Names and shapes are compared before any tensor is read, then the checksum. Raises `BundleError`.
     """
-    source = tensors_file(Path(path))
+    source = tensors_file(path)
     if len(bundle.network.decoder_dilation_rates) > MAX_RATES:  # a branch each, before any tensor is compared
         raise BundleError(
             f"{path}: model.json: network.decoder_dilation_rates has {len(bundle.network.decoder_dilation_rates)} "

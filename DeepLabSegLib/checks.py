@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["check_choice", "check_count", "check_rate", "counts", "is_count"]
+__all__ = ["check_choice", "check_count", "check_rate", "counts", "is_count", "known_name"]
 
 
 def check_choice(argument: str, value: object, choices: object) -> None:
@@ -15,6 +15,13 @@ def check_choice(argument: str, value: object, choices: object) -> None:
     names = list(choices)  # type: ignore[call-overload]
     if value not in names:
         raise InvalidInput(f"{argument} is {value!r}; choose one of {', '.join(map(repr, names))}")
+
+
+def known_name(argument: str, value: str, choices: object) -> str:
+    """The one of `choices` that `value` is, in any case; raise `InvalidInput` where it is none."""
+    name = value.lower() if isinstance(value, str) else value
+    check_choice(argument, name, choices)
+    return name
 
 
 def check_rate(argument: str, value: float) -> None:

@@ -21,7 +21,6 @@ from DeepLabSegLib.commands.telling import warnings_as_notes
 from DeepLabSegLib.errors import DeepLabSegError, OutputError
 from DeepLabSegLib.startup import wait_briefly
 
-INTERRUPTED = 130
 READER_GONE = (errno.EPIPE, errno.EINVAL)  # the latter on Windows
 EXIT_CODES = (
     "Exit codes: 0 all done; 1 an error, or a scan or case that failed; 2 wrong arguments; 130 after Ctrl-C, 143 after "
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except DeepLabSegError as error:
             return _fail(options, str(error), 1)
         except KeyboardInterrupt as error:
-            code = 128 + signals[0] if signals else INTERRUPTED
+            code = 128 + (signals[0] if signals else signal.SIGINT)
             return _fail(options, f"interrupted; {str(error) or 'nothing was written'}", code)
         except OSError as error:
             name = error.filename2 or error.filename

@@ -31,7 +31,6 @@ from DeepLabSegLib.schema import dumps
 __all__ = ["TABLES", "Comparison", "check_folder", "compare_files", "draw_worst", "write_tables"]
 
 TABLES = ("cases.csv", "summary.csv", "summary.json")
-OVERALL = "overall"
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def draw_worst(
     labels = list(comparison.summary)
     topics: list[str | None] = [None, *labels] if len(labels) > 1 else list(labels)
     wanted = [(topic, case) for topic in topics for case in lowest_dice(comparison.cases, count, topic)]
-    names = unique([f"worst-{_slug(OVERALL if topic is None else topic)}-{case}" for topic, case in wanted])
+    names = unique([f"worst-{'overall' if topic is None else _slug(topic)}-{case}" for topic, case in wanted])
     written: list[Path] = []
     failed = {}
     for pair in comparison.pairing.pairs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -104,6 +104,11 @@ class Geometry:
     def voxel_volume(self) -> float:
         """mm³ per voxel."""
         return float(np.prod(self.spacing))
+
+    def part(self, box: Sequence[slice]) -> Geometry:
+        """The grid of the voxels in `box`, first and last-plus-one along (k, j, i)."""
+        origin = (self.affine @ np.array([*(side.start for side in box), 1.0]))[:3]
+        return replace(self, shape=tuple(side.stop - side.start for side in box), origin=tuple(origin))
 
     def is_close(self, other: Geometry, tolerance: float = 1e-3) -> bool:
         """Whether both grids put every voxel at the same place, within `tolerance` of the smallest voxel side."""
@@ -214,7 +219,7 @@ class Labels:
 
     array: NDArray
     geometry: Geometry
-    segments: tuple[Segment, ...] = field(default=())
+    segments: tuple[Segment, ...] = ()
     uncertainty: NDArray[np.float32] | None = None
     probabilities: NDArray[np.float16] | None = None
 

@@ -15,7 +15,7 @@ from scipy import ndimage
 from DeepLabSegLib.evaluate import Group, Scores, mask_of
 from DeepLabSegLib.image import Geometry, Image, Labels, default_color
 from DeepLabSegLib.preprocess import LETTERS, axis_letters, model_grid
-from DeepLabSegLib.resampling import Box, part, resample
+from DeepLabSegLib.resampling import Box, resample
 
 __all__ = ["render", "render_comparison"]
 
@@ -30,12 +30,13 @@ PREDICTION_COLOR, REFERENCE_COLOR = (255, 140, 40), (70, 190, 255)
 LEGEND_ROWS = 18
 
 
-def render(image: Image, labels: Labels, opacity: float = 0.5, height: int = 420) -> Picture.Image:
+def render(image: Image, labels: Labels, height: int = 420) -> Picture.Image:
     """Axial, coronal and sagittal planes as a radiologist looks at them (the patient's right on the left side).
 
-    `height` is that of the planes in pixels; `opacity` that of the labels, 0 to 1.
+    `height` is that of the planes in pixels.
     """
-    step = max(min(image.geometry.spacing), max(n * s for n, s in _extent(image.geometry)) / 512)
+    longest = max(n * mm for n, mm in zip(image.geometry.shape, image.geometry.spacing, strict=True))
+    step = max(min(image.geometry.spacing), longest / 512)
     grid = model_grid(image.geometry, "IPL", (step, step, step))
     scan = resample(torch.from_numpy(image.array[:1].astype(np.float32)), image.geometry, grid)[0].numpy()
     low, high = np.percentile(scan, [0.5, 99.5])
@@ -48,7 +49,7 @@ def render(image: Image, labels: Labels, opacity: float = 0.5, height: int = 420
         colour = np.repeat(grey.take(middle[axis], axis)[..., None] * 255, 3, axis=-1)
         for mask, segment in zip(masks, labels.segments, strict=True):
             inside = mask.take(middle[axis], axis)
-            colour[inside] = (1 - opacity) * colour[inside] + opacity * np.array(segment.color)
+            colour[inside] = 0.5 * colour[inside] + 0.5 * np.array(segment.color)
         plane = Picture.fromarray(colour.astype(np.uint8))
         plane = plane.resize((max(1, round(plane.width * height / plane.height)), height), Picture.Resampling.LANCZOS)
         tiles.append((name, sides, plane))
@@ -111,7 +112,8 @@ class _Cut:
         whole = [slice(0, n) for n in geometry.shape]
         whole[self.axis] = slice(self.index, self.index + 1)
         self.slice: Box = (whole[0], whole[1], whole[2])
-        self.sides = [_downwards(letters[axis]) for axis in (rows, columns)]
+        # The directions at the picture's left and right edge.
+        self.sides = {"L": "RL", "P": "AP", "I": "SI"}[_downwards(letters[columns])]
         self.spacing = geometry.spacing[rows], geometry.spacing[columns]
         self.box = self._box(self._plane(labelled[self.slice]))
         size = [(s.stop - s.start) * mm for s, mm in zip(self.box, self.spacing, strict=True)]
@@ -130,7 +132,7 @@ class _Cut:
 
     def labels(self, labels: Labels) -> Labels:
         """The slice of labels on the grid."""
-        return Labels(labels.layers[(slice(None), *self.slice)], part(self.geometry, self.slice), labels.segments)
+        return Labels(labels.layers[(slice(None), *self.slice)], self.geometry.part(self.slice), labels.segments)
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """A mask on the slice, `(rows, columns)` in pixels."""
@@ -143,7 +145,7 @@ class _Cut:
         if image is None:
             return np.full((*self.pixels, 3), 40.0)
         values = torch.from_numpy(image.array.astype(np.float32).mean(axis=0, keepdims=True))
-        found = resample(values, image.geometry, part(self.geometry, self.slice))[0].numpy()
+        found = resample(values, image.geometry, self.geometry.part(self.slice))[0].numpy()
         plane = np.nan_to_num(self._plane(found)[self.box])
         low, high = np.percentile(plane, [0.5, 99.5])
         scaled = Picture.fromarray(((plane - low) / max(high - low, 1e-6)).clip(0, 1).astype(np.float32) * 255)
@@ -258,7 +260,7 @@ def _compose_comparison(
         text = f"{caption}: {cut.name}" if cut.name else caption
         draw.text((x, top + rows + 4), text, fill=GREY, font=font)
         if cut.name:
-            for letter, at in ((_upwards(cut.sides[1]), x + 6), (cut.sides[1], x + columns - 16)):
+            for letter, at in zip(cut.sides, (x + 6, x + columns - 16), strict=True):
                 draw.text((at, top + rows // 2 - 8), letter, WHITE, font, stroke_width=2, stroke_fill=BACKGROUND)
     for n, (color, text) in enumerate(legend):
         y = top + 24 * n
@@ -266,14 +268,6 @@ def _compose_comparison(
             draw.rectangle((left, y + 2, left + 14, y + 16), fill=color)
         draw.text((left + 22 if color is not None else left, y), text, fill=WHITE, font=font)
     return canvas
-
-
-def _upwards(letter: str) -> str:
-    return {"I": "S", "P": "A", "L": "R"}[letter]
-
-
-def _extent(geometry: Geometry) -> zip[tuple[int, float]]:
-    return zip(geometry.shape, geometry.spacing, strict=True)
 
 
 def _middle(masks: list[NDArray], shape: tuple[int, ...]) -> tuple[int, ...]:

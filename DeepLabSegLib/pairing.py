@@ -115,11 +115,9 @@ def match(ours: Sequence[Path], theirs: Sequence[Path]) -> dict[Path, Path]:
     'a_seg.png'
     """
     found: dict[Path, Path] = {}
-    rules: list[Callable[[Path], str]] = [stem, _plain_stem]
+    for rule in (stem, _plain_stem):
+        _join(*_rest(ours, theirs, found), rule, found)
     rest = _rest(ours, theirs, found)
-    for rule in rules:
-        _join(*rest, rule, found)
-        rest = _rest(ours, theirs, found)
     ending = _shared_ending([_plain_stem(path) for path in rest[0]], [_plain_stem(path) for path in rest[1]])
     if ending:
         _join(*rest, lambda path: _plain_stem(path).removesuffix(ending), found)

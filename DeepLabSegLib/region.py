@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,4 @@ class Region:
 
 def crop(image: Image, box: tuple[slice, slice, slice]) -> Image:
     """The voxels of `image` in `box`, a view, at their places in space."""
-    array = image.array[(slice(None), *box)]
-    origin = (image.geometry.affine @ np.array([*(side.start for side in box), 1.0]))[:3]
-    return Image(array, replace(image.geometry, shape=array.shape[1:], origin=tuple(origin)))
+    return Image(image.array[(slice(None), *box)], image.geometry.part(box))

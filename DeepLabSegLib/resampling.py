@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from DeepLabSegLib.devices import is_gpu
 from DeepLabSegLib.image import Geometry
 
-__all__ = ["Box", "Mode", "Way", "lengths", "moved", "part", "permuted", "resample"]
+__all__ = ["Box", "Mode", "Way", "lengths", "moved", "permuted", "resample"]
 
 T = TypeVar("T")
 
@@ -43,12 +43,6 @@ ON_FACE = 1e-3
 
 BLOCK = 32
 """Voxels along an axis that are interpolated by one matrix product: more would multiply more zeros."""
-
-
-def part(geometry: Geometry, box: Box) -> Geometry:
-    """The grid of the voxels in `box`."""
-    origin = (geometry.affine @ np.array([*(side.start for side in box), 1.0]))[:3]
-    return replace(geometry, shape=lengths(box), origin=tuple(origin))  # type: ignore[arg-type]  # three of them
 
 
 def permuted(geometry: Geometry, order: Sequence[int]) -> Geometry:
@@ -163,19 +157,15 @@ class Way:
         """Whether every voxel of the target is one of the source, so that nothing is interpolated."""
         return self.axes is not None and all(axis.copies for axis in self.axes)
 
-    def reach(self, box: Box | None = None) -> Box:
-        """The block of the source that `resample` reads for `box` of the target, at least one voxel along each axis.
-
-        All of the target where no box is given.
-        """
-        sides = box or _whole(self.target)
+    def reach(self, box: Box) -> Box:
+        """The block of the source that `resample` reads for `box` of the target, at least one voxel along each axis."""
         if self.axes is not None:
-            found = {axis.column: axis.reach(side) for axis, side in zip(self.axes, sides, strict=True)}
+            found = {axis.column: axis.reach(side) for axis, side in zip(self.axes, box, strict=True)}
             return found[0], found[1], found[2]
         if self.steps is not None:
             shrink, turn = self.steps
             return shrink.reach(turn.reach(box))
-        corners = np.array(list(product(*((side.start, side.stop - 1) for side in sides))))
+        corners = np.array(list(product(*((side.start, side.stop - 1) for side in box))))
         places = corners @ self.matrix.T + self.offset
         last = np.array(self.source) - 1
         low = np.clip(np.floor(places.min(axis=0)) - 1, 0, last).astype(int)
@@ -184,10 +174,8 @@ class Way:
 
     def reach_of_planes(self) -> list[slice]:
         """For each of the target's planes along its first axis, which planes of the source it is made of."""
-        if self.axes is None or self.axes[0].column != 0:
-            _, rows, columns = _whole(self.target)
-            return [self.reach((slice(n, n + 1), rows, columns))[0] for n in range(self.target[0])]
-        return [self.axes[0].reach(slice(n, n + 1)) for n in range(self.target[0])]
+        _, rows, columns = _whole(self.target)
+        return [self.reach((slice(n, n + 1), rows, columns))[0] for n in range(self.target[0])]
 
     def resample(
         self,

@@ -275,9 +275,9 @@ class Segmenter:
     def _mirror_axes(self, options: SegmentOptions) -> tuple[int, ...]:
         """The axes of the network's grid to average mirror images along."""
         own, orientation = self.bundle.input.mirror_axes, self._orientation(options)
-        seen = range(3 - self.bundle.network.dims, 3)  # a 2D network sees nothing along k
-        if not options.mirror or own is None:
-            return tuple(seen) if options.mirror else ()
+        seen = range(3 - self.bundle.network.dims, 3) if options.mirror else ()  # a 2D network sees nothing along k
+        if own is None:
+            return tuple(seen)
         if orientation is not None:
             own = tuple(orientation.index(str(self.bundle.input.orientation)[axis]) for axis in own)
         return tuple(axis for axis in seen if axis in own)

@@ -170,11 +170,11 @@ class _Writer:
         turned = partial(np.moveaxis, source=[n - 3 for n in order], destination=[-3, -2, -1])
         self._labels = turned(self.found.labels)
         self._doubtful = None if self.found.doubtful is None else turned(self.found.doubtful)
-        self._maps = [
-            (turned(array), of_scores)
-            for array, of_scores in ((self.found.uncertainty, self._entropy), (self.found.probabilities, _likely))
-            if array is not None
-        ]
+        wanted = (
+            (self.found.uncertainty, partial(entropy, exclusive=decision.exclusive)),
+            (self.found.probabilities, _likely),
+        )
+        self._maps = [(turned(array), of_scores) for array, of_scores in wanted if array is not None]
         # Activations that keep the order of logits needn't be computed where nothing is blended or interpolated.
         decided = decision.labels_alone and passage.activation.name in ("softmax", "sigmoid")
         decided &= not decision.foreground_first
@@ -247,9 +247,6 @@ class _Writer:
             self.downloads.take(doubtful, self._doubtful[box])
             values[0].masked_fill_(doubtful, -1)
         self.downloads.take(self._decide(values).to(self.kind), self._labels[(slice(None), *box)])
-
-    def _entropy(self, scores: Tensor) -> Tensor:
-        return entropy(scores, self.decision.exclusive)
 
     def _decide(self, scores: Tensor) -> Tensor:
         """`(classes, ...)` scores, which may be written over, to `(layers, ...)` labels."""

@@ -44,7 +44,8 @@ def write_report(cases: Sequence[Case], path: str | os.PathLike[str]) -> None:
         temporary.open("w", newline="", encoding="utf-8", errors="replace") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["case", "status", "seconds", *map(_column, names), "message", "result", "made with"])
+        columns = [f"{name}{VOLUME_COLUMN}" for name in names]
+        writer.writerow(["case", "status", "seconds", *columns, "message", "result", "made with"])
         for case in cases:
             volumes = [f"{case.volumes_ml[name]:.3f}" if name in case.volumes_ml else "" for name in names]
             others = (case.message, case.result, case.made_with)
@@ -101,10 +102,6 @@ def is_older(path: Path, other: Path) -> bool:
         parts = other.iterdir() if other.is_dir() else [other]
         return path.stat().st_mtime_ns < max(part.stat().st_mtime_ns for part in parts)
     return False
-
-
-def _column(segment: str) -> str:
-    return f"{segment}{VOLUME_COLUMN}"
 
 
 def _case_of(row: dict[str, str]) -> Case:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from DeepLabSegLib.checks import check_choice
+from DeepLabSegLib.checks import known_name
 from DeepLabSegLib.errors import InvalidInput
 
 __all__ = ["ACTIVATIONS", "DECODER_ACTIVATIONS", "Activation", "activation_name"]
@@ -91,14 +91,13 @@ DECODER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activation_name(argument: str, value: str | None, table: Mapping[str, object] = ACTIVATIONS) -> str:
+def activation_name(argument: str, value: str | None, table: Mapping[str, object]) -> str:
     """The name under which `value` stands in `table`; `None` means linear, as in the reference."""
     if value is None:
         return "linear"
     if not isinstance(value, str):
         raise InvalidInput(f"{argument} is {value!r}; it must be a name or None")
-    check_choice(argument, value.lower(), table)
-    return value.lower()
+    return known_name(argument, value, table)
 
 
 class Activation(nn.Module):

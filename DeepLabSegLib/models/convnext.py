@@ -22,6 +22,7 @@ from DeepLabSegLib.models.layers import LAYERS, ChannelNorm, DropPath, InputNorm
 __all__ = ["CONVNEXTS", "ConvNeXtBackbone", "ConvNeXtBackboneV2", "ConvNeXtSpec"]
 
 NORM_EPS = 1e-6
+RESPONSE_EPS = 1e-7
 IMAGENET_MEAN = [0.485 * 255, 0.456 * 255, 0.406 * 255]
 IMAGENET_VARIANCE = [(0.229 * 255) ** 2, (0.224 * 255) ** 2, (0.225 * 255) ** 2]
 
@@ -172,16 +173,15 @@ class _Block(nn.Module):
 class _GlobalResponseNorm(nn.Module):
     """Channels weighted by their energy over the image, relative to the other channels'. `(N, *S, C)`, same out."""
 
-    def __init__(self, channels: int, eps: float = 1e-7) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         # In float32, as in the reference: squares summed over a volume leave half precision's range.
-        energy = (x.float().square().sum(dim=tuple(range(1, x.ndim - 1)), keepdim=True) + self.eps).sqrt()
-        relative = energy / (energy.mean(dim=-1, keepdim=True) + self.eps)
+        energy = (x.float().square().sum(dim=tuple(range(1, x.ndim - 1)), keepdim=True) + RESPONSE_EPS).sqrt()
+        relative = energy / (energy.mean(dim=-1, keepdim=True) + RESPONSE_EPS)
         return self.weight * (x * relative.to(x.dtype)) + self.bias + x
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from DeepLabSegLib.checks import check_choice, check_count, check_rate, counts, is_count
+from DeepLabSegLib.checks import check_choice, check_count, check_rate, counts, is_count, known_name
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.activations import ACTIVATIONS, DECODER_ACTIVATIONS, Activation, activation_name
 from DeepLabSegLib.models.encoder import check_input_shape, check_tensor
-from DeepLabSegLib.models.encoders import encoder_key, make_encoder
-from DeepLabSegLib.models.layers import DECODER_NORMS, LAYERS, ConvNormAct, decoder_norm, resize
+from DeepLabSegLib.models.encoders import ENCODERS, make_encoder
+from DeepLabSegLib.models.layers import DECODER_NORMS, LAYERS, ConvNormAct, resize
 
 __all__ = ["ASPP", "CoarseLogits", "DeepLabSpec", "DeepLabV3Plus"]
 
@@ -61,9 +61,9 @@ class DeepLabSpec:
         check_rate("decoder_aspp_dropout", self.decoder_aspp_dropout)
         object.__setattr__(self, "decoder_aspp_dropout", float(self.decoder_aspp_dropout))
         if self.encoder_name is not None:
-            object.__setattr__(self, "encoder_name", encoder_key(self.encoder_name))
-        decoder_norm(self.decoder_normalization)
-        object.__setattr__(self, "decoder_normalization", self.decoder_normalization.lower())
+            object.__setattr__(self, "encoder_name", known_name("encoder_name", self.encoder_name, ENCODERS))
+        normalization = known_name("decoder_normalization", self.decoder_normalization, DECODER_NORMS)
+        object.__setattr__(self, "decoder_normalization", normalization)
         for field, table in (("decoder_activation", DECODER_ACTIVATIONS), ("classifier_activation", ACTIVATIONS)):
             object.__setattr__(self, field, activation_name(field, getattr(self, field), table))
         object.__setattr__(self, "head_upsample", self._checked_head_upsample())
@@ -223,7 +223,7 @@ class DeepLabV3Plus(nn.Module):
         self.stride = int(tuple(encoder.strides)[encoder_depth - 1])  # type: ignore[arg-type]
 
         dims = spec.dims
-        norm = decoder_norm(spec.decoder_normalization)
+        norm = DECODER_NORMS[spec.decoder_normalization]
         activation = spec.decoder_activation
         width = spec.decoder_channels
         self.encoder = encoder

@@ -87,10 +87,7 @@ BLOCKS_ARGS: dict[str, tuple[Blocks, ...]] = {
         Blocks(4, 5, 2, 6, 112, 192),
         Blocks(1, 3, 1, 6, 192, 320),
     ),
-    "efficientnetv2-b0": _V2_SMALL,
-    "efficientnetv2-b1": _V2_SMALL,
-    "efficientnetv2-b2": _V2_SMALL,
-    "efficientnetv2-b3": _V2_SMALL,
+    **{f"efficientnetv2-b{n}": _V2_SMALL for n in range(4)},
     "efficientnetv2-s": (
         Blocks(2, 3, 1, 1, 24, 24, 0, fused=True),
         Blocks(4, 3, 2, 4, 24, 48, 0, fused=True),

@@ -19,7 +19,6 @@ __all__ = [
     "check_input_shape",
     "check_tensor",
     "make_spec",
-    "pyramid_outputs",
 ]
 
 T = TypeVar("T")
@@ -72,8 +71,7 @@ class Encoder(nn.Module):
         """Raise `InvalidInput` where `x` `(N, C, *S)` is so small that the last level would be empty."""
         if self.rounds_down_from is None:
             return
-        up = _stride_up(self.strides, len(self.strides), self.rounds_down_from)
-        least = self.strides[-1] - up + 1
+        least = self.strides[-1] - self._stride_up(len(self.strides)) + 1
         if min(x.shape[2:]) < least:
             raise InvalidInput(
                 f"input has sizes {tuple(x.shape[2:])}; this encoder needs at least {least} along each axis; "
@@ -90,31 +88,22 @@ class Encoder(nn.Module):
     @property
     def pyramid_outputs(self) -> dict[str, PyramidLevel]:
         """`{"P1": PyramidLevel(channels, stride, shape), ...}`, as the reference's `pyramid_outputs`."""
-        return pyramid_outputs(self, self.input_shape)
+        return {
+            f"P{n}": PyramidLevel(c, s, (c, *(self._level_size(size, n) for size in self.input_shape[:-1])))
+            for n, (c, s) in enumerate(zip(self.channels, self.strides, strict=True), start=1)
+        }
 
+    def _level_size(self, size: int | None, level: int) -> int | None:
+        """Size of level `level` (1 is P1) for an input of `size`."""
+        if size is None:
+            return None
+        up = self._stride_up(level)
+        return -(-size // up) // (self.strides[level - 1] // up)
 
-def pyramid_outputs(encoder: nn.Module, input_shape: Sequence[int | None]) -> dict[str, PyramidLevel]:
-    """Levels of any encoder that keeps the contract; strided layers round sizes up, or as `rounds_down_from` says."""
-    channels, strides = tuple(encoder.channels), tuple(encoder.strides)  # type: ignore[arg-type]
-    down_from = getattr(encoder, "rounds_down_from", None)
-    return {
-        f"P{n}": PyramidLevel(c, s, (c, *(_level_size(size, strides, n, down_from) for size in input_shape[:-1])))
-        for n, (c, s) in enumerate(zip(channels, strides, strict=True), start=1)
-    }
-
-
-def _level_size(size: int | None, strides: tuple[int, ...], level: int, down_from: int | None) -> int | None:
-    """Size of level `level` (1 is P1) for an input of `size`."""
-    if size is None:
-        return None
-    up = _stride_up(strides, level, down_from)
-    return -(-size // up) // (strides[level - 1] // up)
-
-
-def _stride_up(strides: tuple[int, ...], level: int, down_from: int | None) -> int:
-    """The part of level `level`'s stride that rounds sizes up."""
-    last = level if down_from is None else min(level, down_from - 1)
-    return strides[last - 1] if last else 1
+    def _stride_up(self, level: int) -> int:
+        """The part of level `level`'s stride that rounds sizes up."""
+        last = level if self.rounds_down_from is None else min(level, self.rounds_down_from - 1)
+        return self.strides[last - 1] if last else 1
 
 
 def make_spec(kind: type[T], given: Mapping[str, object]) -> T:

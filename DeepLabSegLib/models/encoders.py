@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from DeepLabSegLib.checks import check_choice
+from DeepLabSegLib.checks import check_choice, known_name
 from DeepLabSegLib.models.convnext import CONVNEXTS, ConvNeXtBackbone
 from DeepLabSegLib.models.densenet import DENSENETS, DenseNetBackbone
 from DeepLabSegLib.models.efficientnet import EFFICIENTNETS, EfficientNetBackbone
 from DeepLabSegLib.models.encoder import Encoder
 from DeepLabSegLib.models.resnet import RESNETS, SENETS, ResNetBackbone
 
-__all__ = ["ENCODERS", "FAMILIES", "encoder_key", "list_encoders", "make_encoder"]
+__all__ = ["ENCODERS", "FAMILIES", "list_encoders", "make_encoder"]
 
 FAMILIES: dict[str, tuple[type[Any], Mapping[str, Any]]] = {
     "resnet": (ResNetBackbone, RESNETS),
@@ -27,19 +27,12 @@ ENCODERS = {name: family for family, (_, rows) in FAMILIES.items() for name in r
 """Encoder name -> family."""
 
 
-def encoder_key(name: str) -> str:
-    """The name under which an encoder stands in the catalogue, for a name in any case."""
-    key = name.lower() if isinstance(name, str) else name
-    check_choice("encoder_name", key, ENCODERS)
-    return key
-
-
 def make_encoder(name: str, input_shape: Sequence[int | None], encoder_depth: int = 5) -> Encoder:
     """The encoder `name` (any case) for `(*sizes, channels)`, built up to `P(encoder_depth)`.
 
     ConvNeXt ends with P4. Raises `InvalidInput` for a name that `list_encoders` doesn't list.
     """
-    key = encoder_key(name)
+    key = known_name("encoder_name", name, ENCODERS)
     build, rows = FAMILIES[ENCODERS[key]]
     return build(input_shape, encoder_depth=encoder_depth, **vars(rows[key]))
 

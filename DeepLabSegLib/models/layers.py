@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from DeepLabSegLib.checks import check_choice
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.models.activations import DECODER_ACTIVATIONS, Activation
 
@@ -32,7 +31,6 @@ __all__ = [
     "SeparableConv",
     "SqueezeExcite",
     "batch_norm",
-    "decoder_norm",
     "is_counter",
     "resize",
     "resize_matrix",
@@ -99,7 +97,6 @@ class GroupNorm(nn.GroupNorm):
 class Layers:
     """What differs between images and volumes."""
 
-    dims: int
     conv: type[nn.Conv2d] | type[nn.Conv3d]
     batch_norm: type[nn.BatchNorm2d] | type[nn.BatchNorm3d]
     max_pool: type[nn.MaxPool2d] | type[nn.MaxPool3d]
@@ -108,8 +105,8 @@ class Layers:
 
 
 LAYERS = {
-    2: Layers(2, Conv2d, BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, "bilinear"),
-    3: Layers(3, Conv3d, BatchNorm3d, nn.MaxPool3d, nn.AvgPool3d, "trilinear"),
+    2: Layers(Conv2d, BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, "bilinear"),
+    3: Layers(Conv3d, BatchNorm3d, nn.MaxPool3d, nn.AvgPool3d, "trilinear"),
 }
 
 NormFactory = Callable[[int, int], nn.Module]
@@ -168,20 +165,13 @@ DECODER_NORMS: dict[str, NormFactory] = {
 """The reference's names for `decoder_normalization`, with Keras's constants."""
 
 
-def decoder_norm(name: str) -> NormFactory:
-    """The factory that stands under `name` (any case) in `DECODER_NORMS`."""
-    key = name.lower() if isinstance(name, str) else name
-    check_choice("decoder_normalization", key, DECODER_NORMS)
-    return DECODER_NORMS[key]
-
-
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 
 class SeparableConv(nn.Sequential):
     """Depthwise, then pointwise convolution, stride 1, "same" padding, no bias. `(N, in, *S) -> (N, out, *S)`."""
 
-    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, dilation: int = 1) -> None:
+    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel_size: int, dilation: int) -> None:
         conv = LAYERS[dims].conv
         super().__init__()
         self.depthwise = conv(
@@ -230,7 +220,7 @@ class ConvNormAct(nn.Sequential):
 class SqueezeExcite(nn.Module):
     """Channels weighted by a gate that sees the whole image (Hu et al., CVPR 2018). Same shape out."""
 
-    def __init__(self, dims: int, channels: int, reduced: int, activation: str = "relu") -> None:
+    def __init__(self, dims: int, channels: int, reduced: int, activation: str) -> None:
         super().__init__()
         conv = LAYERS[dims].conv
         self.reduce = conv(channels, reduced, 1)

@@ -51,9 +51,9 @@ def volume_voxels(volume_node: Any) -> tuple[NDArray, Geometry]:
     if not is_a(volume_node, "ScalarVolume"):
         raise InvalidInput(f"the input is {describe(volume_node)}; choose a scalar or colour volume")
     name = volume_node.GetName()
-    if volume_node.IsA("vtkMRMLLabelMapVolumeNode"):
+    if is_a(volume_node, "LabelMapVolume"):
         raise InvalidInput(f"the input {name} is a label map; choose the image that it belongs to")
-    if any(volume_node.IsA(f"vtkMRML{kind}Node") for kind in FOUR_DIMENSIONAL):
+    if any(is_a(volume_node, kind) for kind in FOUR_DIMENSIONAL):
         raise InvalidInput(f"the input {name} is 4D; extract one time point or direction as a scalar volume first")
     data = volume_node.GetImageData()
     if data is None or data.GetNumberOfPoints() == 0 or data.GetPointData().GetScalars() is None:

@@ -37,17 +37,14 @@ def arguments(node: fx.Node) -> list[Any]:
     return list(node.args)
 
 
+@torch.inference_mode(False)  # in that mode functions would come before they are split up
+@torch.no_grad()
 def capture(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Graph:
     """The operations of `module(x)` for an `x` of that shape and type, hardly anything being computed.
 
     Tensors are named in the graph (`get_attr`) as in `module`'s `state_dict`; floating ones count as `dtype`. It stays
     as it is meanwhile, so that other threads may use it. Raises `NotCapturable`.
     """
-    with torch.inference_mode(False), torch.no_grad():  # inference mode would show functions before they are split up
-        return _record(module, shape, dtype)
-
-
-def _record(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Graph:
     named = dict([*module.named_parameters(), *module.named_buffers()])
     tensors = {
         name: stand_in(tensor.shape, dtype if tensor.is_floating_point() else tensor.dtype)

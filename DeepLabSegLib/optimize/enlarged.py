@@ -39,7 +39,7 @@ def convolve_before_enlarging(graph: fx.Graph, tensors: dict[str, Tensor]) -> No
     for pointwise in graph.find_nodes(op="call_function", target=convolution):
         (depthwise, *others), last = arguments(pointwise), pointwise.meta["conv"]
         first = conv_for_one(depthwise, pointwise)
-        if first is None or others or not (_depthwise(first) and _pointwise(last)):
+        if first is None or others or not (_depthwise(first) and last.pointwise):
             continue
         (joined,) = arguments(depthwise)
         if joined.target is not aten.cat.default or len(joined.users) > 1 or last.activation not in (None, "relu"):
@@ -57,10 +57,6 @@ def _depthwise(conv: Conv) -> bool:
         and conv.bias is None
         and conv.scale is None
     )
-
-
-def _pointwise(conv: Conv) -> bool:
-    return conv.groups == 1 == max(conv.kernel) == max(conv.stride) and not any(conv.padding)
 
 
 def _enlarged(part: fx.Node, joined: fx.Node) -> bool:

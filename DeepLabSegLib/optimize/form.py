@@ -118,30 +118,30 @@ def fast_form(
             f"the network is in training mode ({training or 'all of it'}), with dropout and statistics of each batch; "
             "call its eval() first"
         )
-    dtype = PRECISIONS[precision]
+    size, dtype = tuple(shape), PRECISIONS[precision]
     by = OWN.get(device.type, "torch")
     if by != "torch" and (compiled or not works(by, device, dtype)):  # oneDNN's weights are no tensors to a compiler
         by = "torch"
     try:
         with uncollected():
-            module = _folded(network, tuple(shape), device, dtype, by)
+            module = _folded(network, size, device, dtype, by)
             if network.spec.encoder_name is None:
-                _try(module, tuple(shape), device, dtype)
+                _try(module, size, device, dtype)
     except NotCapturable as reason:
         plain = network if (device, dtype) == _place(network) else _copied(network, device, dtype)
-        return FastForm(plain.coarse_logits, f"as written ({reason})", tuple(shape), device, dtype)
+        return FastForm(plain.coarse_logits, f"as written ({reason})", size, device, dtype)
     how = f"folded, {CONVOLUTIONS[by]}, {precision}"
     if compiled:
-        module, how = _compiled(module, tuple(shape), device, dtype), f"{how}, compiled"
+        module, how = _compiled(module, size, device, dtype), f"{how}, compiled"
     if device.type == "cuda":
         try:
-            graph_run = _CudaGraph(module, tuple(shape), device, dtype)
-            return FastForm(graph_run, f"{how}, CUDA graph", tuple(shape), device, dtype)
+            graph_run = _CudaGraph(module, size, device, dtype)
+            return FastForm(graph_run, f"{how}, CUDA graph", size, device, dtype)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as reason:  # an operation that can't be recorded
             how = f"{how}, without CUDA graph ({reason})"
-    return FastForm(module, how, tuple(shape), device, dtype)
+    return FastForm(module, how, size, device, dtype)
 
 
 def _folded(

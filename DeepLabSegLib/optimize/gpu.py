@@ -30,7 +30,7 @@ def for_gpu(conv: Conv, fused: bool) -> tuple[list[Tensor], Callable[..., Tensor
         conv.weight = _lined(conv.weight)
     if fused and conv.activation == "relu":
         return [conv.weight], convolve_and_relu
-    if half and _pointwise(conv) and conv.bias is not None:
+    if half and _product(conv) and conv.bias is not None:
         return [conv.weight.flatten(1).T], multiply
     return [conv.weight], convolve
 
@@ -49,10 +49,9 @@ def _same_size(conv: Conv) -> bool:
     return set(conv.stride) == {1} and all(2 * padding == apart * (taps - 1) for taps, padding, apart in rows)
 
 
-def _pointwise(conv: Conv) -> bool:
+def _product(conv: Conv) -> bool:
     """Whether it is a product of matrices, of sizes that a GPU reads at once."""
-    single = conv.groups == 1 == max(conv.kernel) == max(conv.stride) and not any(conv.padding)
-    return single and all(size % 8 == 0 for size in conv.weight.shape[:2])
+    return conv.pointwise and all(size % 8 == 0 for size in conv.weight.shape[:2])
 
 
 def _widen_groups(conv: Conv) -> None:

@@ -97,13 +97,11 @@ def _overwrite(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if node.target in IN_PLACE:
             first = node.args[0]
-            same = isinstance(first, fx.Node) and _alike(value(first), value(node))
-            if same and overwritable(first, node):
+            if not isinstance(first, fx.Node) or not overwritable(first, node):
+                continue
+            x, result = value(first), value(node)
+            if (x.shape, x.dtype) == (result.shape, result.dtype):
                 node.target = IN_PLACE[node.target]
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def _line_expanded(graph: fx.Graph) -> None:

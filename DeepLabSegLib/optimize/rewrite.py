@@ -61,6 +61,11 @@ class Conv:
         """Taps along each spatial axis."""
         return list(self.weight.shape[2:])
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether each result is made of one voxel, with all of its channels."""
+        return self.groups == 1 == max(self.kernel) == max(self.stride) and not any(self.padding)
+
     def scaled_weight(self) -> Tensor:
         """The weights with `scale` multiplied in."""
         if self.scale is None:

@@ -254,7 +254,7 @@ def renamed(origin: Origin, names: Iterable[str]) -> dict[str, str | None]:
     ours: dict[str, str | None] = {}
     for name in names:
         module, _, leaf = name.rpartition(".")
-        kind = kinds.get(_block(name), "")
+        kind = kinds.get(name, "")
         target = rename(name, origin.table)
         within = rename(f"{kind} {module}".strip(), origin.table)
         if target is None and within is not None:
@@ -284,21 +284,15 @@ KINDS = {
 """Kinds of blocks by all their layers' numbers (torchvision), or by one layer that later rows don't have (timm)."""
 
 
-def _block(name: str) -> str:
-    found = BLOCK.match(name)
-    return found[1] if found else ""
-
-
 def _kinds(names: Iterable[str]) -> dict[str, str]:
-    """The kind of every block."""
+    """The kind of the block that a name is in, for all that are in one."""
+    places = {name: found for name in names if (found := BLOCK.match(name))}
     layers: dict[str, set[str]] = {}
-    for name in names:
-        found = BLOCK.match(name)
-        if found:
-            layers.setdefault(found[1], set()).add(found[2])
+    for found in places.values():
+        layers.setdefault(found[1], set()).add(found[2])
     kinds = {}
     for block, parts in layers.items():
         # An expanding fused block has conv_pwl as well, and is told by conv_exp.
         single = next((key for key in ("conv_exp", "conv_pwl", "conv_dw", "conv") if key in parts), "")
         kinds[block] = KINDS.get(frozenset(parts), KINDS.get(single, ""))
-    return kinds
+    return {name: kinds[found[1]] for name, found in places.items()}

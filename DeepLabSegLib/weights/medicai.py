@@ -49,7 +49,7 @@ DENSENET: Table = (
     (r"block(\d+)_layer(\d+)_bn(1|2)", "stages.{0}.{1}.norm{2}"),
     (r"block(\d+)_layer(\d+)_conv1x1", "stages.{0}.{1}.conv1"),
     (r"block(\d+)_layer(\d+)_conv3x3", "stages.{0}.{1}.conv2"),
-    (r"block(\d+)_trans_(?:conv1x1)", "transitions.{0}.conv"),
+    (r"block(\d+)_trans_conv1x1", "transitions.{0}.conv"),
     (r"block(\d+)_trans_bn", "transitions.{0}.norm"),
     (r"final_bn", "post_norm"),
 )

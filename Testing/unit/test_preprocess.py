@@ -7,7 +7,7 @@ from DeepLabSegLib import resampling
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry, Image
 from DeepLabSegLib.preprocess import Normalization, axis_letters, check_orientation, check_voxels, model_grid
-from DeepLabSegLib.resampling import Way, part, permuted, resample
+from DeepLabSegLib.resampling import Way, permuted, resample
 
 
 def tensor(image: Image) -> torch.Tensor:
@@ -226,7 +226,7 @@ def test_on_the_face_of_an_oblique_scan_a_part_of_a_grid_says_the_same_as_the_wh
 def test_a_part_of_a_grid_and_the_same_in_another_order_have_their_voxels_where_they_were():
     grid = Geometry((9, 20, 18), (3.0, 1.5, 1.2), (-20.0, 35.5, 7.25), TURN)
     place = grid.affine @ [2, 5, 11, 1]
-    piece, ordered = part(grid, (slice(1, 4), slice(3, 9), slice(7, 17))), permuted(grid, (2, 0, 1))
+    piece, ordered = grid.part((slice(1, 4), slice(3, 9), slice(7, 17))), permuted(grid, (2, 0, 1))
     assert (piece.shape, ordered.shape) == ((3, 6, 10), (18, 9, 20))
     np.testing.assert_allclose(piece.affine @ [1, 2, 4, 1], place)
     np.testing.assert_allclose(ordered.affine @ [11, 2, 5, 1], place)
