@@ -113,7 +113,10 @@ class Bundle:
     def __post_init__(self) -> None:
         network = self.network
         if network.encoder_name is None:
-            raise InvalidInput("network.encoder_name is null; a bundle needs a named encoder")
+            raise InvalidInput(
+                "network.encoder_name is null; a bundle needs a named encoder, from list_encoders(); keep one of "
+                "your own with torch.save"
+            )
         if len(self.input.channels) != network.in_channels:
             raise InvalidInput(
                 f"input.channels names {len(self.input.channels)} channels, and the network takes {network.in_channels}"

@@ -70,10 +70,10 @@ def _from_label_maps(
     processes: Processes,
     on_progress: OnTraining,
 ) -> Job:
+    training = settings_of(recipe, options, processes)
     paths = sorted(path for path in data.glob("*.nii.gz") if not path.name.startswith("."))
     if not paths:
         raise InvalidInput(f"{data} holds no label maps (*.nii.gz); give the folder of whole-head label maps")
-    training = settings_of(recipe, options, processes)
     network, begun = beginning(recipe.bundle.network, recipe.bundle.labels, training, recipe, options)
     maps = []
     for path in paths:

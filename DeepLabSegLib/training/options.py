@@ -110,9 +110,9 @@ def settings_of(recipe: Recipe | None, options: TrainOptions, processes: Process
         check_source(initial)
     elif training.keep is not None:
         raise InvalidInput("keep is given, but the training begins with fresh weights; say with which it begins")
-    if training.patience is not None and options.folds == 0:
+    if training.patience is not None and (options.folds == 0 or (recipe and recipe.heads)):
         raise InvalidInput(
-            f"patience is {training.patience}, but with 0 folds nothing is validated; leave it out, or give folds"
+            f"patience is {training.patience}, but nothing is validated (0 folds, or label maps alone); leave it out"
         )
     return training
 

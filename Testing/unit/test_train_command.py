@@ -267,6 +267,8 @@ def test_nothing_is_trained_where_something_is_in_the_way(tmp_path):
         train_model(data, tmp_path / "boxes", TrainOptions(recipe="cardiac-lv", overrides=small(2)))
     with pytest.raises(InvalidInput, match="training has unknown fields speed"):
         train_model(data, tmp_path / "boxes", TrainOptions(training={"speed": 2}))
+    with pytest.raises(InvalidInput, match=r"nothing is validated \(0 folds, or label maps alone\); leave it out"):
+        train_model(data, tmp_path / "boxes", TrainOptions(recipe="head-mri", training={"patience": 2}))
     assert not (tmp_path / "boxes").exists()
 
 
@@ -297,7 +299,7 @@ def test_a_place_that_can_hold_no_model_is_said_before_the_data_are_read(output,
         (("--weights", "gone/model"), "gone"),
         (("--keep", "0.5"), "begins with fresh weights"),
         (("--steps", "0"), "steps is 0"),
-        (("--patience", "3", "--folds", "0"), "patience is 3, but with 0 folds nothing is validated"),
+        (("--patience", "3", "--folds", "0"), "patience is 3, but nothing is validated"),
         (("--precision", "fp8"), "precision"),
     ],
 )
@@ -421,6 +423,13 @@ def test_a_fold_in_which_no_label_holds_a_class_is_refused(tmp_path, capsys):
     assert main([*arguments, "2"]) == 0
 
 
+def test_a_held_out_case_may_be_empty_where_that_is_allowed(tmp_path):
+    data = write_data(tmp_path / "data", 2)
+    empty = split(find_cases(data)[0], 3)[1][0].label
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros(SHAPES[2], np.uint8)), empty)
+    assert "Dice of Box" in train_model(data, tmp_path / "boxes", brief(2, allow_empty=True)).scores
+
+
 def job_of(data, folder, chosen, processes=1):
     options = TrainOptions(overrides=chosen, folds=3)
     return make_job(data, "boxes", folder, options, Processes(0, processes, torch.device("cpu")), quiet)
@@ -448,6 +457,8 @@ def test_dice_of_a_class_is_a_mean_over_the_held_out_cases_that_have_it_less_wha
         ball = 36 * np.prod(voxels[:-2])
         both = 2 * voxels.prod()  # the other case has none, and all that is found in it is wrong
         assert scores(2)["Dice of Ball"] == pytest.approx(2 * ball / (ball + both))
+        (first, mean), *others = scores(2).items()
+        assert (first, mean) == ("mean Dice", pytest.approx(np.mean([score for _, score in others])))
         assert job.bundle.limits is None
     else:
         assert scores(2) == scores(0) == {"mean Dice": 0, "Dice of Box": 0}
@@ -669,6 +680,26 @@ def test_a_cross_validation_segments_each_case_with_the_model_that_did_not_learn
     assert found == {case.name: fold % 2 == 0 for fold in range(3) for case in split(good, 3, fold, seed=1)[1]}
 
 
+def write_head(folder):
+    """A folder with a label map that has every structure."""
+    folder.mkdir()
+    head = np.full((40, 40, 40), 515, np.int16)
+    head[8:32, 8:32, 8:32] = 24
+    values = [value for structure in STRUCTURES for value in structure.sources if value != 24]
+    head[12:28, 12:28, 12:28] = np.resize(values, (16, 16, 16))
+    sitk.WriteImage(sitk.GetImageFromArray(head), folder / "head.nii.gz")
+    (folder / "._head.nii.gz").write_bytes(b"of macOS, on a foreign disk")
+    return folder
+
+
+def test_heads_follow_recipe_and_seed_and_a_checkpoint_must_share_their_label_maps(tmp_path):
+    data, alone = write_head(tmp_path / "maps"), Processes(0, 1, torch.device("cpu"))
+    job = make_job(data, "heads", tmp_path, TrainOptions(recipe="head-mri-2d", training={"seed": 3}), alone, quiet)
+    assert (job.pairs.spacing, job.pairs.seed) == ((0.8, 0.8), 3)
+    assert job.pairs.spec.mirror_axes == RECIPES["head-mri-2d"].bundle.input.mirror_axes
+    assert job.about["data"] == {"head.nii.gz": (data / "head.nii.gz").stat().st_size}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_makes_its_model_from_a_few_steps(name, tmp_path):
     recipe = RECIPES[name]
@@ -682,14 +713,7 @@ def test_every_recipe_makes_its_model_from_a_few_steps(name, tmp_path):
             for part, array in (("images", label // 3 + 5 * n), ("labels", label)):
                 sitk.WriteImage(sitk.GetImageFromArray(array), data / part / f"P-{n}-IM-0001.png")
     else:
-        data = tmp_path / "maps"
-        data.mkdir()
-        head = np.full((40, 40, 40), 515, np.int16)
-        head[8:32, 8:32, 8:32] = 24
-        values = [value for structure in STRUCTURES for value in structure.sources if value != 24]
-        head[12:28, 12:28, 12:28] = np.resize(values, (16, 16, 16))
-        sitk.WriteImage(sitk.GetImageFromArray(head), data / "head.nii.gz")
-        (data / "._head.nii.gz").write_bytes(b"of macOS, on a foreign disk")
+        data = write_head(tmp_path / "maps")
     batch = 2 if recipe.heads is None else 1  # of large windows
     options = TrainOptions(
         recipe=name, training={"steps": 1, "batch_size": batch, "workers": 0}, folds=2, reproduce=f"make {name}"
