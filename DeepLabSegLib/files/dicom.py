@@ -22,10 +22,10 @@ MAX_TILT = 0.005  # mm aside per mm along the stack
 SERIES = "0020|000e"  # its UID
 DESCRIPTION = "0008|103e"  # of a series
 RESCALE = ("0028|1053", "0028|1052")  # slope, intercept
-THICKNESS, DISTANCE = "0018|0050", "0018|0088"  # of slices, in mm
+THICKNESS, DISTANCE = "0018|0050", "0018|0088"  # of slices, in mm; the distance of nuclear ones has a sign
 DOSE_OFFSETS, DOSE_SCALE = "3004|000c", "3004|000e"
 IMAGE_TYPE = "0008|0008"
-SLICES, SLICE_OF_FRAME, SLICE_STEP = "0054|0081", "0054|0080", DISTANCE  # of a nuclear volume
+SLICES, SLICE_OF_FRAME = "0054|0081", "0054|0080"  # of a nuclear volume
 
 
 def find_series(folder: Path) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ def _is_nuclear_volume(itk_image: sitk.Image, header: bytes) -> bool:
         "RECON TOMO" in _tag(itk_image, IMAGE_TYPE).split("\\")
         and _tag(itk_image, SLICES) == str(frames)
         and _tag(itk_image, SLICE_OF_FRAME) in ("", "\\".join(map(str, range(1, frames + 1))))
-        and bool(_tag(itk_image, SLICE_STEP))
+        and bool(_tag(itk_image, DISTANCE))
         and len(tags.decimals(header, tags.POSITION, 3)) == len(tags.decimals(header, tags.ORIENTATION, 6)) == 1
     )
 
