@@ -201,7 +201,8 @@ def _segment(
         raise InvalidInput(f"the volume {volumes[0].GetName()} is in no scene; add it first: slicer.mrmlScene.AddNode")
     labels = segmenter.segment(image, options, onProgress)
     surfaces = closed_surfaces(labels) if show3D else None
-    return mrml.write_result(labels, volumes[0], output, surfaces), labels
+    with slicer.util.RenderBlocker():  # else every view is drawn anew for every segment
+        return mrml.write_result(labels, volumes[0], output, surfaces), labels
 
 
 class DeepLabSegTest(ScriptedLoadableModuleTest):

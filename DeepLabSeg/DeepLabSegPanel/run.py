@@ -183,7 +183,8 @@ class SegmentationRun:
         if output is not None and mrml.segmentation_state(output) != self._outputState:
             note = _("{name} was edited during the run, and is kept.").format(name=output.GetName())
             output = None
-        segmentation = mrml.write_result(labels, volume, output, surfaces)
+        with slicer.util.RenderBlocker():  # else every view is drawn anew for every segment
+            segmentation = mrml.write_result(labels, volume, output, surfaces)
         return RunResult(segmentation, note, report, time.monotonic() - self._started)
 
     def _failed(self, kind: str, message: str) -> RunResult:

@@ -23,6 +23,7 @@ class qSlicerApplication(QObject):
     aboutToQuit = Signal()
     startupCompleted = Signal()
     paletteChanged = Signal(QPalette)
+    renderPaused = Signal(bool)
 
     def __init__(self, folder: str):
         super().__init__()
@@ -68,6 +69,12 @@ class qSlicerApplication(QObject):
 
     def moduleManager(self) -> ModuleManager:
         return self._modules
+
+    def pauseRender(self) -> None:
+        self.renderPaused.emit(True)
+
+    def resumeRender(self) -> None:
+        self.renderPaused.emit(False)
 
     def layoutManager(self) -> None:
         """Slicer without a main view has none either."""

@@ -52,6 +52,26 @@ def test_a_click_segments_as_the_logic_does(widget, volume, dims, screenshot):
         screenshot(widget.parent, "panel-done")
 
 
+@pytest.mark.parametrize("by_click", [True, False])
+def test_views_are_drawn_once_when_a_result_is_replaced(widget, volume, by_click):
+    """Slicer draws them at each change of a segment that comes later than 17 ms after the last."""
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    (node,) = segmentations()
+    seen = []
+    remember = seen.append
+    slicer.app.connect("renderPaused(bool)", remember)
+    for event in (slicer.vtkSegmentation.SegmentRemoved, slicer.vtkSegmentation.SegmentAdded):
+        node.AddObserver(event, lambda *_args: seen.append("change"))
+    if by_click:
+        segment(widget)
+    else:
+        widget.logic.segment(volume, node, model="tiny-2d", device="cpu")
+    slicer.app.disconnect("renderPaused(bool)", remember)
+    assert (seen[0], seen[-1]) == (True, False)
+    assert seen.count("change") == len(seen) - 2 > 0
+
+
 def test_a_result_is_seen_where_the_last_one_was_hidden(widget, volume):
     select(widget.ui.modelComboBox, "tiny-2d")
     segment(widget)
