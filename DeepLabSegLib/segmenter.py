@@ -48,7 +48,8 @@ GPU_AT_ONCE = 8
 GPU_VOXELS, NUMBERS_PER_VOXEL = 2**25, 128
 """The most voxels that a GPU takes at once, and the numbers for each of which it must have room."""
 
-REGION_MARGIN = 2
+REGION_MARGIN = 3
+"""With 2, 1.4 to 1.6 times as many labels in a box of 60 mm differ from those of the whole head (4 gives no less)."""
 
 
 @dataclass(frozen=True)

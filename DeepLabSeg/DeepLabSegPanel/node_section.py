@@ -39,6 +39,7 @@ class NodeSection(VTKObservationMixin):
         for name, parameter in SELECTORS.items():
             # With Qt 6 a selector tells of no change from a node to its namesake, such as an earlier scan's series.
             getattr(ui, name).connect("nodeActivated(vtkMRMLNode*)", lambda node, p=parameter: self._onPicked(p, node))
+        ui.roiSelector.connect("nodeAddedByUser(vtkMRMLNode*)", self._onNewRegion)
 
     @property
     def volumes(self) -> list[Any]:
@@ -192,6 +193,13 @@ class NodeSection(VTKObservationMixin):
     def _onPicked(self, parameter: str, node: Any) -> None:
         if self._parameters is not None and getattr(self._parameters, parameter) is not node:
             setattr(self._parameters, parameter, node)
+
+    def _onNewRegion(self, roi: Any) -> None:
+        volume = self._parameters.inputVolume
+        if volume is not None and volume.GetImageData() is not None:  # else it is to be drawn
+            mrml.fit_region(roi, volume)
+            roi.CreateDefaultDisplayNodes()
+            roi.GetDisplayNode().SetFillVisibility(False)  # it would tint the whole scan
 
     def _onNodeChanged(self, *_args: Any) -> None:
         self._onChanged()

@@ -9,7 +9,9 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 
-__all__ = ["binary_labelmap", "describe", "is_a", "node_affine", "segment_ids", "segmented_volume"]
+from DeepLabSegLib.errors import InvalidInput
+
+__all__ = ["binary_labelmap", "describe", "is_a", "node_affine", "segment_ids", "segmented_volume", "world_from_node"]
 
 
 def is_a(node: Any, kind: str) -> bool:
@@ -30,6 +32,23 @@ def node_affine(volume_node: Any) -> NDArray[np.float64]:
     volume_node.GetIJKToRASMatrix(matrix)
     ijk = slicer.util.arrayFromVTKMatrix(matrix)
     return ijk[:, [2, 1, 0, 3]]
+
+
+def world_from_node(node: Any, what: str) -> NDArray[np.float64]:
+    """4x4 of all transforms above `node`; raises `InvalidInput` where one of them is not linear."""
+    transform = node.GetParentTransformNode()
+    if transform is None:
+        return np.eye(4)
+    if not transform.IsTransformToWorldLinear():
+        while transform.IsLinear():  # it is one of those above
+            transform = transform.GetParentTransformNode()
+        raise InvalidInput(
+            f"the {what} {node.GetName()} lies under the non-linear transform {transform.GetName()}; harden the "
+            "transform on it first (Transforms module), so that it is straight in space"
+        )
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
 
 
 def binary_labelmap() -> str:

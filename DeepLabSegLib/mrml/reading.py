@@ -1,4 +1,4 @@
-"""From nodes: voxels and where they lie, and the box of a region."""
+"""From volume nodes: voxels and where they lie."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import slicer
 import vtk
 import vtk.util.numpy_support  # loaded lazily from Slicer 5.13 on
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.image import Geometry, Image
-from DeepLabSegLib.mrml.nodes import describe, is_a, node_affine
-from DeepLabSegLib.region import Region
+from DeepLabSegLib.mrml.nodes import describe, is_a, node_affine, world_from_node
 
-__all__ = ["read_region", "read_volumes", "volume_voxels"]
+__all__ = ["read_volumes", "volume_voxels"]
 
 FOUR_DIMENSIONAL = ("DiffusionWeightedVolume", "DiffusionImageVolume", "MultiVolume")
 
@@ -67,43 +65,8 @@ def volume_voxels(volume_node: Any) -> tuple[NDArray, Geometry]:
     i, j, k = data.GetDimensions()
     array = vtk.util.numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())
     array = array.reshape((k, j, i) if array.ndim == 1 else (k, j, i, array.shape[1]))
-    affine = _world_from_node(volume_node, "volume") @ node_affine(volume_node)
+    affine = world_from_node(volume_node, "volume") @ node_affine(volume_node)
     try:
         return array, Geometry.from_affine((k, j, i), affine)
     except InvalidInput as error:
         raise InvalidInput(f"the volume {name}: {error}") from None
-
-
-def read_region(roi_node: Any) -> Region:
-    """The box of a markups ROI in world RAS. Raises `InvalidInput` where it has no size or no regular shape."""
-    if not is_a(roi_node, "MarkupsROI"):
-        raise InvalidInput(f"the region is {describe(roi_node)}; choose a markups ROI")
-    name = roi_node.GetName()
-    _world_from_node(roi_node, "region")
-    matrix = slicer.util.arrayFromVTKMatrix(roi_node.GetObjectToWorldMatrix())
-    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
-    try:
-        return Region(
-            tuple(matrix[:3, 3].tolist()),
-            tuple((np.array(roi_node.GetSize()) * lengths).tolist()),
-            tuple(map(tuple, (matrix[:3, :3] / lengths).T.tolist())),
-        )
-    except InvalidInput as error:
-        raise InvalidInput(f"{name}: {error}; place the ROI's corners in a slice view first") from None
-
-
-def _world_from_node(node: Any, what: str) -> NDArray[np.float64]:
-    """4x4 of all transforms above `node`; raises `InvalidInput` where one of them is not linear."""
-    transform = node.GetParentTransformNode()
-    if transform is None:
-        return np.eye(4)
-    if not transform.IsTransformToWorldLinear():
-        while transform.IsLinear():  # it is one of those above
-            transform = transform.GetParentTransformNode()
-        raise InvalidInput(
-            f"the {what} {node.GetName()} lies under the non-linear transform {transform.GetName()}; harden the "
-            "transform on it first (Transforms module), so that it is straight in space"
-        )
-    matrix = vtk.vtkMatrix4x4()
-    transform.GetMatrixTransformToWorld(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)

@@ -103,6 +103,24 @@ def test_the_3d_view_is_centred_on_the_first_result_and_stays_as_it_was_turned_t
     assert len(centred) == 2
 
 
+def test_a_new_region_is_as_large_as_the_volume(widget, volume):
+    select(widget.ui.modelComboBox, "tiny-2d")
+    volume.SetAndObserveTransformNodeID(add_transform(slicer.mrmlScene, turn(20)).GetID())
+    segment(widget)
+    widget.ui.outputSelector.setCurrentNode(None)
+    widget.ui.roiSelector.addNode()
+    assert widget.ui.inputMessageLabel.text == ""
+    assert "is ready" in segment(widget)
+    whole, within = map(masks, segmentations())
+    for name, mask in whole.items():
+        np.testing.assert_array_equal(within[name], mask)
+
+
+def test_a_new_region_without_a_volume_is_to_be_drawn(widget):
+    widget.ui.roiSelector.addNode()
+    assert widget.ui.roiSelector.currentNode().GetSize() == (0, 0, 0)
+
+
 def test_a_region_restricts_the_run(widget, volume, scan):
     select(widget.ui.modelComboBox, "tiny-2d")
     roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")

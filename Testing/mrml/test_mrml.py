@@ -17,6 +17,7 @@ from DeepLabSegLib.files import read_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
 from DeepLabSegLib.mrml import (
     check_output_node,
+    fit_region,
     has_other_layers,
     read_region,
     read_volumes,
@@ -214,6 +215,23 @@ def test_a_region_is_where_its_transforms_put_it(scene):
     np.testing.assert_allclose(region.center, (matrix @ [1, 2, 3, 1])[:3])
     np.testing.assert_allclose(region.size, (20, 20, 30))
     np.testing.assert_allclose(region.axes, turn(30)[:3, :3].T, atol=1e-12)
+
+
+@pytest.mark.parametrize("handedness", [1, -1])
+def test_a_region_that_is_fitted_to_a_volume_holds_all_of_it_and_no_more(scene, rng, handedness):
+    scan = oblique_scan(rng)
+    volume = add_volume(scene, scan)
+    directions = np.array(OBLIQUE) * [handedness, 1, 1]
+    volume.SetIJKToRASDirections(*directions.ravel())
+    volume.SetAndObserveTransformNodeID(add_transform(scene, turn(30, (5, 0, 0))).GetID())
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    fit_region(roi, volume)
+    geometry = read_volumes([volume]).geometry
+    corners = np.array(list(np.ndindex(2, 2, 2))) * geometry.shape - 0.5
+    corners = corners @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]
+    region = read_region(roi)
+    np.testing.assert_allclose(corners.mean(axis=0), region.center, atol=1e-6)
+    np.testing.assert_allclose(np.abs((corners - region.center) @ np.array(region.axes).T) * 2, [region.size] * 8)
 
 
 def test_a_region_without_size_is_refused_by_name(scene):

@@ -142,11 +142,12 @@ def test_a_region_means_the_same_however_the_scan_is_stored(dims, scan):
 
 
 @pytest.mark.parametrize(("dims", "slices"), [(2, 1), (3, 12)])
-def test_the_network_sees_around_a_region_what_it_can_make_use_of(dims, slices, scan):
-    region = Region(tuple((scan.geometry.affine @ [6, 20, 18, 1])[:3]), (1.0, 1.0, 1.0))
+def test_the_network_sees_around_a_region_what_it_can_make_use_of(dims, slices, rng):
+    scan = make_scan(rng, (12, 56, 60))
+    region = Region(tuple((scan.geometry.affine @ [6, 28, 30, 1])[:3]), (1.0, 1.0, 1.0))
     stored = physically_equal(scan, (2, 0, 1), (1,)).geometry
     box = make_segmenter(dims)._box(stored, SegmentOptions(region=region))
-    seen = 2 * 2 * 8 + 1  # twice the stride to either side
+    seen = 2 * 3 * 8 + 1  # three times the stride to either side
     assert [side.stop - side.start for side in box] == [seen, slices, seen]
 
 
