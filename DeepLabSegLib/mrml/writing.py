@@ -115,7 +115,10 @@ def write_segmentation(
     target = segmentation_node.GetSegmentation()
     # Scripts give a new segmentation its geometry before anyone has put it anywhere.
     was_of_volume = segmented_volume(segmentation_node) is volume_node and target.GetNumberOfSegments() > 0
-    target.RemoveAllSegments()  # told at once, so that views and subject hierarchy let go of them
+    for segment_id in segment_ids(target):  # told at once, so that views and subject hierarchy let go of them
+        # From an image that several share, Slicer would cut the segment out first: 0.1 to 0.3 s each on 78 M voxels.
+        target.GetSegment(segment_id).RemoveAllRepresentations()
+        target.RemoveSegment(segment_id)
     modifying = segmentation_node.StartModify()
     try:
         # The transform first: geometry and labels below are in the volume's own frame.
