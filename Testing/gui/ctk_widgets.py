@@ -34,6 +34,7 @@ class ctkCollapsibleButton(QAbstractButton):
     def __init__(self, parent: QWidget | None = None):
         super().__init__(parent)
         self._collapsed = False
+        self._collapsed_height = 14  # of an empty frame below the title
         self._hidden_by_us: set[QWidget] = set()
         self.setCheckable(True)
         self.setChecked(True)
@@ -53,17 +54,25 @@ class ctkCollapsibleButton(QAbstractButton):
             self._hidden_by_us = {child for child in self._contents() if not child.isHidden()}
         for child in self._hidden_by_us:
             child.setVisible(not collapsed)
-        self.setMaximumHeight(self._title_height() if collapsed else 16777215)
+        self.setMaximumHeight(self._closed_height() if collapsed else 16777215)
         self.updateGeometry()
         self.contentsCollapsed.emit(collapsed)
 
     collapsed = Property(bool, _is_collapsed, _set_collapsed, notify=contentsCollapsed)
+
+    def _set_collapsed_height(self, height: int) -> None:
+        self._collapsed_height = height
+
+    collapsedHeight = Property(int, lambda self: self._collapsed_height, _set_collapsed_height)
 
     def _contents(self) -> list[QWidget]:
         return self.findChildren(QWidget, options=Qt.FindChildOption.FindDirectChildrenOnly)
 
     def _title_height(self) -> int:
         return self.fontMetrics().height() + 8
+
+    def _closed_height(self) -> int:
+        return self._title_height() + self._collapsed_height
 
     def childEvent(self, event) -> None:
         """A closed section also hides what is put into it later."""
@@ -76,15 +85,15 @@ class ctkCollapsibleButton(QAbstractButton):
         return position.y() <= self._title_height()
 
     def sizeHint(self) -> QSize:
-        title = QSize(self.fontMetrics().horizontalAdvance(self.text()) + 40, self._title_height())
+        closed = QSize(self.fontMetrics().horizontalAdvance(self.text()) + 40, self._closed_height())
         if self._collapsed or self.layout() is None:
-            return title
-        return self.layout().totalSizeHint().expandedTo(title)
+            return closed
+        return self.layout().totalSizeHint().expandedTo(closed)
 
     def minimumSizeHint(self) -> QSize:
-        return (
-            QSize(0, self._title_height()) if self._collapsed or not self.layout() else self.layout().totalMinimumSize()
-        )
+        if self._collapsed or self.layout() is None:
+            return QSize(0, self._closed_height())
+        return self.layout().totalMinimumSize()
 
     def paintEvent(self, _event) -> None:
         painter = QPainter(self)
