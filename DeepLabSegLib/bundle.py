@@ -7,6 +7,7 @@ metadata under `model.json`. Nothing in either is executed.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from DeepLabSegLib.catalog import JSON_NAME, TENSORS_NAME, read_json, tensors_file
+from DeepLabSegLib.checks import check_kind
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
@@ -31,7 +33,7 @@ from DeepLabSegLib.preprocess import Normalization, check_orientation
 from DeepLabSegLib.schema import dumps, from_json, to_json
 from DeepLabSegLib.texts import some
 
-__all__ = ["Bundle", "ModelInput", "check_ending", "read_bundle", "read_network", "save_bundle"]
+__all__ = ["Bundle", "ModelInput", "check_ending", "digest", "read_bundle", "read_network", "save_bundle"]
 
 MAX_RATES = 64
 FILE_SUFFIXES = (".onnx", ".pt", ".ts", ".pth", ".h5", ".keras", ".json", ".zip")
@@ -65,6 +67,7 @@ class ModelInput:
     mirror_axes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_kind("normalization", self.normalization, Normalization)
         if self.background is not None and not isfinite(self.background):
             raise InvalidInput(f"background is {self.background}; it must be a finite voxel value, or None")
         mean = self.normalization.mean
@@ -112,6 +115,10 @@ class Bundle:
 
     def __post_init__(self) -> None:
         network = self.network
+        check_kind("network", network, DeepLabSpec)
+        check_kind("input", self.input, ModelInput)
+        for label in self.labels:
+            check_kind("a label", label, Segment)
         if network.encoder_name is None:
             raise InvalidInput(
                 "network.encoder_name is null; a bundle needs a named encoder, from list_encoders(); keep one of "
@@ -168,6 +175,17 @@ class Bundle:
     def segments(self) -> tuple[Segment, ...]:
         """The labels with the layer of `Labels.array` that each lies in."""
         return tuple(replace(segment, layer=n * self.overlapping) for n, segment in enumerate(self.labels))
+
+    @property
+    def version(self) -> str:
+        """Short for all that decides about a result: the tensors, and what is done before and after them.
+
+        What the model says of itself otherwise may change. Empty where the tensors' checksum isn't known.
+        """
+        parts = (self.network, self.input, self.one_piece, self.foreground_first, self.ends)
+        names = [label.name for label in self.labels]
+        rest = hashlib.sha256(json.dumps([names, *map(to_json, parts)], sort_keys=True).encode()).hexdigest()
+        return f"{self.sha256[:8]}-{rest[:8]}" if self.sha256 else ""
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -252,8 +270,9 @@ def save_bundle(
 
     Raises
     ------
-    InvalidInput : `network` isn't the one that `bundle` tells of, or holds numbers that aren't finite; or something in
-        `bundle` is of another type than declared, so that it couldn't be read.
+    InvalidInput : `network` isn't the one that `bundle` tells of, has layers that were exchanged or wrapped, or holds
+        numbers that aren't finite; or something in `bundle` is of another type than declared, so that it couldn't be
+        read.
     OutputError : a name of another kind of file; something is there already or can't be written.
     """
     check_ending(path)
@@ -263,6 +282,8 @@ def save_bundle(
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists; choose another name or overwrite it")
     state = {name: _stored(tensor, half) for name, tensor in network.state_dict().items() if not is_counter(name)}
+    with torch.device("meta"):
+        _check_layers(state, DeepLabV3Plus.from_spec(bundle.network).state_dict())
     bundle = from_json(Bundle, to_json(replace(bundle, sha256=digest(state))))  # as it will be read
     text = dumps(to_json(bundle)) + "\n"
     try:
@@ -301,6 +322,17 @@ def _check_network(told: DeepLabSpec, given: DeepLabSpec) -> None:
         raise InvalidInput(
             f"the network isn't the one that the bundle tells of: {'; '.join(differing)}; "
             "make it with DeepLabV3Plus.from_spec(bundle.network), or let the bundle's network be its spec"
+        )
+
+
+def _check_layers(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise `InvalidInput` unless these are the tensors of a network as it is made, whose layers nobody exchanged."""
+    shapes, told = ({n: tuple(t.shape) for n, t in tensors.items() if not is_counter(n)} for tensors in (found, wanted))
+    others = sorted({name for name, _ in shapes.items() ^ told.items()})
+    if others:
+        raise InvalidInput(
+            f"the network has other layers than its spec says ({some(others, 3)}); take wrappers, such as "
+            "torch.compile's, off its layers, or make it by arguments that fit, such as num_classes"
         )
 
 

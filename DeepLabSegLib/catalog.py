@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -136,10 +137,19 @@ def sample_scan() -> Path:
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """The path of a model by name or path. Raises `BundleError` that lists the names."""
+    """The path of a model by name or path; warns of a name that a model in the working folder has as well.
+
+    Raises `BundleError` that lists the names.
+    """
     name = os.fspath(name_or_path)
     here = installed_models()
     if name in here:
+        if (Path(name) / JSON_NAME).is_file() and not Path(name).samefile(here[name]):
+            warnings.warn(
+                f"{name} is the model in {here[name].parent}, not that in this folder; for the latter write .{os.sep}"
+                f"{name}",
+                stacklevel=2,
+            )
         return here[name]
     if Path(name).exists() or os.sep in name or Path(name).suffix:
         return Path(name)

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["check_choice", "check_count", "check_rate", "counts", "is_count", "known_name"]
+__all__ = ["check_choice", "check_count", "check_kind", "check_rate", "counts", "is_count", "kind_of", "known_name"]
 
 
 def check_choice(argument: str, value: object, choices: object) -> None:
@@ -22,6 +22,12 @@ def known_name(argument: str, value: str, choices: object) -> str:
     name = value.lower() if isinstance(value, str) else value
     check_choice(argument, name, choices)
     return name
+
+
+def check_kind(argument: str, value: object, kind: type) -> None:
+    """Raise `InvalidInput` unless `value` is a `kind`."""
+    if not isinstance(value, kind):
+        raise InvalidInput(f"{argument} is {value!r}; give a {kind.__name__}")
 
 
 def check_rate(argument: str, value: float) -> None:
@@ -46,3 +52,10 @@ def counts(argument: str, values: object) -> tuple[int, ...]:
 def is_count(value: object) -> bool:
     """Whether `value` is a positive integer, Python's or numpy's."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def kind_of(value: object) -> str:
+    """The class of `value`, with its package where another one may have a class of that name, as SimpleITK's Image."""
+    package = type(value).__module__.partition(".")[0]
+    known = package in ("builtins", "numpy", __name__.partition(".")[0])
+    return type(value).__name__ if known else f"{package}.{type(value).__name__}"

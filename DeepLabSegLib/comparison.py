@@ -20,6 +20,7 @@ from DeepLabSegLib.evaluate import (
     Summary,
     compare,
     groups_of,
+    lacking,
     lowest_dice,
     summarize,
 )
@@ -35,11 +36,15 @@ TABLES = ("cases.csv", "summary.csv", "summary.json")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores per case and label of the cases that could be compared, and why others could not."""
+    """Scores per case and label of the cases that could be compared, and why others could not.
+
+    `not_found` are, for "prediction" and "reference", the labels that groups name and none of these cases has.
+    """
 
     pairing: Pairing
     cases: Mapping[str, Mapping[str, Scores]]
     failed: Mapping[str, str] = field(default_factory=dict)
+    not_found: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
 
     @cached_property
     def summary(self) -> dict[str, dict[str, Summary]]:
@@ -76,6 +81,7 @@ class Comparison:
             "cases": cases,
             "failed": dict(self.failed),
             "without_common_label": self.disjoint,
+            "not_found": dict(self.not_found),
             "without_reference": [str(path) for path in self.pairing.without_reference],
             "without_prediction": [str(path) for path in self.pairing.without_prediction],
             "against_names": [pair.name for pair in self.pairing.against_names],
@@ -91,10 +97,15 @@ def compare_files(
     Raises `InvalidInput` where not one pair could be compared.
     """
     cases, failed = {}, {}
+    not_found = {side: _labels_of(groups or {}, side) for side in ("prediction", "reference")}
     for pair in pairing.pairs:
         try:
             prediction, reference = _read(pair)
             cases[pair.name] = compare(prediction, reference, groups or groups_of(prediction, reference))
+            not_found = {
+                side: lacking(labels, not_found[side])
+                for side, labels in (("prediction", prediction), ("reference", reference))
+            }
         except (DeepLabSegError, OSError, MemoryError) as error:
             failed[pair.name] = f"{pair.prediction} and {pair.reference}: {str(error) or type(error).__name__}"
         if on_case is not None:
@@ -102,7 +113,7 @@ def compare_files(
     if not cases:
         more = f" (and {len(failed) - 1} more cases)" if len(failed) > 1 else ""
         raise InvalidInput(f"nothing could be compared: {next(iter(failed.values()))}{more}")
-    return Comparison(pairing, cases, failed)
+    return Comparison(pairing, cases, failed, not_found)
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
@@ -166,6 +177,10 @@ def draw_worst(
         if on_case is not None:
             on_case(pair.name)
     return written, failed
+
+
+def _labels_of(groups: Mapping[str, Group], side: str) -> list[int | str]:
+    return list(dict.fromkeys(label for group in groups.values() for label in getattr(group, side) or ()))
 
 
 def _read(pair: Pair) -> tuple[Labels, Labels]:

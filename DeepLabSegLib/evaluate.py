@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,9 +28,11 @@ __all__ = [
     "groups_of",
     "hausdorff95",
     "in_grey",
+    "lacking",
     "lowest_dice",
     "mask_of",
     "mean_interval",
+    "number_of",
     "read_groups",
     "summarize",
     "unnamed",
@@ -38,6 +41,7 @@ __all__ = [
 RESAMPLES = 9999
 SEED = 0
 INTERVAL_METHOD = f"95% interval of the mean: BCa bootstrap over cases, {RESAMPLES} resamples, seed {SEED}"
+NUMBERED = re.compile(r"label (\d+)")
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,12 @@ def mask_of(labels: Labels, wanted: Sequence[int | str] | None) -> NDArray[np.bo
     return np.logical_or.reduce([*np.isin(labels.layers, values), *named])
 
 
+def lacking(labels: Labels, wanted: Sequence[int | str]) -> list[int | str]:
+    """Those of `wanted`, as in a side of a `Group`, that are no segment's value or name."""
+    known = {key for segment in labels.segments for key in (segment.value, _key(segment))}
+    return [label for label in wanted if (_key(label) if isinstance(label, str) else label) not in known]
+
+
 def in_grey(labels: Labels) -> Labels:
     """A picture in grey with one of its equal channels; whatever isn't a plain label map of several stays as it is.
 
@@ -216,10 +226,13 @@ def in_grey(labels: Labels) -> Labels:
 def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
     """A group per segment name where both sides have names, and otherwise per label value of either side.
 
+    `Label 4` is a name where its value is another, as of a model that learned from label maps with the values 2 and 4.
     Values of one name are told apart, as `Lesion (1)` and `Lesion (2)`.
     """
     segments = (*prediction.segments, *reference.segments)
-    if prediction.segments and reference.segments and not any(map(unnamed, segments)):
+    plain = [unnamed(segment) for segment in segments]
+    named = not any(plain) or (not all(plain) and None not in map(number_of, segments))
+    if prediction.segments and reference.segments and named:
         names: dict[str, str] = {}
         for segment in segments:
             names.setdefault(_key(segment), segment.name)
@@ -237,6 +250,12 @@ def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
 def unnamed(segment: Segment) -> bool:
     """Whether a segment comes from a plain label map, which has values alone."""
     return segment.name == f"Label {segment.value}"
+
+
+def number_of(segment: Segment) -> int | None:
+    """The value that a segment is called after: its own, or that of the labels from which a model has learned it."""
+    found = NUMBERED.fullmatch(_key(segment))
+    return None if found is None else int(found[1])
 
 
 def _key(segment: Segment | str) -> str:

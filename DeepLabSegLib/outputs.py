@@ -34,6 +34,8 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], overwr
         raise OutputError(f"the folder {folder} does not exist; make it first")
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target} leads to a device or pipe, which would be lost; give the name of a file")
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists and is kept; give another name, or --overwrite (overwrite=True)")
     if not _takes_files(folder):

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from DeepLabSegLib.bundle import Bundle, ModelInput, read_bundle, read_network
+from DeepLabSegLib.bundle import Bundle, ModelInput, digest, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
-from DeepLabSegLib.checks import check_choice, is_count
+from DeepLabSegLib.checks import check_choice, is_count, kind_of
 from DeepLabSegLib.devices import PRECISIONS, choose_device, choose_precision, is_gpu, list_devices, memory_of
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import SCORE_MAPS, Geometry, Image, Labels, Segment
 from DeepLabSegLib.ladder import next_step, on_cpu, out_of_memory, release
+from DeepLabSegLib.models.activations import ACTIVATIONS
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.optimize import FastForm, FastForms
 from DeepLabSegLib.passage import Decision, Passage
@@ -133,8 +134,9 @@ class Report(Protocol):
 class Segmenter:
     """A model that is loaded and ready; `segment` may be called any number of times, and by several threads.
 
-    `load_model` makes one. Of a network of one's own it takes the `Bundle` that tells of it; `device`, `precision` and
-    `compiled` are as there, and so are the errors over them.
+    `load_model` makes one. Of a network of one's own, which it puts on the device and in evaluation mode, it takes the
+    `Bundle` that tells of it, and how logits become scores; `device`, `precision` and `compiled` are as there, and so
+    are the errors over them.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class Segmenter:
         """
         if not isinstance(image, Image):
             raise InvalidInput(
-                f"the image is a {type(image).__name__}; read it with read_image, or make an Image of an array and its "
+                f"the image is a {kind_of(image)}; read it with read_image, or make an Image of an array and its "
                 "Geometry"
             )
         options = options or SegmentOptions()
@@ -334,6 +336,7 @@ class Segmenter:
         self, seen: Image, grid: Geometry, scaling: Scaling, outside: tuple[float, ...], options: SegmentOptions
     ) -> Passage:
         spec = self.bundle.network
+        activation = str(spec.classifier_activation)
         flat = spec.dims == 2
         # A network whose maps don't fit into each other a whole number of times sees them slightly out of place.
         whole = [-(-size // self.network.stride) * self.network.stride for size in grid.shape[-spec.dims :]]
@@ -359,7 +362,7 @@ class Segmenter:
             dims=spec.dims,
             overlap=options.overlap,
             blending=options.blending,
-            activation=Activation(str(spec.classifier_activation), self.network.classifier),
+            activation=Activation(activation, ACTIVATIONS[activation]),
             decision=Decision(
                 classes=spec.num_classes,
                 exclusive=spec.exclusive,
@@ -403,6 +406,12 @@ class Segmenter:
 
         def logits_of(x: Tensor) -> Tensor:
             logits = torch.stack([form()(x.flip(turn)).flip(turn) for turn in turns])
+            classes = self.bundle.network.num_classes
+            if logits.shape[2] != classes:
+                raise InvalidInput(
+                    f"the network gives {logits.shape[2]} classes, and its bundle tells of {classes}; give the network "
+                    "that it tells of"
+                )
             size = self.network.output_size(logits.shape[3:], x.shape[2:])
             if size != tile:
                 raise InvalidInput(
@@ -449,6 +458,7 @@ def load_model(
     bundle, model, assumed = convert(path, labels=labels, network=network, model_input=model_input)
     if assumed:
         warnings.warn(f"{path} doesn't tell {'; '.join(assumed)}; `convert` it to say what is right", stacklevel=2)
+    bundle = replace(bundle, sha256=digest(model.state_dict()))
     return Segmenter(bundle, model, device, precision, compiled)
 
 

@@ -100,7 +100,7 @@ def is_older(path: Path, other: Path) -> bool:
     """Whether `path` was written before `other`, or, if that is a folder, before one of its files."""
     with suppress(OSError):
         parts = other.iterdir() if other.is_dir() else [other]
-        return path.stat().st_mtime_ns < max(part.stat().st_mtime_ns for part in parts)
+        return path.stat().st_mtime_ns < max((part.stat().st_mtime_ns for part in parts), default=0)
     return False
 
 

@@ -52,12 +52,14 @@ def segment_files(
 
     Raises
     ------
-    InvalidInput : an ending that labels can't have; options that don't fit the model; two scans of one name, but for
-        capital letters.
+    InvalidInput : a folder in place of its scans; an ending that labels can't have; options that don't fit the model;
+        two scans of one name, but for capital letters.
     OutputError : a folder or report that can't be written; another table in the report's place; an output that would
         take a scan's place; an ending that can't hold segments that overlap, as the model's may.
     Cancelled : `on_progress` returned False; finished cases stay.
     """
+    if isinstance(scans, str | os.PathLike):
+        raise InvalidInput(f"scans is {str(scans)!r}; give a list of paths, such as that of find_scans({str(scans)!r})")
     if suffix not in files.LABEL_SUFFIXES:
         raise InvalidInput(f"suffix is {suffix!r}; choose one of {', '.join(files.LABEL_SUFFIXES)}")
     options = options or SegmentOptions()
@@ -204,14 +206,14 @@ def _said(error: Exception) -> str:
 
 
 def _made_with(segmenter: Segmenter, options: SegmentOptions) -> str:
-    """The model and whatever else decides about the labels, such as `head-mri (1f0c33ab), overlap=0.5`."""
-    plain, digest = SegmentOptions(), segmenter.bundle.sha256[:8]
+    """The model and whatever else decides about the labels, such as `head-mri (1f0c33ab-90d5e2c4), overlap=0.5`."""
+    plain, version = SegmentOptions(), segmenter.bundle.version
     chosen = [
         f"{name}={getattr(options, name)}"
         for name in (option.name for option in fields(SegmentOptions))
         if name not in SCORE_MAPS and getattr(options, name) != getattr(plain, name)
     ]
-    return ", ".join([segmenter.bundle.name + (f" ({digest})" if digest else ""), *chosen])
+    return ", ".join([segmenter.bundle.name + (f" ({version})" if version else ""), *chosen])
 
 
 def _is_block(labels: Geometry, grid: Geometry) -> bool:

@@ -81,6 +81,10 @@ def _comparison_notes(comparison: Comparison, images: bool) -> list[str]:
     found_on_both = {label: (m["hausdorff95_mm"].n, m["dice"].n) for label, m in comparison.summary.items()}
     if fewer := [f"{label} in {both} of {n}" for label, (both, n) in found_on_both.items() if both < n]:
         notes.append(f"HD95 is of the cases that have the label on both sides: {some(fewer)}")
+    for side, labels in comparison.not_found.items():
+        if labels:
+            named = some([str(label) for label in labels])
+            notes.append(f"no {side} has the label {named}, which --groups names; correct it there if it is misspelled")
     if comparison.disjoint:
         notes.append(
             f"no label is on both sides, by name or value, in {len(comparison.disjoint)} of {len(comparison.cases)}, "

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from DeepLabSegLib.checks import kind_of
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.files.formats import LABEL_SUFFIXES, ONE_FILE_SUFFIXES
 from DeepLabSegLib.files.itk import check_name, from_array, quiet, reason
@@ -32,7 +33,7 @@ def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: boo
         `overwrite`, labels that the format can't hold, a disk without room; what was there is kept.
     """
     if not isinstance(labels, Labels):
-        raise InvalidInput(f"given is a {type(labels).__name__}, not Labels; an Image goes to write_image")
+        raise InvalidInput(f"given is a {kind_of(labels)}, not Labels; an Image goes to write_image")
     target = check_output(path, LABEL_SUFFIXES, overwrite)
     check_overlap(target, labels.array.ndim == 4)
     check_slices(target, labels.geometry)
@@ -51,7 +52,7 @@ def write_image(image: Image, path: str | os.PathLike[str], *, overwrite: bool =
     """Write an image as `.nii.gz`, `.nii`, `.nrrd` or `.mha`. Raises as `write_labels`."""
     if not isinstance(image, Image):
         raise InvalidInput(
-            f"the image is a {type(image).__name__}; make an Image of an array and its Geometry, or give Labels to "
+            f"the image is a {kind_of(image)}; make an Image of an array and its Geometry, or give Labels to "
             "write_labels"
         )
     target = check_output(path, ONE_FILE_SUFFIXES, overwrite)

@@ -133,7 +133,8 @@ class UnitNorm(nn.Module):
     """Each voxel's channel vector scaled to length one (Keras `UnitNormalization`). Same shape out."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * x.square().sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # squares leave half precision's range
+        return (wide * wide.square().sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()).to(x.dtype)
 
 
 def batch_norm(dims: int, channels: int, *, eps: float, momentum: float) -> nn.Module:

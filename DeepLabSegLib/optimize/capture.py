@@ -140,6 +140,8 @@ class _Recorder(TorchDispatchMode):
         result = _carry_out(op, args, kwargs or {})
         if isinstance(result, Tensor):
             return self._remember(node, stand_in(result.shape, result.dtype))
+        if not isinstance(result, tuple | list):  # of shapes and types alone, such as `torch.promote_types`
+            return result
         return tuple(
             self._remember(self.graph.call_function(operator.getitem, (node, n)), stand_in(part.shape, part.dtype))
             if isinstance(part, Tensor)

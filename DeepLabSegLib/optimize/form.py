@@ -153,6 +153,8 @@ def _folded(
     tensors = {name: tensor.detach() for name, tensor in coarse.state_dict().items()}
     tensors |= {name: tensor for name, tensor in coarse.named_buffers() if name not in tensors}
     with torch.inference_mode():
+        for name, tensor in tensors.items():  # what is folded isn't to be rounded to the network's half precision
+            tensors[name] = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
         rewrite(graph, tensors)
         convolve_before_enlarging(graph, tensors)
         lower(graph, tensors, device, dtype, by)
@@ -188,7 +190,8 @@ def _try(module: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: tor
 class FastForms:
     """The fast form of one network for whatever is asked, made anew only for something else or for other weights.
 
-    Threads may share it. What is written into weights through their `data` leaves no trace in torch, and isn't noticed.
+    Threads may share it. What is written into weights through their `data` leaves no trace in torch, and isn't noticed;
+    nor is an optimizer with `fused=True`, where batch normalisation doesn't count batches meanwhile.
     """
 
     def __init__(self, network: DeepLabV3Plus) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.evaluate import unnamed
+from DeepLabSegLib.evaluate import number_of, unnamed
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.training.cases import DATASET, Case, Fault
 from DeepLabSegLib.training.fingerprint import ClassFound, Fingerprint, Measurement, measure, summarize
@@ -156,7 +156,7 @@ def _odd_values(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
     """Values without a name that other labels have with a name, and not always with the same."""
     names = defaultdict(set)
     for _, segment in _segments(good):
-        if not unnamed(segment):
+        if number_of(segment) is None:
             names[segment.value].add(segment.name)
     unclear = {found.value for found in _classes(good) if found.name == f"Label {found.value}"} & set(names)
     odd = []

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from DeepLabSegLib.evaluate import unnamed
+from DeepLabSegLib.evaluate import number_of, unnamed
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
 from DeepLabSegLib.preprocess import axis_letters
 from DeepLabSegLib.training.pairs import name_key, on_grid, sample
@@ -189,7 +189,8 @@ def _values(channel: NDArray[np.float32]) -> Values:
 def _classes(measurements: Sequence[Measurement]) -> tuple[ClassFound, ...]:
     """Segments by name; those without one belong to the class that alone has their value, or make one themselves.
 
-    A class's value is the one that most of its cases have, its name, colour and meaning those of the first.
+    A class's value is the one that most of its cases have, its name, colour and meaning those of the first. That of
+    `Label 4` is 4, also where a model that learned from it has numbered its own labels anew.
     """
     named: dict[str, list[tuple[int, Segment, int]]] = {}
     plain: dict[int, list[tuple[int, Segment, int]]] = {}
@@ -201,7 +202,12 @@ def _classes(measurements: Sequence[Measurement]) -> tuple[ClassFound, ...]:
                 named.setdefault(name_key(segment.name), []).append((case, segment, voxels))
     groups = list(named.values())
     for value, group in plain.items():
-        homes = [g for g in named.values() if any(segment.value == value for _, segment, _ in g)]
+        own = named.get(name_key(group[0][1].name))
+        if own is not None:
+            own += group
+            continue
+        others = [g for g in named.values() if number_of(g[0][1]) is None]
+        homes = [g for g in others if any(segment.value == value for _, segment, _ in g)]
         if len(homes) == 1 and all(segment.value == value for _, segment, _ in homes[0]):
             homes[0] += group
         else:
@@ -212,9 +218,10 @@ def _classes(measurements: Sequence[Measurement]) -> tuple[ClassFound, ...]:
 def _class(group: Sequence[tuple[int, Segment, int]]) -> ClassFound:
     """The class of segments, each with the number of its case before it and of its voxels behind it."""
     first = group[0][1]
+    value = number_of(first)
     return ClassFound(
         first.name,
-        Counter(segment.value for _, segment, _ in group).most_common(1)[0][0],
+        Counter(segment.value for _, segment, _ in group).most_common(1)[0][0] if value is None else value,
         first.color,
         len({case for case, _, _ in group}),
         sum(voxels for _, _, voxels in group),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from DeepLabSegLib.training.pairs import name_key
 from DeepLabSegLib.weights.files import open_weights
 from DeepLabSegLib.weights.load import load_weights
 
-__all__ = ["begin_with", "check_source"]
+__all__ = ["begin_with", "check_source", "versioned"]
 
 HEAD = ("head.weight", "head.bias")
 """What has a row per class."""
@@ -30,6 +31,13 @@ def check_source(source: str) -> None:
     path = find_model(source)
     if is_bundle(path):
         read_bundle(path)
+
+
+def versioned(source: str) -> str:
+    """`source`, as `begin_with` takes it, with the start of its checksum, which changes when it is trained anew."""
+    path = find_model(source)
+    checksum = read_bundle(path).sha256 if is_bundle(path) else hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"{source} ({checksum[:8]})"
 
 
 def begin_with(network: DeepLabV3Plus, source: str, labels: Sequence[Segment], whole: bool = False) -> str:

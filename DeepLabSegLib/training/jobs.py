@@ -18,6 +18,7 @@ from DeepLabSegLib.schema import to_json
 from DeepLabSegLib.texts import some
 from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.head_mri import SyntheticHeads, read_head_map
+from DeepLabSegLib.training.initial import versioned
 from DeepLabSegLib.training.options import OnTraining, TrainOptions, initial_of, recipe_of, settings_of
 from DeepLabSegLib.training.outline import beginning, outline_of
 from DeepLabSegLib.training.patches import Patches
@@ -89,9 +90,10 @@ def _from_label_maps(
     mirror_axes = recipe.bundle.input.mirror_axes or ()
     pairs = SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups, mirror_axes)
     bundle = replace(recipe.bundle, name=name, reproduce=options.reproduce)
+    initial = initial_of(recipe, options)
     about: dict[str, object] = {
         "recipe": options.recipe,
-        "weights": initial_of(recipe, options),
+        "weights": versioned(initial) if initial else None,
         "data": {path.name: path.stat().st_size for path in paths},
     }
     return Job(bundle, training, network, begun, pairs, None, about)
@@ -139,8 +141,9 @@ def _from_pairs(
     )
     pairs = Patches(prepared, chosen, Augmentation(), outline.training.seed)
     validate = dice_on(held_out, chosen, bundle, str(processes.device)) if held_out else None
+    initial = initial_of(recipe, options)
     about: dict[str, object] = {
-        "weights": initial_of(recipe, options),
+        "weights": versioned(initial) if initial else None,
         "input": to_json(chosen.input),
         "labels": to_json(chosen.labels),
         "data": {case.name: case.key for case in prepared},

@@ -16,7 +16,7 @@ from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.schema import from_json
 from DeepLabSegLib.weights.detect import detect
-from DeepLabSegLib.weights.load import load_weights
+from DeepLabSegLib.weights.load import load_silently, load_weights
 
 __all__ = ["convert", "parse_input", "parse_normalization"]
 
@@ -107,7 +107,7 @@ def _changed(
     model = read_network(source, bundle)
     if network:
         model = DeepLabV3Plus.from_spec(replace(bundle.network, **network)).eval()
-        load_weights(model, tensors_file(source))
+        load_silently(model, tensors_file(source))
     if labels or network or model_input:
         bundle = replace(bundle, description=f"Converted from {bundle.name}", figures={}, reproduce=None)
     bundle = replace(

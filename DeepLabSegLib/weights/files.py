@@ -285,6 +285,7 @@ def _open_safetensors(path: Path) -> Iterator[WeightsFile]:
 
 def _of_torch(tensors: dict[str, Stored]) -> WeightsFile:
     """The network among `tensors`, without what wrappers put before its names, and what lies beside it."""
+    tensors = _with_plain_encoder(tensors)
     around = {found[1] for name in tensors if (found := OURS.match(name))}
     # A network under a name that wrappers have is the one that is meant, and "ema." beside it its average.
     prefixes = ({prefix for prefix in around if WRAPPERS.fullmatch(prefix)} or around) - {""}
@@ -298,6 +299,19 @@ def _of_torch(tensors: dict[str, Stored]) -> WeightsFile:
         return WeightsFile("torch", tensors, {})
     network = wrapped.pop(networks[0])
     return WeightsFile("torch", network, {}, beside=tuple(t.name for rest in wrapped.values() for t in rest.values()))
+
+
+def _with_plain_encoder(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """`tensors` without what a wrapper of the encoder alone, such as `torch.compile`, puts within a network's names."""
+    prefixes = {found[1] for name in tensors if (found := OURS.match(name))}
+    within = [found for prefix in prefixes if (found := re.fullmatch(r"((?:.*\.)?encoder\.).+", prefix))]
+    if len(within) != 1:
+        return tensors
+    wrapped, plain = within[0][0], within[0][1]
+    decoder = f"{plain.removesuffix('encoder.')}aspp."
+    renamed = {re.sub(f"^{re.escape(wrapped)}", plain, name): stored for name, stored in tensors.items()}
+    whole = any(name.startswith(decoder) for name in tensors)  # else it may be an encoder by itself
+    return renamed if whole and len(renamed) == len(tensors) else tensors
 
 
 def _of_network(names: Iterable[str]) -> bool:

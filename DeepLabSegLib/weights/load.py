@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from DeepLabSegLib.errors import InvalidInput, WeightsError
+from DeepLabSegLib.bundle import read_bundle
+from DeepLabSegLib.catalog import is_described
+from DeepLabSegLib.errors import BundleError, InvalidInput, WeightsError
 from DeepLabSegLib.models.activations import ACTIVATIONS
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.models.layers import is_counter
@@ -21,7 +24,7 @@ from DeepLabSegLib.weights.report import LoadReport, listed
 from DeepLabSegLib.weights.rules import account_for_rest
 from DeepLabSegLib.weights.shapes import as_ours, misfits
 
-__all__ = ["check_memory", "load_weights", "match"]
+__all__ = ["check_memory", "load_silently", "load_weights", "match"]
 
 TOLD_BY_NO_TENSOR = (
     "classifier_activation",
@@ -37,17 +40,26 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
 
     Read are medicai's `.weights.h5` and `.keras` files (with h5py), safetensors and torch state_dicts, also under a
     `state_dict` key, where a moving average beside it (`state_dict_ema`, `model_ema`, `ema`) comes first as in timm, or
-    with wrappers' prefixes; of a whole network or of a backbone alone, which then fills the encoder; and ImageNet's
-    encoders in torchvision's and timm's names, into 2D encoders with any number of channels (see `weights.imagenet`;
-    `inflate` carries them on to 3D), or, as MedicalNet's and MONAI's, of volumes into 3D encoders. Nothing in the file
-    is executed. The model changes only if everything fits. A `.keras` file tells arguments that no tensor does: where
-    the model has others, a warning names them, and so does the report.
+    with prefixes of wrappers, around the network or its encoder; of a whole network or of a backbone alone, which then
+    fills the encoder; and ImageNet's encoders in torchvision's and timm's names, into 2D encoders with any number of
+    channels (see `weights.imagenet`; `inflate` carries them on to 3D), or, as MedicalNet's and MONAI's, of volumes into
+    3D encoders. Nothing in the file is executed. The model changes only if everything fits. A `.keras` file, and
+    a bundle's `model.json`, tell arguments that no tensor does: where the model has others, a warning names them, and
+    so does the report.
 
     Raises
     ------
     WeightsError : the file can't be read safely; a tensor has no place, is missing or has another shape, and the
         message names it and both shapes; its values are no finite fractions; or the model has no memory for them.
     """
+    report, others = load_silently(model, path)
+    for text in others:
+        warnings.warn(f"{path}: {text}, so that it computes other numbers", stacklevel=2)
+    return report
+
+
+def load_silently(model: nn.Module, path: str | Path) -> tuple[LoadReport, tuple[str, ...]]:
+    """`load_weights` without its warnings, which come with the report."""
     check_memory(model)
     with open_weights(path) as file:
         found, report = match(file, model, str(path))
@@ -60,11 +72,9 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         with torch.no_grad():
             for name, value in values.items():
                 wanted[name].copy_(value)
-        others = tuple(_other_arguments(file, model))
+        others = tuple(_other_arguments(_stated(file, path), model))
     report.differs += others
-    for text in others:
-        warnings.warn(f"{path}: {text}, so that it computes other numbers", stacklevel=2)
-    return report
+    return report, others
 
 
 def match(file: WeightsFile, model: nn.Module, path: str) -> tuple[dict[str, Stored], LoadReport]:
@@ -117,9 +127,15 @@ def _checked(value: Tensor, name: str, path: str) -> Tensor:
     return value
 
 
-def _other_arguments(file: WeightsFile, model: nn.Module) -> Iterator[str]:
-    """What a `.keras` file says of its network that no tensor tells, where `model` is made otherwise."""
-    stated = (file.config or {}).get("config")
+def _stated(file: WeightsFile, path: str | Path) -> object:
+    """The network's arguments as a `.keras` file or a bundle states them; None where nothing does."""
+    with suppress(BundleError):  # whoever wants the bundle is told of that
+        return asdict(read_bundle(path).network) if is_described(path) else (file.config or {}).get("config")
+    return None
+
+
+def _other_arguments(stated: object, model: nn.Module) -> Iterator[str]:
+    """What `stated` says that no tensor tells, where `model` is made otherwise."""
     if not isinstance(model, DeepLabV3Plus) or not isinstance(stated, Mapping):
         return
     for name in filter(stated.__contains__, TOLD_BY_NO_TENSOR):

@@ -31,6 +31,10 @@ FAMILY_OF = {
 def from_torch(file: WeightsFile, model: nn.Module, report: LoadReport) -> dict[str, Stored]:
     """Our own names, of the whole network or of the encoder alone."""
     tensors = dict(file.tensors)
+    written = {stored.name: stored for stored in tensors.values()}
+    wanted = {name for name in model.state_dict() if not is_counter(name)}
+    if {name for name in written if not is_counter(name)} == wanted:
+        tensors = written  # the model's encoder is wrapped as the file's
     of_network = any(name.startswith("encoder.") for name in tensors)
     if isinstance(model, Encoder) and of_network:
         decoder = [name for name in tensors if not name.startswith("encoder.")]

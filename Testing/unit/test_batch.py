@@ -245,7 +245,9 @@ def test_results_of_another_model_or_other_options_are_named_and_left(folder, tm
     other = Segmenter(replace(segmenter.bundle, name="other", sha256="0123456789"), segmenter.network, "cpu")
     run(segmenter)
     before = read_labels(results / f"a{suffix}").array
-    words = f"was made with tiny-{dims}d, and not with other (01234567); use another output folder, or overwrite it"
+    version = other.bundle.version
+    assert version.startswith("01234567-")
+    words = f"was made with tiny-{dims}d, and not with other ({version}); use another output folder, or overwrite it"
     for _ in range(2):
         assert [(case.status, words in case.message) for case in run(other)] == [("failed", True)] * 2
     assert (
@@ -255,7 +257,7 @@ def test_results_of_another_model_or_other_options_are_named_and_left(folder, tm
     np.testing.assert_array_equal(read_labels(results / f"a{suffix}").array, before)
     assert [case.status for case in run(segmenter, SegmentOptions(uncertainty=True))] == ["kept", "kept"]
     assert {case.made_with for case in run(other, SegmentOptions(mirror=True), overwrite=True)} == {
-        "other (01234567), mirror=True"
+        f"other ({version}), mirror=True"
     }
     assert [case.status for case in run(other, SegmentOptions(mirror=True))] == ["kept", "kept"]
 
@@ -604,6 +606,15 @@ def test_an_empty_file_is_no_result_and_an_unreadable_one_is_named_and_left(fold
     assert result.read_bytes() == whole[:300]
 
 
+def test_an_empty_folder_in_a_results_place_stops_nothing(folder, tmp_path):
+    report = tmp_path / "report.csv"
+    (tmp_path / "a.seg.nrrd").mkdir()
+    case, other = segment_files(make_segmenter(2), find_scans(folder), tmp_path, report=report)
+    assert (case.status, other.status) == ("failed", "done")
+    assert "a.seg.nrrd" in case.message
+    assert [row.status for row in read_report(report)] == ["failed", "done"]
+
+
 def test_what_is_no_label_map_is_neither_a_result_nor_replaced(folder, tmp_path, scan):
     path = tmp_path / "a.nrrd"
     sitk.WriteImage(itk(scan), path)
@@ -620,6 +631,13 @@ def test_two_scans_of_one_name_are_refused(folder, tmp_path, rng):
         segment_files(make_segmenter(2), find_scans(folder), tmp_path / "results")
     with pytest.raises(InvalidInput, match=r"suffix is '\.txt'"):
         segment_files(make_segmenter(2), [folder / "a.mha"], tmp_path / "results", suffix=".txt")
+
+
+def test_a_folder_in_place_of_its_scans_is_not_taken_letter_by_letter(folder, tmp_path):
+    for given in (folder, str(folder)):
+        with pytest.raises(InvalidInput, match="give a list of paths, such as that of find_scans"):
+            segment_files(make_segmenter(2), given, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_two_scans_that_differ_in_capital_letters_alone_are_refused(folder, tmp_path):

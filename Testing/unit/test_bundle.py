@@ -13,6 +13,7 @@ from DeepLabSegLib.bundle import read_bundle, read_network, save_bundle
 from DeepLabSegLib.catalog import find_model, list_models
 from DeepLabSegLib.errors import BundleError, InvalidInput, OutputError
 from DeepLabSegLib.models import DeepLabV3Plus, make_encoder
+from DeepLabSegLib.preprocess import Normalization
 from DeepLabSegLib.segmenter import load_model
 
 
@@ -38,6 +39,23 @@ def test_folders_that_lead_to_a_bundle_are_made(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="can't be written"):
         save_bundle(tmp_path / "file" / name, bundle, make_network(bundle.network))
+
+
+def test_a_version_changes_with_all_that_decides_about_a_result_and_with_nothing_else():
+    bundle = replace(make_bundle(3), sha256="0123456789")
+    renamed = tuple(replace(label, name=label.name.upper()) for label in bundle.labels)
+    for other in (
+        {"sha256": "123456789"},
+        {"input": replace(bundle.input, normalization=Normalization("none"))},
+        {"network": replace(bundle.network, decoder_dilation_rates=(1, 2))},
+        {"labels": renamed},
+        {"one_piece": True},
+    ):
+        assert replace(bundle, **other).version != bundle.version, other
+    recoloured = tuple(replace(label, color=(1, 2, 3)) for label in bundle.labels)
+    told = replace(bundle, description="better told", limits="none", figures={"Dice": 0.5}, labels=recoloured)
+    assert told.version == bundle.version
+    assert replace(bundle, sha256="").version == "", "of a network in Python nothing is known"
 
 
 def test_half_precision_halves_the_file_and_works_in_single(tmp_path, rng):
@@ -217,6 +235,19 @@ def test_only_the_network_that_a_bundle_tells_of_is_saved(tmp_path, dims):
     save_bundle(tmp_path / "model", bundle, make_network(replace(bundle.network, input_shape=(*(16,) * dims, 1))))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_network_whose_layers_were_exchanged_or_wrapped_is_not_saved(tmp_path, dims):
+    bundle = make_bundle(dims)
+    exchanged, wrapped = make_network(bundle.network), make_network(bundle.network)
+    exchanged.head = make_network(replace(bundle.network, num_classes=5)).head
+    wrapped.encoder = torch.nn.DataParallel(wrapped.encoder)
+    with pytest.raises(InvalidInput, match=r"other layers .*head\.bias, head\.weight"):
+        save_bundle(tmp_path / "model", bundle, exchanged)
+    with pytest.raises(InvalidInput, match=r"encoder\.module\..*take wrappers"):
+        save_bundle(tmp_path / "model", bundle, wrapped)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -231,6 +262,20 @@ def test_a_bundle_that_could_not_be_read_is_not_saved(tmp_path, change, words):
     with pytest.raises(InvalidInput, match=words):
         save_bundle(tmp_path / "model", bundle, make_network(bundle.network))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda b: replace(b, labels=("Liver", "Tumour")), "label is 'Liver'; give a Segment"),
+        (lambda b: replace(b, network=make_network(b.network)), "give a DeepLabSpec"),
+        (lambda b: replace(b, input="zscore"), "input is 'zscore'; give a ModelInput"),
+        (lambda b: replace(b.input, normalization="zscore"), "normalization is 'zscore'; give a Normalization"),
+    ],
+)
+def test_what_is_of_another_kind_in_a_bundle_is_named_with_the_right_one(change, words):
+    with pytest.raises(InvalidInput, match=words):
+        change(make_bundle(2))
 
 
 def test_a_bundles_numbers_may_be_numpys(tmp_path):

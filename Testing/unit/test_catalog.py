@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_the_users_own_models_are_found_before_the_shipped_ones(tmp_path, monkey
     own.mkdir(parents=True)
     bundle_folder.rename(own / catalog.DEFAULT_MODEL)
     assert catalog.installed_models()[catalog.DEFAULT_MODEL] == own / catalog.DEFAULT_MODEL
+
+
+def test_a_name_that_a_model_in_the_working_folder_has_as_well_is_noted(monkeypatch, tmp_path, bundle_folder):
+    name = bundle_folder.name
+    monkeypatch.setenv("DEEPLABSEG_MODELS", str(bundle_folder.parent))
+    monkeypatch.chdir(bundle_folder.parent)
+    assert catalog.find_model(name) == bundle_folder, "they are one"
+    (tmp_path / "work" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    assert catalog.find_model(name) == bundle_folder, "a folder of that name is no model"
+    shutil.copytree(bundle_folder, name, dirs_exist_ok=True)
+    with pytest.warns(UserWarning, match=f"{name} is the model in .*, not that in this folder; for the latter write "):
+        assert catalog.find_model(name) == bundle_folder
+    assert catalog.find_model(f".{os.sep}{name}").samefile(name)
 
 
 def nobody() -> Path:

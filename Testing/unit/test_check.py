@@ -14,7 +14,7 @@ from training_data import CORE, SHELL, ball, checked, write_data, write_pictures
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
-from DeepLabSegLib.image import Geometry, Image
+from DeepLabSegLib.image import Geometry, Image, Segment
 from DeepLabSegLib.training.check import report
 
 
@@ -158,3 +158,17 @@ def test_a_label_without_names_is_taken_where_those_with_names_agree_on_its_valu
     assert [fault.name for fault in data.faults] == ["c"] * faults
     assert all("number Core and Shell in several ways" in fault.problem for fault in data.faults)
     assert [found.cases for found in data.fingerprint.classes] == {0: [3, 3], 1: [1, 1], 2: [2, 2]}[faults]
+
+
+@pytest.mark.parametrize("results", ["b", "bcd"], ids=["few", "most"])
+def test_results_of_a_model_that_learned_from_values_without_names_have_the_classes_of_these(results, tmp_path, rng):
+    """Such a model numbers its labels anew, from 1: its `Label 4` has the value 2, which is another class elsewhere."""
+    segments = (Segment(1, "Label 2", (9, 9, 9)), Segment(2, "Label 4", (8, 8, 8)))
+    folder = write_segments(tmp_path, rng, {name: segments if name in results else () for name in "abcde"})
+    for path in folder.glob("*_seg.nrrd"):
+        labels = read_labels(path)
+        write_labels(replace(labels, array=2 * labels.array), path, overwrite=True)
+    data = checked(folder)
+    assert not data.faults
+    found = [(one.name, one.value, one.cases) for one in data.fingerprint.classes]
+    assert found == [("Label 2", 2, 5), ("Label 4", 4, 5)]

@@ -220,6 +220,19 @@ def test_labels_that_belong_together_are_scored_and_drawn_as_one(folders, tmp_pa
         assert (np.asarray(picture) == PREDICTION_COLOR).all(axis=-1).any()
 
 
+def test_a_label_that_groups_name_and_no_case_has_is_said(folders, tmp_path, capsys):
+    ours, theirs, _ = folders
+    groups = {"All": {"prediction": [1, 2, 7], "reference": ["label 1", "Lable 2"]}, "Any": {}}
+    (tmp_path / "groups.json").write_text(json.dumps(groups), encoding="utf-8")
+    arguments = ("evaluate", ours, "--reference", theirs, "--groups", tmp_path / "groups.json")
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "no prediction has the label 7, which --groups names" in printed
+    assert "no reference has the label Lable 2, which --groups names" in printed
+    assert run(*arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["not_found"] == {"prediction": [7], "reference": ["Lable 2"]}
+
+
 def test_no_picture_is_made_of_perfect_cases_or_where_none_is_wanted(folders, tmp_path):
     ours, theirs, _ = folders
     assert run("evaluate", theirs, "--reference", theirs, "-o", tmp_path / "same") == 0

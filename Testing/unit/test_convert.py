@@ -67,6 +67,16 @@ def test_what_is_said_of_bare_weights_is_not_assumed(weights):
     torch.testing.assert_close(segmenter.network(x), network(x))
 
 
+def test_bare_weights_of_one_name_have_a_version_each(tmp_path):
+    versions = []
+    for _ in range(2):
+        torch.save(make_network(make_spec(2)).state_dict(), tmp_path / "weights.pt")
+        with pytest.warns(UserWarning, match="doesn't tell"):
+            versions.append(load_model(tmp_path / "weights.pt", "cpu").bundle.version)
+    assert all(versions)
+    assert versions[0] != versions[1]
+
+
 def test_segment_opens_bare_weights_and_notes_what_it_assumes(tmp_path, weights, scan, capsys):
     path, _ = weights
     sitk.WriteImage(itk(scan), tmp_path / "scan.nii.gz")

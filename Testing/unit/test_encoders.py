@@ -25,7 +25,7 @@ from DeepLabSegLib.models import (
 from DeepLabSegLib.models.activations import ACTIVATIONS, DECODER_ACTIVATIONS
 from DeepLabSegLib.models.efficientnet import Blocks, EfficientNetSpec
 from DeepLabSegLib.models.encoders import FAMILIES
-from DeepLabSegLib.models.layers import DropPath, InputNorm, SamePad
+from DeepLabSegLib.models.layers import DECODER_NORMS, DropPath, InputNorm, SamePad
 
 KNOWN = json.loads((FIXTURES / "known.json").read_text())
 SMALLEST = (
@@ -338,6 +338,12 @@ def test_a_response_over_a_large_map_stays_finite_in_half_precision() -> None:
     nn.init.ones_(grn.weight)
     x = torch.full((1, 64, 64, grn.weight.numel()), 100, dtype=torch.float16)
     torch.testing.assert_close(grn(x), 2 * x)  # equal channels have the mean's energy
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(0.0, 0.0), (1e-4, 0.125), (100.0, 0.125)])
+def test_vectors_of_any_length_are_scaled_to_one_in_half_precision(value: float, wanted: float) -> None:
+    x = torch.full((1, 64, 3, 3), value, dtype=torch.float16)
+    torch.testing.assert_close(DECODER_NORMS["unit"](2, 64)(x), torch.full_like(x, wanted))
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,15 @@ def test_values_of_one_name_have_a_row_each():
     assert {name: scores.dice for name, scores in found.items()} == {"Lesion (1)": 1, "Lesion (2)": 0, "Cyst": 1}
 
 
+def test_labels_that_a_model_calls_after_the_values_it_learned_are_compared_with_these():
+    array = np.repeat([2, 4, 0], 5)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+    segments = (Segment(1, "Label 2", (0, 0, 0)), Segment(2, "Label 4", (0, 0, 0)))
+    ours, theirs = Labels(array // 2, Geometry(array.shape), segments), labels(array)
+    for one, other in ((ours, theirs), (theirs, ours)):
+        found = compare(one, other, groups_of(one, other))
+        assert {name: scores.dice for name, scores in found.items()} == {"Label 2": 1, "Label 4": 1}
+
+
 def test_names_of_either_side_are_taken_so_that_an_empty_prediction_counts_for_its_label():
     array = np.repeat([1, 2, 0, 0], 5)[:, None, None] * np.ones((1, 4, 4))
     theirs = Labels(array.astype(np.uint8), Geometry(array.shape),

@@ -100,6 +100,15 @@ def test_bf16_is_near(encoder, dims):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kept_as", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_is_folded_in_full(kept_as, dims):
+    network, x = make(dims, "resnet18").to(kept_as), torch.randn(1, 2, *(40, 50, 33)[:dims])
+    with torch.inference_mode():
+        exact = copy.deepcopy(network).double().coarse_logits(x.double())
+    assert (fast_form(network, x.shape, CPU, "fp32")(x) - exact).norm() < 1e-5 * exact.norm()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(
     ("norm", "activation"),
     [("layer", "relu"), ("unit", "leaky_relu"), ("group", "gelu"), ("instance", "hard_swish"), ("sync_batch", "mish")],
@@ -340,8 +349,9 @@ class Changing(OwnEncoder):
         lambda x, places: x - x.mean(dim=tuple(range(2, x.ndim)), keepdim=True, dtype=torch.float32).to(x.dtype),
         lambda x, places: x - x.mean(dim=[], keepdim=True),
         lambda x, places: x * x.mean(dim=1, keepdim=True),
+        lambda x, places: x.to(torch.promote_types(x.dtype, torch.float32)).tanh().to(x.dtype),
     ],
-    ids=["places", "index", "mask", "mean in float32", "mean over all", "mean over channels"],
+    ids=["places", "index", "mask", "mean in float32", "mean over all", "mean over channels", "a wider type"],
 )
 def test_places_masks_and_means_of_a_users_own_encoder_are_kept(change, precision, dims):
     network = make(dims, Changing(dims, change), encoder_depth=3)

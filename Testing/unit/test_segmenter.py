@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import make_bundle, make_network, make_scan, make_segmenter, physically_equal, save_model
+from helpers import itk, make_bundle, make_network, make_scan, make_segmenter, physically_equal, save_model
 from scipy import ndimage
 
 import DeepLabSegLib.segmenter as segmenting
@@ -11,6 +11,7 @@ import DeepLabSegLib.streaming as streaming
 from DeepLabSegLib.devices import choose_device, choose_precision, computes_right, list_devices, memory_of
 from DeepLabSegLib.errors import Cancelled, InvalidInput
 from DeepLabSegLib.image import Geometry, Image
+from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.segmenter import Segmenter, SegmentOptions, load_model
 
 
@@ -163,6 +164,8 @@ def test_what_does_not_fit_the_model_is_refused_before_work_begins(scan, rng):
         flat.segment(make_scan(rng, channels=2))
     with pytest.raises(InvalidInput, match="the image is a ndarray; read it with read_image"):
         flat.segment(scan.array)
+    with pytest.raises(InvalidInput, match=r"the image is a SimpleITK\.Image; read it with read_image"):
+        flat.segment(itk(scan))
     with pytest.raises(InvalidInput, match="options are a dict"):
         flat.segment(scan, {"mirror": True})
     with pytest.raises(InvalidInput, match="3D and needs 3"):
@@ -292,6 +295,43 @@ def test_bf16_gives_nearly_the_labels_of_fp32(dims, scan, monkeypatch):
     half = Segmenter(segmenter.bundle, segmenter.network, "cpu", "bf16")
     assert (half.precision, segmenter.precision) == ("bf16", "fp32")
     assert (half.segment(scan).array == segmenter.segment(scan).array).mean() > 0.97
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_network_that_was_trained_on_its_logits_gives_the_scores_that_its_bundle_says(dims, activation, scan):
+    segmenter = make_segmenter(dims, activation=activation)
+    on_logits = DeepLabV3Plus.from_spec(replace(segmenter.network.spec, classifier_activation=None))
+    on_logits.load_state_dict(segmenter.network.state_dict())
+    options = SegmentOptions(uncertainty=True, probabilities=True)
+    wanted = segmenter.segment(scan, options)
+    found = Segmenter(segmenter.bundle, on_logits, "cpu").segment(scan, options)
+    for field in ("array", "uncertainty", "probabilities"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(wanted, field))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_classes": 1}, "gives 1 classes, and its bundle tells of 3"),
+        ({"num_classes": 5}, "gives 5 classes, and its bundle tells of 3"),
+        ({"input_shape": (None, None, 2)}, r"takes \(batch, 2, height, width"),
+        ({"input_shape": (None, None, None, 2)}, r"takes \(batch, 2, depth, height, width"),
+    ],
+)
+def test_a_network_that_the_bundle_does_not_tell_of_is_refused(change, words, dims, scan):
+    bundle = make_bundle(dims)
+    network = DeepLabV3Plus.from_spec(replace(bundle.network, **change))
+    with pytest.raises(InvalidInput, match=words):
+        Segmenter(bundle, network, "cpu").segment(scan)
+
+
+def test_a_network_with_another_head_is_what_its_bundle_says(scan):
+    network = make_segmenter(2, classes=3).network
+    network.head = torch.nn.Conv2d(network.spec.decoder_channels, 5, 1)
+    labels = Segmenter(make_bundle(2, classes=5), network.eval(), "cpu").segment(scan)
+    assert labels.array.max() <= 4 == len(labels.segments)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

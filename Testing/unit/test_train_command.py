@@ -539,6 +539,19 @@ def test_a_training_goes_on_with_data_that_moved(data, tmp_path):
     assert prepared == {path: path.stat().st_mtime_ns for path in (tmp_path / "boxes.training/prepared").iterdir()}
 
 
+def test_a_checkpoint_is_not_taken_up_when_the_weights_begun_with_have_changed(tmp_path):
+    data, first, second = write_data(tmp_path / "data", 2), tmp_path / "first", tmp_path / "second"
+    train_model(data, first, brief(2))
+    options = brief(2, initial=str(first))
+    train_model(data, second, options)
+    bundle = read_bundle(first)
+    network = read_network(first, bundle)
+    network.head.bias.data += 1
+    save_bundle(first, bundle, network, overwrite=True)
+    with pytest.raises(InvalidInput, match=r"other settings \(weights .*first \(\w{8}\), now .*first \(\w{8}\)\)"):
+        train_model(data, second, options, overwrite=True)
+
+
 def test_a_checkpoint_is_not_taken_up_when_what_is_held_out_has_changed(tmp_path):
     data = write_data(tmp_path / "data", 2)
     options = brief(2, folds=6)

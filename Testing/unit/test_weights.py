@@ -7,6 +7,7 @@ import re
 import sys
 import zipfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import seeded
 import torch
+from helpers import make_segmenter, save_model
 from safetensors.torch import save_file
 from torch import nn
 
+from DeepLabSegLib.catalog import tensors_file
 from DeepLabSegLib.errors import WeightsError
 from DeepLabSegLib.models import DeepLabV3Plus, EfficientNetBackbone, make_encoder
-from DeepLabSegLib.weights import detect, inflate, load_weights
+from DeepLabSegLib.weights import convert, detect, inflate, load_weights
 
 SMALL = {"input_shape": (32, 32, 1), "decoder_channels": 16, "projection_filters": 8, "decoder_dilation_rates": (1, 2)}
 
@@ -101,6 +104,17 @@ def test_a_keras_archive_of_other_arguments_warns_of_those_that_no_tensor_tells(
         report = load_weights(model, archive)
     assert len(told) == len(report.differs) == 1
     load_weights(model.encoder, archive)  # which has no decoder, and warns of none
+
+
+@pytest.mark.parametrize("name", ["model", "model.safetensors"])
+def test_a_models_weights_over_other_arguments_than_its_json_says_warn_of_them(name: str, tmp_path: Path) -> None:
+    saved = make_segmenter(2)
+    tensors = tensors_file(save_model(tmp_path / name, saved))
+    with pytest.warns(UserWarning, match=r"decoder_dilation_rates \(2, 4\), and the model \(1, 2\).*other numbers"):
+        load_weights(DeepLabV3Plus.from_spec(replace(saved.network.spec, decoder_dilation_rates=(1, 2))), tensors)
+    load_weights(DeepLabV3Plus.from_spec(replace(saved.network.spec, classifier_activation=None)), tensors)
+    *_, changed, assumed = convert(tmp_path / name, network={"decoder_dilation_rates": (1, 2)})
+    assert (changed.spec.decoder_dilation_rates, assumed) == ((1, 2), ())  # as was asked for
 
 
 def test_a_backbones_file_fills_the_encoder_and_keeps_the_decoder(file: tuple) -> None:
@@ -248,6 +262,40 @@ def test_a_state_dict_loads_under_any_wrapper(kind: str, prefix: str, dims: int,
     assert len(report.loaded) == sum(not name.endswith("num_batches_tracked") for name in state)
     for a, b in zip(source.parameters(), target.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("before", ["", "module.", "segmenter."])
+@pytest.mark.parametrize("within", ["_orig_mod.", "module.", "my_backbone."])
+@pytest.mark.parametrize("name", ["convnext_v2_atto", "resnet18"])
+def test_a_network_whose_encoder_alone_was_wrapped_loads_whole(
+    name: str, within: str, before: str, dims: int, tmp_path: Path
+) -> None:
+    source, target = (network(name, input_shape=(*(32,) * dims, 1)) for _ in range(2))
+    state = {before + key.replace("encoder.", f"encoder.{within}", 1): t for key, t in source.state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    load_weights(target, tmp_path / "w.pt")
+    for a, b in zip(source.parameters(), target.parameters(), strict=True):
+        assert torch.equal(a, b)
+    found = detect(tmp_path / "w.pt")
+    assert (found.names, found.num_classes) == ((name,), 1)
+
+
+def test_a_network_over_a_users_own_encoder_around_one_of_ours_takes_its_own_weights(tmp_path: Path) -> None:
+    class Own(nn.Module):
+        channels, strides, input_shape = (64, 64, 128), (2, 4, 8), (32, 32, 1)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.inner = nn.Conv2d(1, 3, 1), make_encoder("resnet18", (32, 32, 3), 3)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return self.inner(self.before(x))
+
+    source, target = (DeepLabV3Plus(encoder=Own(), encoder_depth=3, decoder_channels=16).eval() for _ in range(2))
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    load_weights(target, tmp_path / "w.pt")
+    assert torch.equal(output(target), output(source))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import SEGMENTS
+from helpers import SEGMENTS, itk
 
 from DeepLabSegLib.errors import InvalidInput, OutputError
 from DeepLabSegLib.files import read_image, read_labels, write_image, write_labels
@@ -77,7 +77,7 @@ def test_an_image_is_not_written_in_two_files(tmp_path, scan, name):
 
 
 def test_what_is_no_image_and_what_are_no_labels_is_said(tmp_path, scan, labels):
-    for given, kind in ((scan.array, "ndarray"), (labels, "Labels")):
+    for given, kind in ((scan.array, "ndarray"), (labels, "Labels"), (itk(scan), r"SimpleITK\.Image")):
         with pytest.raises(InvalidInput, match=f"the image is a {kind}; make an Image of an array and its Geometry"):
             write_image(given, tmp_path / "r.nrrd")
     for given, kind in ((labels.array, "ndarray"), (scan, "Image")):
@@ -94,6 +94,16 @@ def test_an_existing_result_is_kept_unless_told_otherwise(tmp_path, labels):
     assert path.read_text() == "mine"
     write_labels(labels, path, overwrite=True)
     assert read_labels(path).array.any()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipe has a name in a folder there")
+def test_a_pipe_or_device_that_a_link_leads_to_is_not_replaced(tmp_path, labels):
+    """As root one would lose `/dev/null`."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "r.nrrd").symlink_to(tmp_path / "pipe")
+    with pytest.raises(OutputError, match=r"r\.nrrd leads to a device or pipe, which would be lost"):
+        write_labels(labels, tmp_path / "r.nrrd", overwrite=True)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a right to make links")
