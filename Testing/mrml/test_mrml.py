@@ -217,12 +217,11 @@ def test_a_region_is_where_its_transforms_put_it(scene):
     np.testing.assert_allclose(region.axes, turn(30)[:3, :3].T, atol=1e-12)
 
 
-@pytest.mark.parametrize("handedness", [1, -1])
-def test_a_region_that_is_fitted_to_a_volume_holds_all_of_it_and_no_more(scene, rng, handedness):
+@pytest.mark.parametrize("directions", [OBLIQUE, np.array(OBLIQUE) * [-1, 1, 1], np.eye(3), np.diag([-1, 1, 1])])
+def test_a_region_that_is_fitted_to_a_volume_holds_all_of_it_and_no_more(scene, rng, directions):
     scan = oblique_scan(rng)
     volume = add_volume(scene, scan)
-    directions = np.array(OBLIQUE) * [handedness, 1, 1]
-    volume.SetIJKToRASDirections(*directions.ravel())
+    volume.SetIJKToRASDirections(*np.ravel(directions))
     volume.SetAndObserveTransformNodeID(add_transform(scene, turn(30, (5, 0, 0))).GetID())
     roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     fit_region(roi, volume)
@@ -232,6 +231,8 @@ def test_a_region_that_is_fitted_to_a_volume_holds_all_of_it_and_no_more(scene, 
     region = read_region(roi)
     np.testing.assert_allclose(corners.mean(axis=0), region.center, atol=1e-6)
     np.testing.assert_allclose(np.abs((corners - region.center) @ np.array(region.axes).T) * 2, [region.size] * 8)
+    matrix = slicer.util.arrayFromVTKMatrix(roi.GetObjectToNodeMatrix())
+    assert np.linalg.det(matrix) == pytest.approx(1), "right-handed, as those that a person draws"
 
 
 def test_a_region_without_size_is_refused_by_name(scene):
@@ -441,14 +442,17 @@ def test_a_result_comes_beside_its_volume_and_stays_where_someone_puts_it(scene,
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(scripted)) == study
 
 
-@pytest.mark.parametrize(("largest", "off"), [(surface_module.LARGEST, 0.01), (4000, surface_module.LOST)])
-def test_a_surface_lies_around_its_segment(scene, largest, off, monkeypatch):
+@pytest.mark.parametrize(
+    ("largest", "steps", "off"), [(40 * 60 * 50, [1, 1, 1], 0.01), (4000, [2, 5, 3], surface_module.LOST)]
+)
+def test_a_surface_lies_around_its_segment(scene, largest, steps, off, monkeypatch):
     monkeypatch.setattr(surface_module, "LARGEST", largest)
     geometry = Geometry((40, 60, 50), (3.0, 1.0, 1.5), (5.0, 6.0, 7.0), OBLIQUE)
     centre = geometry.affine @ [20, 30, 25, 1]
     k, j, i = np.indices(geometry.shape)
     away = np.stack([k, j, i, np.ones_like(k)], -1) @ geometry.affine.T - centre
     ball = (np.linalg.norm(away, axis=-1) < 20).astype(np.uint8)
+    assert surface_module._coarser(ball, geometry.spacing)[0] == steps, "about as long along every axis"
     matrix = turn(40, (9, 8, 7))
     volume = add_volume(scene, Image(np.random.default_rng(0).normal(size=geometry.shape), geometry))
     volume.SetAndObserveTransformNodeID(add_transform(scene, matrix).GetID())

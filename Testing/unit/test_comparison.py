@@ -16,6 +16,7 @@ from DeepLabSegLib.comparison import TABLES
 from DeepLabSegLib.files import write_image, write_labels
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment
 from DeepLabSegLib.overlay import PREDICTION_COLOR
+from DeepLabSegLib.texts import some
 
 SEGMENTS = (Segment(1, "Cap / top", (255, 0, 0)), Segment(2, "Base", (0, 255, 0)))
 
@@ -276,3 +277,4 @@ def test_of_an_atlas_labels_the_notes_name_the_first(tmp_path, capsys):
     notes = [line for line in capsys.readouterr().out.splitlines() if "HD95 is" in line or "neither side" in line]
     assert [note.count("Label") for note in notes] == [5, 5]
     assert all(note.endswith(" and 75 more") for note in notes)
+    assert some("abcde") == "a, b, c, d, e"

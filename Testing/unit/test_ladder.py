@@ -183,6 +183,7 @@ def test_a_step_of_the_ladder_may_be_declined(monkeypatch, scan):
 def test_other_errors_are_not_taken_for_want_of_memory(monkeypatch, scan):
     assert out_of_memory(MemoryError())
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"))  # Windows'
     assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"))

@@ -1,4 +1,6 @@
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 from helpers import itk, make_bundle, make_network, make_scan, make_segmenter, physically_equal, save_model
 from scipy import ndimage
 
+import DeepLabSegLib.devices as devices
 import DeepLabSegLib.segmenter as segmenting
 import DeepLabSegLib.streaming as streaming
 from DeepLabSegLib.devices import choose_device, choose_precision, computes_right, list_devices, memory_of
@@ -382,7 +385,41 @@ def test_a_gpu_on_which_this_torch_computes_nothing_is_passed_over_and_refused_b
         InvalidInput, match=r"can't compute on it \(CUDA error: no kernel .* device\); choose auto or cpu"
     ):
         choose_device("cuda:0")
+    with pytest.raises(InvalidInput, match="'cuda:1' isn't available"):
+        choose_device("cuda:1")
     assert [device.name for device in list_devices()] == ["cpu"]
+
+
+@pytest.mark.parametrize(("right", "emulated"), [(True, False), (False, False), (True, True)])
+def test_half_precision_that_a_gpu_computes_wrong_or_only_emulates_is_not_taken_by_itself(right, emulated, monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated
+    )
+    monkeypatch.setattr(devices, "computes_right", lambda *_: right)
+    gpu = torch.device("cuda:0")
+    assert choose_precision("auto", gpu) == ("bf16" if right and not emulated else "fp32")
+    if right:
+        assert choose_precision("bf16", gpu) == "bf16"
+    else:
+        with pytest.raises(InvalidInput, match="computes convolutions in bf16 wrongly on cuda:0; choose fp32"):
+            choose_precision("bf16", gpu)
+
+
+@pytest.mark.skipif(devices._gnu_c_library() is None, reason="is for GNU's C library")
+def test_memory_that_is_kept_during_a_run_goes_back_to_the_system_at_its_end_even_if_it_fails():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @devices.kept_pages()
+    def fail() -> None:
+        bytearray(200_000_000)
+        assert resident() - start > 150_000_000
+        raise MemoryError
+
+    start = resident()
+    with pytest.raises(MemoryError):
+        fail()
+    assert resident() - start < 50_000_000
 
 
 def test_a_gpus_memory_is_asked_for_by_its_number_as_older_torch_wants_it(monkeypatch):

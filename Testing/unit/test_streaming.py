@@ -114,6 +114,11 @@ def test_from_one_window_to_many_at_every_overlap(dims, tile, overlap, blending,
     check(make(dims, tile=tile), scan, SegmentOptions(overlap=overlap, blending=blending))
 
 
+@pytest.mark.parametrize(("dims", "tile"), [(2, (63, 16)), (3, (63, 16, 16))])
+def test_in_a_window_that_is_larger_by_an_odd_number_the_voxel_more_comes_after_the_scan(dims, tile, scan):
+    check(make(dims, tile=tile), scan, SegmentOptions(probabilities=True))
+
+
 @pytest.mark.parametrize(("classes", "activation"), [(3, "softmax"), (1, "sigmoid"), (3, "sigmoid"), (4, "linear")])
 @pytest.mark.parametrize("orientation", ["SAR", "RIP", "ASL"])
 @pytest.mark.parametrize(("dims", "tile"), [(2, None), (2, (16, 16)), (3, None), (3, (16, 16, 16))])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
+import weakref
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,7 @@ from helpers import make_scan, make_segmenter, save_model
 from DeepLabSegLib.image import Geometry
 from DeepLabSegLib.region import Region
 from DeepLabSegLib.segmenter import SegmentOptions
+from DeepLabSegLib.session import ModelChoice, WarmModel
 
 
 class Client:
@@ -100,8 +103,11 @@ def test_channels_on_other_grids_are_brought_together(client, tmp_path, rng):
     two = make_scan(rng, (12, 32, 30), channels=2)
     one, other = (type(two)(two.array[n : n + 1], two.geometry) for n in (0, 1))
     half = type(two)(other.array[..., ::2], Geometry((12, 32, 15), (3.0, 1.5, 2.4), two.geometry.origin))
-    model = save_model(tmp_path / "tiny", make_segmenter(2, channels=2))
-    assert "result" in client.ask("segment", **job(tmp_path / "a", one, half, model=model))
+    segmenter = make_segmenter(2, channels=2)
+    model = save_model(tmp_path / "tiny", segmenter)
+    assert "surfaces" not in client.ask("segment", **job(tmp_path / "a", one, half, model=model))["result"]
+    client.ask("segment", **job(tmp_path / "of one file", two, model=model))
+    np.testing.assert_array_equal(np.load(tmp_path / "of one file" / "labels.npy"), segmenter.segment(two).array)
     error = client.ask("segment", **job(tmp_path / "b", one, model=model))["error"]
     assert error["kind"] == "InvalidInput"
     assert "1 channels" in error["message"]
@@ -128,6 +134,13 @@ def test_a_model_that_changed_on_disk_is_read_again(client, tmp_path, scan):
     save_model(tmp_path / "tiny", other, overwrite=True)
     client.ask("segment", **job(tmp_path / "b", scan, model=tmp_path / "tiny"))
     np.testing.assert_array_equal(np.load(tmp_path / "b" / "labels.npy"), other.segment(scan).array)
+
+
+def test_a_model_is_let_go_before_another_is_read(tmp_path, monkeypatch):
+    model, warm = save_model(tmp_path / "tiny", make_segmenter(2)), WarmModel()
+    former = weakref.ref(warm.get(ModelChoice(str(model), "cpu")))
+    monkeypatch.setattr("DeepLabSegLib.session.load_model", lambda path, *choice: (former(), *choice))
+    assert warm.get(ModelChoice(str(model), "cpu", "fp32")) == (None, "cpu", "fp32"), "for both there may be no room"
 
 
 def answers_after_cancel(client: Client, number: int, stage: str):
@@ -199,10 +212,12 @@ def test_it_describes_bare_weights_and_what_they_can_not_tell(client, tmp_path):
     )
     assert any("normalisation" in text for text in described["assumed"])
     said = {"labels": ["Liver", "Spleen"], "normalization": "window:-160:240", "spacing": [1.5, None, None]}
+    said["orientation"] = "LPS"
     said["network"] = {"decoder_dilation_rates": [2, 4]}
     known = client.ask("describe", choice=choice | said)["result"]
     assert [label["name"] for label in known["model"]["labels"]] == ["Liver", "Spleen"]
     assert known["model"]["input"]["normalization"]["lower"] == -160
+    assert [known["model"]["input"][name] for name in ("spacing", "orientation")] == [[1.5, None, None], "LPS"]
     assert len(known["assumed"]) < len(described["assumed"])
     wrong = client.ask("describe", choice=choice | {"labels": ["a", "b", "c", "d", "e"]})["error"]
     assert "5 labels are given" in wrong["message"]
@@ -211,6 +226,7 @@ def test_it_describes_bare_weights_and_what_they_can_not_tell(client, tmp_path):
 def test_when_the_window_goes_the_worker_goes_and_its_files_with_it(tmp_path, scan):
     client = Client()
     model = save_model(tmp_path / "tiny", make_segmenter(3))
+    client.ask("segment", **job(tmp_path / "former", scan, model="none"))
     number = client.send(
         "segment", **job(tmp_path / "job", scan, model=model, options={"tile": [8, 16, 16], "overlap": 0.9})
     )
@@ -249,6 +265,24 @@ def test_once_it_has_answered_the_files_can_be_deleted(client, tmp_path, scan, s
     held = Path(f"/proc/{client.process.pid}/maps")  # others than Windows delete what is mapped
     assert not held.exists() or str(tmp_path) not in held.read_text()
     shutil.rmtree(tmp_path / "job")
+
+
+def test_an_error_without_words_is_told_by_its_kind():
+    client = Client(
+        "-c",
+        "import DeepLabSegLib.worker as worker\n"
+        "def hello(self, request): raise MemoryError\n"
+        "worker.Worker._hello = hello; worker.main()",
+    )
+    assert client.ask("hello") == {"id": 1, "error": {"kind": "MemoryError", "message": "MemoryError"}}
+    client.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="Windows tells it otherwise")
+def test_it_lets_programs_that_a_person_looks_at_go_first(client):
+    client.ask("no such request")
+    ours, its = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, client.process.pid))
+    assert its > ours or ours == 19, "19 is the last"
 
 
 def test_requests_are_read_by_the_worker_alone():
