@@ -280,7 +280,7 @@ def card_html(card: ModelCard) -> str:
         legend.append(f"{color}&nbsp;{html.escape(text).replace(' ', '&nbsp;')}")
     others = "; ".join(f"{name} {value:.3g}" for name, value in figures.items())
     rows = [
-        (_("Segments") if len(figures) == len(card.figures) else _("Segments (Dice)"), " &nbsp; ".join(legend)),
+        (_("Segments") if len(figures) == len(card.figures) else _("Segments (Dice)"), "&nbsp;&nbsp; ".join(legend)),
         (_("Trained on"), html.escape(card.training_data)),
         (_("Licence"), html.escape(card.license)),
         *([(_("Measured"), html.escape(others))] if others else []),

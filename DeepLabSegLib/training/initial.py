@@ -33,8 +33,10 @@ def check_source(source: str) -> None:
         read_bundle(path)
 
 
-def versioned(source: str) -> str:
+def versioned(source: str | None) -> str | None:
     """`source`, as `begin_with` takes it, with the start of its checksum, which changes when it is trained anew."""
+    if source is None:
+        return None
     path = find_model(source)
     checksum = read_bundle(path).sha256 if is_bundle(path) else hashlib.sha256(path.read_bytes()).hexdigest()
     return f"{source} ({checksum[:8]})"

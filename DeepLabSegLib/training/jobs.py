@@ -90,10 +90,9 @@ def _from_label_maps(
     mirror_axes = recipe.bundle.input.mirror_axes or ()
     pairs = SyntheticHeads(maps, heads.size, spacing, training.seed, heads.groups, mirror_axes)
     bundle = replace(recipe.bundle, name=name, reproduce=options.reproduce)
-    initial = initial_of(recipe, options)
     about: dict[str, object] = {
         "recipe": options.recipe,
-        "weights": versioned(initial) if initial else None,
+        "weights": versioned(initial_of(recipe, options)),
         "data": {path.name: path.stat().st_size for path in paths},
     }
     return Job(bundle, training, network, begun, pairs, None, about)
@@ -141,9 +140,8 @@ def _from_pairs(
     )
     pairs = Patches(prepared, chosen, Augmentation(), outline.training.seed)
     validate = dice_on(held_out, chosen, bundle, str(processes.device)) if held_out else None
-    initial = initial_of(recipe, options)
     about: dict[str, object] = {
-        "weights": versioned(initial) if initial else None,
+        "weights": versioned(initial_of(recipe, options)),
         "input": to_json(chosen.input),
         "labels": to_json(chosen.labels),
         "data": {case.name: case.key for case in prepared},
