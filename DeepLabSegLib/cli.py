@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import DeepLabSegLib
 from DeepLabSegLib.commands import COMMANDS, training
-from DeepLabSegLib.commands.telling import warnings_as_notes
+from DeepLabSegLib.commands.telling import heard_or_not, let_go, warnings_as_notes
 from DeepLabSegLib.errors import DeepLabSegError, OutputError
 from DeepLabSegLib.startup import wait_briefly
 
@@ -93,8 +93,8 @@ def _terminable() -> Iterator[list[int]]:
 
 
 def _fail(options: argparse.Namespace, message: str, code: int) -> int:
-    with suppress(OSError):  # a log that nobody keeps any longer hides neither the report nor the code
-        print(f"deeplabseg: {message}", file=sys.stderr)  # noqa: T201 its purpose
+    with heard_or_not(sys.stderr):
+        print(f"deeplabseg: {message}", file=sys.stderr, flush=True)  # noqa: T201 its purpose
     if options.json:
         _say_error(message)
     return code
@@ -110,8 +110,7 @@ def _say(text: str) -> None:
     try:
         print(text, flush=True)  # noqa: T201 its purpose
     except OSError as error:
-        # What is left of the text would be tried again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        let_go(sys.stdout)
         if error.errno not in READER_GONE:
             raise OutputError(f"all is done but the report can't be printed ({error.strerror})") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ProgressBar",
     "Report",
+    "heard_or_not",
+    "let_go",
     "note",
     "progress_bar",
     "table",
@@ -124,9 +127,25 @@ def note(text: str) -> None:
 def _log(text: str, stream: TextIO) -> None:
     from tqdm import tqdm
 
-    with suppress(OSError):  # a log that nobody keeps any longer stops nothing
+    with heard_or_not(stream):
         tqdm.write(" ".join(text.splitlines()), file=stream)  # one line, though names and errors may have several
         stream.flush()
+
+
+@contextmanager
+def heard_or_not(stream: TextIO) -> Iterator[None]:
+    """Within, what can't be printed on `stream` is let go: a log that nobody keeps any longer stops nothing."""
+    try:
+        yield
+    except OSError:
+        let_go(stream)
+
+
+def let_go(stream: TextIO) -> None:
+    """Send what is left of `stream` nowhere. Python would try it again at its end, and exit with 120."""
+    with suppress(OSError, AttributeError):  # of a stream that is no file nothing is left
+        number = stream.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -376,7 +376,8 @@ def test_a_reader_that_goes_away_is_no_error():
     assert process.returncode == 0
 
 
-def test_an_error_that_nobody_reads_is_told_to_programs_all_the_same():
+def test_an_error_that_nobody_reads_is_told_to_programs_all_the_same(monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with which nothing is left for the end
     command, pipe = [sys.executable, "-m", "DeepLabSegLib.cli", "info", "gone", "--json"], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe) as process:
         process.stderr.close()

@@ -40,7 +40,8 @@ def test_evaluate_tells_of_each_file_once(tmp_path, capsys, drawn):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs the device that is always full")
-def test_a_note_that_nobody_can_read_makes_no_case_fail(tmp_path):
+def test_a_note_that_nobody_can_read_makes_no_case_fail(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with which nothing is left for the end
     for folder in ("ours", "theirs"):
         write(tmp_path / folder / "case.nii", np.ones((6, 20, 24), np.uint8))
     command = [sys.executable, "-m", "DeepLabSegLib.cli", "evaluate", "ours", "--reference", "theirs"]
