@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -38,12 +37,9 @@ def fit_region(roi_node: Any, volume_node: Any) -> None:
     affine = node_affine(volume_node)
     axes = np.linalg.qr(affine[:3, :3])[0]
     axes[:, 2] *= np.linalg.det(axes)  # a box is the same whichever way an axis points; a ROI's are right-handed
-    k, j, i = np.array(volume_node.GetImageData().GetDimensions())[::-1]
-    corners = np.array(list(itertools.product((-0.5, k - 0.5), (-0.5, j - 0.5), (-0.5, i - 0.5))))
-    corners = (corners @ affine[:3, :3].T + affine[:3, 3]) @ axes
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    shape = np.array(volume_node.GetImageData().GetDimensions())[::-1]
     matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = axes, axes @ (low + high) / 2
+    matrix[:3, :3], matrix[:3, 3] = axes, (affine @ [*(shape - 1) / 2, 1])[:3]
     roi_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     roi_node.SetAndObserveObjectToNodeMatrix(slicer.util.vtkMatrixFromArray(matrix))
-    roi_node.SetSize(*(high - low))
+    roi_node.SetSize(*(np.abs(axes.T @ affine[:3, :3]) @ shape))
