@@ -1,10 +1,13 @@
 import json
 import math
+import runpy
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.evaluate import (
@@ -21,6 +24,8 @@ from DeepLabSegLib.evaluate import (
 )
 from DeepLabSegLib.files import read_labels, write_labels
 from DeepLabSegLib.image import Geometry, Labels, Segment
+
+EVALUATION = Path(__file__).parents[1] / "evaluation"
 
 
 def box(*slices: slice | int, shape=(20, 20, 20)) -> np.ndarray:
@@ -283,7 +288,7 @@ def test_the_lowest_cases_come_first_and_perfect_ones_never():
 
 
 def test_the_groups_of_the_head_share_no_value_between_structures():
-    groups = read_groups(Path(__file__).parents[1] / "evaluation" / "head_mri_structures_dlmuse.json")
+    groups = read_groups(EVALUATION / "head_mri_structures_dlmuse.json")
     single = {name: group for name, group in groups.items() if group.prediction and len(group.prediction) == 1}
     assert [group.prediction for group in single.values()] == [(value,) for value in range(1, 18)]
     values = [value for group in single.values() for value in group.reference]
@@ -294,3 +299,40 @@ def test_the_groups_of_the_head_share_no_value_between_structures():
     for name in ("White matter", "Grey matter"):
         parts = [group for group in single.values() if group.prediction[0] in groups[name].prediction]
         assert {v for part in parts for v in part.reference} == set(groups[name].reference) - {75, 76}
+
+
+def test_a_peer_is_measured_by_the_same_regions_of_the_reference():
+    ours, theirs = (read_groups(EVALUATION / f"{name}_dlmuse.json") for name in ("head_mri_structures", "brainchop"))
+    assert {name: group.reference for name, group in theirs.items()} == {name: ours[name].reference for name in theirs}
+    assert set(ours) - set(theirs) == {"Intracranial volume", "Cerebrospinal fluid"}, "it has no label of fluid"
+
+
+def test_a_peer_labels_a_scan_in_its_own_place_and_keeps_the_largest_piece(tmp_path, monkeypatch):
+    # A network of one channel that moves the scan 2 voxels to the left and labels what is brighter than half of white.
+    one, left = np.zeros((2, 3, 3, 3), np.float32)
+    one[1, 1, 1] = left[0, 1, 1] = 1
+    kernels = [one, left, *[one] * 7, np.eye(1, 18, 5)]
+    biases = [*[[0]] * 9, [0.5, *[-1] * 4, 0, *[-1] * 12]]
+    pairs = zip(kernels, biases, strict=True)
+    np.concatenate([np.ravel(part) for pair in pairs for part in pair]).astype(np.float32).tofile(
+        tmp_path / "model.bin"
+    )
+
+    array = np.zeros((30, 36, 40), np.int16)  # axes (superior, posterior, left)
+    array[8:20, 10:24, 12:28] = 100
+    array[2:5, 10:24, 12:28] = 100
+    array[12, 12, 14] = 10000  # a spark that doesn't set what white is
+    scan = sitk.GetImageFromArray(array)
+    scan.SetOrigin((-31, 12, 45))
+    (tmp_path / "scans").mkdir()
+    sitk.WriteImage(sitk.DICOMOrient(scan, "PIR"), tmp_path / "scans" / "a.nii.gz")
+
+    monkeypatch.setattr(sys, "argv", ["brainchop.py", "model.bin", "scans", "-o", "found"])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EVALUATION / "brainchop.py"), run_name="__main__")
+    found = sitk.ReadImage(tmp_path / "found" / "a.nii.gz")
+    assert found.GetDirection() == pytest.approx(sitk.DICOMOrient(scan, "PIR").GetDirection())
+    found = sitk.DICOMOrient(found, "LPS")
+    wanted = np.zeros_like(array)
+    wanted[8:20, 10:24, 14:30] = 5
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), wanted)
