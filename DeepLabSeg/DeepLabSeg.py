@@ -157,17 +157,14 @@ class DeepLabSegLogic(ScriptedLoadableModuleLogic):
         paths = [scan for scan in scans if isinstance(scan, str | Path)]
         if paths and outputFolder is None:
             raise InvalidInput("outputFolder is missing; say where the segmentations of the scans go")
+        if outputFolder is not None and len(paths) < len(scans):
+            raise InvalidInput("outputFolder is for files, and nodes' segmentations go into the scene; leave it out")
+        segmenter, settings = self._prepare(model, device, precision, roi, options)
         if outputFolder is not None:
-            if len(paths) < len(scans):
-                raise InvalidInput(
-                    "outputFolder is for files, and nodes' segmentations go into the scene; leave it out"
-                )
-            segmenter, settings = self._prepare(model, device, precision, roi, options)
             report = Path(outputFolder) / batch.REPORT
             return batch.segment_files(
                 segmenter, paths, outputFolder, settings, on_case=onCase, on_progress=onProgress, report=report
             )
-        segmenter, settings = self._prepare(model, device, precision, roi, options)
 
         def case(volume: Any) -> Any:
             name = volume.GetName() if hasattr(volume, "GetName") else repr(volume)

@@ -29,6 +29,7 @@ __all__ = [
     "is_described",
     "list_models",
     "model_folders",
+    "model_state",
     "read_card",
     "read_json",
     "resource",

@@ -10,14 +10,14 @@ from DeepLabSegLib.errors import InvalidInput
 __all__ = ["check_choice", "check_count", "check_kind", "check_rate", "counts", "is_count", "kind_of", "known_name"]
 
 
-def check_choice(argument: str, value: object, choices: object) -> None:
-    """Raise `InvalidInput` unless `value` is one of `choices` (any container of names)."""
-    names = list(choices)  # type: ignore[call-overload]
+def check_choice(argument: str, value: object, choices: Iterable[object]) -> None:
+    """Raise `InvalidInput` unless `value` is one of `choices`."""
+    names = list(choices)
     if value not in names:
         raise InvalidInput(f"{argument} is {value!r}; choose one of {', '.join(map(repr, names))}")
 
 
-def known_name(argument: str, value: str, choices: object) -> str:
+def known_name(argument: str, value: str, choices: Iterable[object]) -> str:
     """The one of `choices` that `value` is, in any case; raise `InvalidInput` where it is none."""
     name = value.lower() if isinstance(value, str) else value
     check_choice(argument, name, choices)

@@ -92,7 +92,7 @@ class Comparison:
 def compare_files(
     pairing: Pairing, groups: Mapping[str, Group] | None = None, on_case: Callable[[str], object] | None = None
 ) -> Comparison:
-    """Scores of every pair, per group or else per label value; `on_case` is called with each name when it is done.
+    """Scores of every pair, by `groups` or else `groups_of` it; `on_case` is called with each name when it is done.
 
     Raises `InvalidInput` where not one pair could be compared.
     """
@@ -187,15 +187,11 @@ def _read(pair: Pair) -> tuple[Labels, Labels]:
     """Both sides; a picture, which has no position, lies where the other side does if that has its size."""
     prediction, reference = files.read_labels(pair.prediction), files.read_labels(pair.reference)
     if prediction.geometry.shape == reference.geometry.shape:
-        if _is_picture(pair.reference):
+        if files.is_picture(pair.reference):
             reference = replace(reference, geometry=prediction.geometry)
-        elif _is_picture(pair.prediction):
+        elif files.is_picture(pair.prediction):
             prediction = replace(prediction, geometry=reference.geometry)
     return prediction, reference
-
-
-def _is_picture(path: Path) -> bool:
-    return path.name.lower().endswith(files.PICTURE_SUFFIXES)
 
 
 def _draw(
@@ -210,7 +206,7 @@ def _draw(
     image = None
     if pair.image is not None:
         image = files.read_image(pair.image)
-        without_position = _is_picture(pair.image) or _is_picture(pair.prediction)
+        without_position = files.is_picture(pair.image) or files.is_picture(pair.prediction)
         if without_position and image.geometry.shape == prediction.geometry.shape:
             image = replace(image, geometry=prediction.geometry)
     known = groups or groups_of(prediction, reference)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.image import MAX_LABEL, SAME_GRID, Labels, Segment
+from DeepLabSegLib.image import MAX_LABEL, SAME_GRID, Labels, Segment, plain_name
 from DeepLabSegLib.schema import from_json, load_json
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "lowest_dice",
     "mask_of",
     "mean_interval",
+    "name_key",
     "number_of",
     "read_groups",
     "summarize",
@@ -118,7 +119,7 @@ MEASURES = {
 
 
 def compare(prediction: Labels, reference: Labels, groups: Mapping[str, Group]) -> dict[str, Scores]:
-    """Scores per group. Raises `InvalidInput` where the two lie on different grids, and for masks in colours."""
+    """Scores per group. Raises `InvalidInput` where the two lie on different grids, and as `in_grey` and `mask_of`."""
     prediction, reference = in_grey(prediction), in_grey(reference)
     if not prediction.geometry.is_close(reference.geometry, SAME_GRID):
         raise InvalidInput(
@@ -188,7 +189,7 @@ def mask_of(labels: Labels, wanted: Sequence[int | str] | None) -> NDArray[np.bo
     """
     if wanted is None:
         return np.logical_or.reduce(labels.layers > 0)
-    keys = {_key(label) for label in wanted if isinstance(label, str)}
+    keys = {name_key(label) for label in wanted if isinstance(label, str)}
     values = [label for label in wanted if not isinstance(label, str)]
     for value in values:
         names = [segment.name for segment in labels.segments if segment.value == value]
@@ -197,14 +198,14 @@ def mask_of(labels: Labels, wanted: Sequence[int | str] | None) -> NDArray[np.bo
                 f"the value {value} stands for {' and '.join(names)}, which may overlap, so that it has no counterpart "
                 "on the other side; give that side the same names, as a .seg.nrrd"
             )
-    named = [labels.mask(segment) for segment in labels.segments if _key(segment) in keys]
+    named = [labels.mask(segment) for segment in labels.segments if name_key(segment.name) in keys]
     return np.logical_or.reduce([*np.isin(labels.layers, values), *named])
 
 
 def lacking(labels: Labels, wanted: Sequence[int | str]) -> list[int | str]:
     """Those of `wanted`, as in a side of a `Group`, that are no segment's value or name."""
-    known = {key for segment in labels.segments for key in (segment.value, _key(segment))}
-    return [label for label in wanted if (_key(label) if isinstance(label, str) else label) not in known]
+    known = {key for segment in labels.segments for key in (segment.value, name_key(segment.name))}
+    return [label for label in wanted if (name_key(label) if isinstance(label, str) else label) not in known]
 
 
 def in_grey(labels: Labels) -> Labels:
@@ -235,7 +236,7 @@ def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
     if prediction.segments and reference.segments and named:
         names: dict[str, str] = {}
         for segment in segments:
-            names.setdefault(_key(segment), segment.name)
+            names.setdefault(name_key(segment.name), segment.name)
         return {name: Group((name,), (name,)) for name in names.values()}
     # A name of either side goes before none.
     named_last = sorted((*reference.segments, *prediction.segments), key=lambda segment: not unnamed(segment))
@@ -249,18 +250,18 @@ def groups_of(prediction: Labels, reference: Labels) -> dict[str, Group]:
 
 def unnamed(segment: Segment) -> bool:
     """Whether a segment comes from a plain label map, which has values alone."""
-    return segment.name == f"Label {segment.value}"
+    return segment.name == plain_name(segment.value)
 
 
 def number_of(segment: Segment) -> int | None:
     """The value that a segment is called after: its own, or that of the labels from which a model has learned it."""
-    found = NUMBERED.fullmatch(_key(segment))
+    found = NUMBERED.fullmatch(name_key(segment.name))
     return None if found is None else int(found[1])
 
 
-def _key(segment: Segment | str) -> str:
-    """What two spellings of a segment's name have in common."""
-    return (segment if isinstance(segment, str) else segment.name).strip().casefold()
+def name_key(name: str) -> str:
+    """What two spellings of a segment's or class's name have in common."""
+    return name.strip().casefold()
 
 
 def read_groups(path: str | Path) -> dict[str, Group]:

@@ -17,7 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["SAME_GRID", "Geometry", "Image", "Labels", "Segment", "Terminology", "default_color", "whole_numbers"]
+__all__ = [
+    "SAME_GRID",
+    "Geometry",
+    "Image",
+    "Labels",
+    "Segment",
+    "Terminology",
+    "default_color",
+    "plain_name",
+    "whole_numbers",
+]
 
 TERMINOLOGY_CONTEXT = "Segmentation category and type - DICOM master list"
 ANATOMIC_CONTEXT = "Anatomic codes - DICOM master list"
@@ -262,6 +272,11 @@ class Labels:
             return f"{segment.name} ({segment.value}{f', layer {segment.layer}' if segment.layer else ''})"
 
         return {title(segment): float(np.count_nonzero(self.mask(segment)) * ml) for segment in self.segments}
+
+
+def plain_name(value: int) -> str:
+    """What a label is called that has no name of its own."""
+    return f"Label {value}"
 
 
 def default_color(value: int) -> tuple[int, int, int]:

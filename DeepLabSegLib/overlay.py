@@ -19,6 +19,11 @@ from DeepLabSegLib.resampling import Box, resample
 
 __all__ = ["render", "render_comparison"]
 
+Color = tuple[int, int, int]
+
+Legend = list[tuple[Color | None, str]]
+"""Rows, each with the colour that it explains, if any."""
+
 PLANES = (("axial", 0, "RL"), ("coronal", 1, "RL"), ("sagittal", 2, "AP"))
 """Name, axis of the grid that is cut, and the directions at the picture's left and right edge."""
 BACKGROUND = (18, 18, 22)
@@ -197,7 +202,7 @@ def _outlined(grey: NDArray, ours: NDArray[np.bool_], theirs: NDArray[np.bool_])
     return picture
 
 
-def _painted(grey: NDArray, masks: Mapping[str, NDArray[np.bool_]], colors: Mapping[str, tuple[int, ...]]) -> NDArray:
+def _painted(grey: NDArray, masks: Mapping[str, NDArray[np.bool_]], colors: Mapping[str, Color]) -> NDArray:
     """Groups over the scan, the smaller over the larger, since one may hold others."""
     picture = grey.copy()
     for name in sorted(masks, key=lambda name: -np.count_nonzero(masks[name])):
@@ -205,7 +210,7 @@ def _painted(grey: NDArray, masks: Mapping[str, NDArray[np.bool_]], colors: Mapp
     return picture
 
 
-def _colors(labels: Labels, groups: Mapping[str, Group]) -> dict[str, tuple[int, int, int]]:
+def _colors(labels: Labels, groups: Mapping[str, Group]) -> dict[str, Color]:
     """A group has its segment's colour; one of several another that no group has, one of all labels white."""
     own = {key: segment.color for segment in labels.segments for key in (segment.value, segment.name)}
     colors = {}
@@ -218,7 +223,7 @@ def _colors(labels: Labels, groups: Mapping[str, Group]) -> dict[str, tuple[int,
     return colors
 
 
-def _figures(scores: Scores) -> list[tuple[tuple[int, int, int] | None, str]]:
+def _figures(scores: Scores) -> Legend:
     rows = [f"Dice {scores.dice:.3f}"]
     if not math.isnan(scores.hausdorff95):
         rows.append(f"HD95 {scores.hausdorff95:.1f} mm")
@@ -226,25 +231,16 @@ def _figures(scores: Scores) -> list[tuple[tuple[int, int, int] | None, str]]:
     return [(None, row) for row in rows]
 
 
-def _dice_legend(
-    scores: Mapping[str, Scores], colors: Mapping[str, tuple[int, int, int]]
-) -> list[tuple[tuple[int, int, int] | None, str]]:
+def _dice_legend(scores: Mapping[str, Scores], colors: Mapping[str, Color]) -> Legend:
     names = sorted((name for name in colors if not math.isnan(scores[name].dice)), key=lambda name: scores[name].dice)
-    rows: list[tuple[tuple[int, int, int] | None, str]] = [
-        (colors[name], f"{scores[name].dice:.3f}  {name}") for name in names[:LEGEND_ROWS]
-    ]
+    rows: Legend = [(colors[name], f"{scores[name].dice:.3f}  {name}") for name in names[:LEGEND_ROWS]]
     if len(names) > LEGEND_ROWS:
         rows.append((None, f"and {len(names) - LEGEND_ROWS} with a higher Dice"))
     mean = sum(scores[name].dice for name in names) / max(1, len(names))
     return [(None, f"Dice, mean {mean:.3f}"), *rows]
 
 
-def _compose_comparison(
-    title: str,
-    tiles: Sequence[tuple[str, NDArray]],
-    cut: _Cut,
-    legend: Sequence[tuple[tuple[int, int, int] | None, str]],
-) -> Picture.Image:
+def _compose_comparison(title: str, tiles: Sequence[tuple[str, NDArray]], cut: _Cut, legend: Legend) -> Picture.Image:
     font, top = ImageFont.load_default(15), MARGIN + 30
     rows, columns = cut.pixels
     legend_width = 26 + math.ceil(max(font.getlength(text) for _, text in legend)) + MARGIN

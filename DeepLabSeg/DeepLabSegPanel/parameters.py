@@ -15,8 +15,8 @@ class DeepLabSegParameterNode:
     inputVolume, roi, outputSegmentation - nodes; no output means a new one.
     model - a model's name; empty where a file is chosen.
     weightsPath - that file, or a model's folder.
-    encoder, depth, dimensions, labels, normalization, spacing, orientation, activation, dilationRates - what a person
-        says of bare weights; empty (0) where nothing.
+    labels, normalization, spacing, orientation, activation, dilationRates, encoder, depth - what a person says of bare
+        weights; empty (0) where nothing.
     device, precision, overlap, mirror, tile, sliceAxis, threshold - how to run.
     show3D, uncertainty - what else to make.
     """

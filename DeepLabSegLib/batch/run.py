@@ -8,9 +8,9 @@ import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -66,11 +66,7 @@ def segment_files(
     segmenter.check_options(options)
     folder = Path(output_folder)
     sources = [Path(scan) for scan in scans]
-    names = [stem(source) for source in sources]
-    counts = Counter(map(str.casefold, names))  # on many disks capital and small letters are one
-    twice = sorted({name for name in names if counts[name.casefold()] > 1})
-    if twice:
-        raise InvalidInput(f"several scans are called {', '.join(twice)}; rename them, or use an output folder each")
+    names = _names(sources)
     targets = [folder / f"{name}{suffix}" for name in names]
     check_apart(targets, sources)
     for target in targets:
@@ -83,56 +79,86 @@ def segment_files(
         if table.exists():  # that it can't be replaced is known before the work
             with replacing(table) as temporary:
                 shutil.copy2(table, temporary)
-    made_with = _made_with(segmenter, options)
+    batch = _Batch(segmenter, options, suffix, overwrite, on_progress, _made_with(segmenter, options), earlier)
+    return collect(batch.cases(zip(sources, names, targets, strict=True)), on_case, write)
 
-    def segment(source: Path, target: Path) -> Labels:
-        check_output(target, files.LABEL_SUFFIXES, overwrite=True)
-        replaces = overwrite or target.exists()
-        image = files.read_image(source)
-        files.check_slices(target, image.geometry)
-        labels = segmenter.segment(image, options, on_progress)
-        files.write_labels(labels, target, overwrite=replaces)
-        return labels
 
-    def kept(source: Path, target: Path, before: str) -> Labels:
-        if before not in ("", made_with):
-            raise InvalidInput(
-                f"{target} was made with {before}, and not with {made_with}; use another output folder, or overwrite it"
-            )
-        try:
-            labels = files.read_labels(target)
-        except (DeepLabSegError, OSError) as error:
-            raise InvalidInput(f"{error}; {AGAIN}") from None
-        grid = files.read_geometry(source)
-        if not (_is_block(labels.geometry, grid) if suffix != ".png" else labels.geometry.shape == grid.shape):
-            raise InvalidInput(f"{target} lies on another grid than {source}, as another scan's result does; {AGAIN}")
-        unnamed = suffix != ".seg.nrrd" and before == made_with
-        return replace(labels, segments=segmenter.bundle.labels) if unnamed else labels
+def _names(sources: Sequence[Path]) -> list[str]:
+    """What the cases of scans are called. Raises `InvalidInput` for two of one name, but for capital letters."""
+    names = [stem(source) for source in sources]
+    counts = Counter(map(str.casefold, names))  # on many disks capital and small letters are one
+    twice = sorted({name for name in names if counts[name.casefold()] > 1})
+    if twice:
+        raise InvalidInput(f"several scans are called {', '.join(twice)}; rename them, or use an output folder each")
+    return names
 
-    def case(source: Path, name: str, target: Path) -> Case:
-        before = earlier[target.name].made_with if target.name in earlier else ""
-        if overwrite or not is_result(target):
-            found = run_case(name, partial(segment, source, target))
-            if overwrite or found.status == "done" or not is_result(target):
-                return replace(found, result=target.name, made_with=made_with if found.status == "done" else before)
+
+@dataclass(frozen=True)
+class _Batch:
+    """How cases are made or kept: `made_with` is of results from now on, `earlier` the table's cases by their results.
+
+    The rest is as in `segment_files`.
+    """
+
+    segmenter: Segmenter
+    options: SegmentOptions
+    suffix: str
+    overwrite: bool
+    on_progress: OnProgress | None
+    made_with: str
+    earlier: Mapping[str, Case]
+
+    def cases(self, scans: Iterable[tuple[Path, str, Path]]) -> Iterator[Case]:
+        """The case of each scan, which comes with the case's name and the place of its result."""
+        waiting = [*scans]
+        while waiting:
+            source, name, target = waiting.pop(0)
+            missing = not is_result(target)
+            yield (found := self._case(source, name, target))
+            if missing and found.status == "kept":
+                random.shuffle(waiting)  # another process goes the same way, and would make each case as well
+
+    def _case(self, source: Path, name: str, target: Path) -> Case:
+        before = self.earlier[target.name].made_with if target.name in self.earlier else ""
+        if self.overwrite or not is_result(target):
+            found = run_case(name, partial(self._segment, source, target))
+            if self.overwrite or found.status == "done" or not is_result(target):
+                made_with = self.made_with if found.status == "done" else before
+                return replace(found, result=target.name, made_with=made_with)
         # It was there, or another process has made it meanwhile.
-        found = replace(run_case(name, partial(kept, source, target, before)), result=target.name, made_with=before)
+        found = run_case(name, partial(self._kept, source, target, before))
+        found = replace(found, result=target.name, made_with=before)
         if found.status == "failed":
             return found
         older = is_older(target, source)
         note = ", and is older than its scan; overwrite it if the scan was replaced" if older else ""
         return replace(found, status="kept", seconds=0.0, message=f"{target} was there already{note}", older=older)
 
-    def cases() -> Iterator[Case]:
-        waiting = [*zip(sources, names, targets, strict=True)]
-        while waiting:
-            source, name, target = waiting.pop(0)
-            missing = not is_result(target)
-            yield (found := case(source, name, target))
-            if missing and found.status == "kept":
-                random.shuffle(waiting)  # another process goes the same way, and would make each case as well
+    def _segment(self, source: Path, target: Path) -> Labels:
+        check_output(target, files.LABEL_SUFFIXES, overwrite=True)
+        replaces = self.overwrite or target.exists()
+        image = files.read_image(source)
+        files.check_slices(target, image.geometry)
+        labels = self.segmenter.segment(image, self.options, self.on_progress)
+        files.write_labels(labels, target, overwrite=replaces)
+        return labels
 
-    return collect(cases(), on_case, write)
+    def _kept(self, source: Path, target: Path, before: str) -> Labels:
+        """What lies at `target`, made with `before`. Raises `InvalidInput` where it is no result of this batch."""
+        if before not in ("", self.made_with):
+            raise InvalidInput(
+                f"{target} was made with {before}, and not with {self.made_with}; use another output folder, or "
+                "overwrite it"
+            )
+        try:
+            labels = files.read_labels(target)
+        except (DeepLabSegError, OSError) as error:
+            raise InvalidInput(f"{error}; {AGAIN}") from None
+        grid = files.read_geometry(source)
+        if not (_is_block(labels.geometry, grid) if self.suffix != ".png" else labels.geometry.shape == grid.shape):
+            raise InvalidInput(f"{target} lies on another grid than {source}, as another scan's result does; {AGAIN}")
+        unnamed = self.suffix != ".seg.nrrd" and before == self.made_with
+        return replace(labels, segments=self.segmenter.bundle.labels) if unnamed else labels
 
 
 def collect(

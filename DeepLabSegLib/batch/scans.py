@@ -25,13 +25,13 @@ def find_scans(folder: str | os.PathLike[str]) -> list[Path]:
     if not root.is_dir():
         raise InvalidInput(f"{root} is no folder; give a folder of scans")
     paths = _paths_in(root)
-    found = [path for path in paths if _is_volume(path)] or [path for path in paths if _is_picture(path)]
+    found = [path for path in paths if _is_volume(path)] or [path for path in paths if files.is_picture(path)]
     if not found and _is_volume(root):
         raise InvalidInput(
             f"DICOM files lie in {root} itself; give the folder that it is in, and each series a folder of its own"
         )
     if not found:
-        inside = find_nested(root) or _folders_with(_is_picture, root)
+        inside = find_nested(root) or _folders_with(files.is_picture, root)
         nested = "".join(f"; {inner} does" for inner in inside[:1])
         raise InvalidInput(
             f"{root} holds no scan{nested}; known are {', '.join(files.IMAGE_SUFFIXES)} and folders of DICOM"
@@ -76,10 +76,6 @@ def _is_volume(path: Path) -> bool:
             return any(map(_looks_like_dicom, path.iterdir()))
     name = path.name.lower()
     return name.endswith(files.VOLUME_SUFFIXES) and not name.endswith(".seg.nrrd")
-
-
-def _is_picture(path: Path) -> bool:
-    return path.name.lower().endswith(files.PICTURE_SUFFIXES)
 
 
 def _looks_like_dicom(path: Path) -> bool:

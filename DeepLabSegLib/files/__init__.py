@@ -5,8 +5,8 @@ from DeepLabSegLib.files.formats import (
     JPEG_SUFFIXES,
     LABEL_SUFFIXES,
     ONE_FILE_SUFFIXES,
-    PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
+    is_picture,
 )
 from DeepLabSegLib.files.reading import read_geometry, read_image, read_labels
 from DeepLabSegLib.files.writing import check_overlap, check_slices, write_image, write_labels
@@ -16,10 +16,10 @@ __all__ = [
     "JPEG_SUFFIXES",
     "LABEL_SUFFIXES",
     "ONE_FILE_SUFFIXES",
-    "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
     "check_overlap",
     "check_slices",
+    "is_picture",
     "read_geometry",
     "read_image",
     "read_labels",

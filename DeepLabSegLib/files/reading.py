@@ -17,7 +17,7 @@ from DeepLabSegLib.files.dicom import find_series, give_thickness, place_frames,
 from DeepLabSegLib.files.formats import IMAGE_SUFFIXES, JPEG_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
 from DeepLabSegLib.files.itk import check_name, geometry_of, printable, quiet, why_unreadable
 from DeepLabSegLib.files.segments import segments_of
-from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color, whole_numbers
+from DeepLabSegLib.image import Geometry, Image, Labels, Segment, default_color, plain_name, whole_numbers
 
 __all__ = ["read_geometry", "read_image", "read_itk", "read_labels"]
 
@@ -73,7 +73,7 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
     segments = segments_of(fields, itk_image.GetNumberOfComponentsPerPixel(), str(path))
     if not segments:
         found = np.unique(array)
-        segments = tuple(Segment(int(v), f"Label {v}", default_color(int(v))) for v in found[found > 0])
+        segments = tuple(Segment(v, plain_name(v), default_color(v)) for v in found[found > 0].tolist())
     try:
         return Labels(array, image.geometry, segments)
     except InvalidInput as error:

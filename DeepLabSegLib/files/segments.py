@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.image import Labels, Segment, Terminology
+from DeepLabSegLib.image import Labels, Segment, Terminology, plain_name
 
 __all__ = ["fields_of", "segments_of"]
 
@@ -35,7 +35,7 @@ def segments_of(fields: Mapping[str, str], components: int, name: str) -> tuple[
         layer = parsed("Layer", own_layer.format(len(segments)), int, "a whole number")
         tags = dict(tag.split(":", 1) for tag in fields.get(f"{prefix}Tags", "").split("|") if ":" in tag)
         terminology = Terminology.from_entry(tags.get("TerminologyEntry", ""))
-        segments.append(Segment(value, fields.get(f"{prefix}Name", f"Label {value}"), color, terminology, layer))
+        segments.append(Segment(value, fields.get(f"{prefix}Name", plain_name(value)), color, terminology, layer))
     return tuple(segments)
 
 

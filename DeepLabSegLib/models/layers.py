@@ -296,9 +296,9 @@ def resize(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode=LAYERS[x.ndim - 2].interpolation, align_corners=False)
 
 
-def resize_matrix(size: int, wanted: int) -> Tensor:
+def resize_matrix(size: int, wanted: int, device: torch.device | None = None) -> Tensor:
     """`(wanted, size)`: what `resize` does along an axis."""
-    return F.interpolate(torch.eye(size)[None], size=wanted, mode="linear", align_corners=False)[0].T
+    return F.interpolate(torch.eye(size, device=device)[None], size=wanted, mode="linear", align_corners=False)[0].T
 
 
 def is_counter(name: str) -> bool:

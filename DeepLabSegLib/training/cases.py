@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import IMAGE_SUFFIXES, JPEG_SUFFIXES, PICTURE_SUFFIXES
+from DeepLabSegLib.files import IMAGE_SUFFIXES, JPEG_SUFFIXES, is_picture
 from DeepLabSegLib.pairing import stem, unique
 from DeepLabSegLib.schema import load_json
 
@@ -238,7 +238,7 @@ def _from_case_folders(root: Path) -> tuple[list[Case], list[Fault]]:
         labels = [path for path in files if _is_marked_label(path)]
         scans = [path for path in files if path not in labels]
         # A picture beside volumes is a view of them, as Slicer saves one with a scene.
-        scans = [path for path in scans if not path.name.lower().endswith(PICTURE_SUFFIXES)] or scans
+        scans = [path for path in scans if not is_picture(path)] or scans
         if labels:
             label_of[folder.name] = labels
         for path in scans:

@@ -10,10 +10,10 @@ import numpy as np
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.evaluate import number_of, unnamed
-from DeepLabSegLib.image import Segment
+from DeepLabSegLib.image import Segment, plain_name
 from DeepLabSegLib.training.cases import DATASET, Case, Fault
 from DeepLabSegLib.training.fingerprint import ClassFound, Fingerprint, Measurement, measure, summarize
-from DeepLabSegLib.training.pairs import BadPair, class_of, is_picture, read_pair
+from DeepLabSegLib.training.pairs import BadPair, class_of, has_picture, read_pair
 
 __all__ = ["CheckedData", "check_cases", "report"]
 
@@ -112,7 +112,7 @@ def _odd_dimensions(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
 
 
 def _odd_sizes(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
-    sides = {case: _sides(measurement) for case, measurement in good.items() if not is_picture(case)}
+    sides = {case: _sides(measurement) for case, measurement in good.items() if not has_picture(case)}
     if not sides:
         return []
     usual = np.sort(list(sides.values()), axis=0)[(len(sides) - 1) // 2]  # the median; of two, the smaller
@@ -158,7 +158,7 @@ def _odd_values(good: dict[Case, Measurement]) -> list[tuple[Case, str]]:
     for _, segment in _segments(good):
         if number_of(segment) is None:
             names[segment.value].add(segment.name)
-    unclear = {found.value for found in _classes(good) if found.name == f"Label {found.value}"} & set(names)
+    unclear = {found.value for found in _classes(good) if found.name == plain_name(found.value)} & set(names)
     odd = []
     for case, segment in _segments(good):
         if unnamed(segment) and segment.value in unclear:

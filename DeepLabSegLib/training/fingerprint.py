@@ -13,10 +13,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from DeepLabSegLib.evaluate import number_of, unnamed
+from DeepLabSegLib.evaluate import name_key, number_of, unnamed
 from DeepLabSegLib.image import Geometry, Image, Labels, Segment, Terminology
-from DeepLabSegLib.preprocess import axis_letters
-from DeepLabSegLib.training.pairs import name_key, on_grid, sample
+from DeepLabSegLib.preprocess import LETTERS, axis_letters
+from DeepLabSegLib.training.pairs import on_grid, sample
 
 __all__ = ["ClassFound", "Fingerprint", "Measurement", "Values", "measure", "summarize"]
 
@@ -28,8 +28,6 @@ SAMPLE = 10_000
 CT_MINIMUM = -300
 """Lowest value of an image below which it is taken for a CT, whose values have a meaning: air is -1000 HU. MR,
 ultrasound and pictures don't go there."""
-
-AXES = {"S": 0, "I": 0, "A": 1, "P": 1, "R": 2, "L": 2}
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def summarize(measurements: Sequence[Measurement], channel_names: tuple[str, ...
         channels=channels,
         channel_names=channel_names,
         flat=flat,
-        orientation=None if flat else "".join("SAR"[axis] for axis in usual),
+        orientation=None if flat else "".join("RAS"[axis] for axis in usual),
         shapes=tuple(_ordered(m.geometry.shape, order) for m, order in zip(measurements, orders, strict=True)),
         spacings=tuple(_ordered(m.geometry.spacing, order) for m, order in zip(measurements, orders, strict=True)),
         classes=_classes(measurements),
@@ -176,8 +174,8 @@ def _ordered(values: Sequence[T], order: Sequence[int]) -> tuple[T, T, T]:
 
 
 def _axes(letters: str) -> tuple[int, ...]:
-    """Orientation letters to the numbers of their axes."""
-    return tuple(AXES[letter] for letter in letters)
+    """Orientation letters to the RAS axes that they lie along."""
+    return tuple(LETTERS[letter][0] for letter in letters)
 
 
 def _values(channel: NDArray[np.float32]) -> Values:

@@ -13,12 +13,13 @@ from torch import Tensor
 from DeepLabSegLib.bundle import Bundle, read_bundle, read_network
 from DeepLabSegLib.catalog import find_model, is_bundle
 from DeepLabSegLib.errors import WeightsError
+from DeepLabSegLib.evaluate import name_key
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.models.layers import is_counter
-from DeepLabSegLib.training.pairs import name_key
 from DeepLabSegLib.weights.files import open_weights
 from DeepLabSegLib.weights.load import load_weights
+from DeepLabSegLib.weights.names import dims_of
 
 __all__ = ["begin_with", "check_source", "versioned"]
 
@@ -102,7 +103,7 @@ def begin_with(network: DeepLabV3Plus, source: str, labels: Sequence[Segment], w
 def _file_tensors(path: Path, spec: DeepLabSpec) -> Mapping[str, Tensor]:
     """Those of a weights file, in the network of `spec` or, where they are 2D, in its 2D twin."""
     with open_weights(path) as file:
-        flat = not any(len(stored.shape) == 5 for stored in file.tensors.values())
+        flat = dims_of(file) == 2
     donor = DeepLabV3Plus.from_spec(replace(spec, input_shape=(None, None, spec.in_channels)) if flat else spec)
     load_weights(donor, path)
     return donor.state_dict()

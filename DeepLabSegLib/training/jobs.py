@@ -20,7 +20,7 @@ from DeepLabSegLib.training.augment import Augmentation
 from DeepLabSegLib.training.head_mri import SyntheticHeads, read_head_map
 from DeepLabSegLib.training.initial import versioned
 from DeepLabSegLib.training.options import OnTraining, TrainOptions, initial_of, recipe_of, settings_of
-from DeepLabSegLib.training.outline import beginning, outline_of
+from DeepLabSegLib.training.outline import Outline, beginning, outline_of
 from DeepLabSegLib.training.patches import Patches
 from DeepLabSegLib.training.prepared import case_key, prepare
 from DeepLabSegLib.training.processes import Processes
@@ -118,23 +118,7 @@ def _from_pairs(
                 "the rest is trained on",
                 stacklevel=2,
             )
-    if recipe is None:
-        unmeasured = ", ".join(outline.unmeasured)
-        bundle = Bundle(
-            name=name,
-            description=f"{', '.join(label.name for label in chosen.labels)}; trained on {len(learned)} cases",
-            network=chosen.network,
-            input=chosen.input,
-            labels=chosen.labels,
-            license=options.license,
-            training_data=options.training_data or f"{len(learned)} cases of {data.resolve().name}",
-            limits=f"No figure speaks of {unmeasured}: no held-out case had it." if unmeasured else None,
-            reproduce=options.reproduce,
-        )
-    else:
-        bundle = replace(
-            recipe.bundle, name=name, network=chosen.network, input=chosen.input, reproduce=options.reproduce
-        )
+    bundle = _bundle_of(outline, data, name, recipe, options)
     prepared = prepare(
         learned, chosen, folder / "prepared", on_case=lambda done, total: on_progress("prepare", done, total, None)
     )
@@ -148,3 +132,24 @@ def _from_pairs(
         "held-out data": {case.name: case_key(case, chosen) for case in held_out},
     }
     return Job(bundle, outline.training, outline.network, outline.begun, pairs, validate, about)
+
+
+def _bundle_of(outline: Outline, data: Path, name: str, recipe: Recipe | None, options: TrainOptions) -> Bundle:
+    """What a model that learns from pairs will say of itself."""
+    chosen, count = outline.plan, len(outline.learned)
+    if recipe is not None:
+        return replace(
+            recipe.bundle, name=name, network=chosen.network, input=chosen.input, reproduce=options.reproduce
+        )
+    unmeasured = ", ".join(outline.unmeasured)
+    return Bundle(
+        name=name,
+        description=f"{', '.join(label.name for label in chosen.labels)}; trained on {count} cases",
+        network=chosen.network,
+        input=chosen.input,
+        labels=chosen.labels,
+        license=options.license,
+        training_data=options.training_data or f"{count} cases of {data.resolve().name}",
+        limits=f"No figure speaks of {unmeasured}: no held-out case had it." if unmeasured else None,
+        reproduce=options.reproduce,
+    )

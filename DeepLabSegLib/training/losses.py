@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from DeepLabSegLib.models.layers import resize_matrix
 
 __all__ = ["dice_cross_entropy"]
 
@@ -24,7 +25,8 @@ def dice_cross_entropy(coarse: Tensor, target: Tensor, every: int = 1, start: Se
     offsets = start or (0,) * (target.ndim - 1)
     for axis, (offset, length) in enumerate(zip(offsets, target.shape[1:], strict=True)):
         kept = slice(offset % min(every, length), None, every)
-        matrix = _enlarging(coarse.shape[2 + axis], length, coarse)[kept]
+        # An axis at a time by a matrix is several times faster than in 3D.
+        matrix = resize_matrix(coarse.shape[2 + axis], length, coarse.device).to(coarse.dtype)[kept]
         coarse = torch.tensordot(coarse, matrix, dims=([2 + axis], [1])).movedim(-1, 2 + axis)
         index = [slice(None)] * target.ndim
         index[1 + axis] = kept
@@ -37,9 +39,3 @@ def dice_cross_entropy(coarse: Tensor, target: Tensor, every: int = 1, start: Se
     axes = [n for n in range(probability.ndim) if n != 1]
     overlap, size = (probability * wanted).sum(axes), (probability + wanted).sum(axes)
     return cross_entropy + 1 - ((2 * overlap + 1) / (size + 1)).mean()
-
-
-def _enlarging(low: int, high: int, like: Tensor) -> Tensor:
-    """`(high, low)`, linear enlargement along one axis as a matrix: several times faster than doing it in 3D."""
-    eye = torch.eye(low, device=like.device, dtype=like.dtype)
-    return F.interpolate(eye[:, None], size=high, mode="linear", align_corners=False)[:, 0].T

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
-from DeepLabSegLib.evaluate import in_grey, unnamed
-from DeepLabSegLib.files import PICTURE_SUFFIXES, read_image, read_labels
+from DeepLabSegLib.evaluate import in_grey, name_key, unnamed
+from DeepLabSegLib.files import is_picture, read_image, read_labels
 from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment
 from DeepLabSegLib.preprocess import axis_letters, check_voxels, stack_channels
 from DeepLabSegLib.resampling import resample
 from DeepLabSegLib.training.cases import Case
 
-__all__ = ["BadPair", "class_of", "is_picture", "name_key", "on_grid", "read_pair", "sample"]
+__all__ = ["BadPair", "class_of", "has_picture", "on_grid", "read_pair", "sample"]
 
 MAX_VALUES = 255
 """Classes that a training label holds at most: they are stored in a byte."""
@@ -80,7 +80,7 @@ def read_pair(case: Case, *, allow_empty: bool = False) -> tuple[Image, Labels]:
                 problems.append(
                     f"{path} lies elsewhere than {case.images[0]}; register the channels, or correct a header"
                 )
-        if is_picture(case) and labels.geometry.shape == images[0].geometry.shape:
+        if has_picture(case) and labels.geometry.shape == images[0].geometry.shape:
             labels = replace(labels, geometry=images[0].geometry)
         problems += _label_problems(case, images[0], labels, allow_empty)
     if problems or labels is None:
@@ -105,11 +105,6 @@ def class_of(segment: Segment, names: Sequence[str], values: Sequence[int]) -> i
     if name_key(segment.name) in keys:
         return keys.index(name_key(segment.name))
     return values.index(segment.value) if unnamed(segment) and segment.value in values else None
-
-
-def name_key(name: str) -> str:
-    """What two spellings of a class's name have in common."""
-    return name.strip().casefold()
 
 
 def sample(voxels: NDArray[np.intp], count: int) -> NDArray[np.intp]:
@@ -175,7 +170,7 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
     if labels.geometry.is_close(image.geometry):
         return problems
     shapes = [" x ".join(map(str, geometry.shape)) for geometry in (labels.geometry, image.geometry)]
-    if is_picture(case) and not _is_cropped(case, labels, image.geometry):
+    if has_picture(case) and not _is_cropped(case, labels, image.geometry):
         problems.append(
             f"{case.label} has {shapes[0]} voxels and its image {shapes[1]}; pictures have no positions, so save the "
             "label at the image's size"
@@ -197,9 +192,9 @@ def _label_problems(case: Case, image: Image, labels: Labels, allow_empty: bool)
     return problems
 
 
-def is_picture(case: Case) -> bool:
-    """Whether one of its files is a picture, which has no position and often no true size."""
-    return any(path.name.lower().endswith(PICTURE_SUFFIXES) for path in (*case.images, case.label))
+def has_picture(case: Case) -> bool:
+    """Whether one of its files is a picture."""
+    return any(map(is_picture, (*case.images, case.label)))
 
 
 def _rims(array: NDArray) -> list[int]:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from DeepLabSegLib.bundle import ModelInput
 from DeepLabSegLib.checks import check_choice
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.image import Segment
+from DeepLabSegLib.evaluate import name_key
+from DeepLabSegLib.image import Segment, plain_name
 from DeepLabSegLib.models.deeplab import DeepLabSpec
 from DeepLabSegLib.preprocess import Normalization, check_orientation
 from DeepLabSegLib.training.fingerprint import ClassFound, Fingerprint
-from DeepLabSegLib.training.pairs import MAX_VALUES, name_key
+from DeepLabSegLib.training.pairs import MAX_VALUES
 
 __all__ = ["Overrides", "TrainingPlan", "plan"]
 
@@ -316,7 +317,7 @@ def _classes(fingerprint: Fingerprint, names: Sequence[str] | None) -> tuple[Cla
 def _labels(classes: Sequence[ClassFound], names: Sequence[str] | None) -> tuple[Segment, ...]:
     if names is not None and len(names) != len(classes):
         values = ", ".join(
-            str(found.value) if found.name == f"Label {found.value}" else found.name for found in classes
+            str(found.value) if found.name == plain_name(found.value) else found.name for found in classes
         )
         count = "1 class" if len(classes) == 1 else f"{len(classes)} classes"
         raise InvalidInput(f"the labels have {count} ({values}); give as many names, not {len(names)}")

@@ -13,7 +13,7 @@ from DeepLabSegLib.training.head_mri import ANATOMY, SEGMENTS, STEM_END, SUBSTAN
 from DeepLabSegLib.training.planning import Overrides
 from DeepLabSegLib.training.spec import TrainingSpec
 
-__all__ = ["RECIPES", "Recipe", "find_recipe"]
+__all__ = ["RECIPES", "Heads", "Recipe", "find_recipe"]
 
 
 @dataclass(frozen=True)

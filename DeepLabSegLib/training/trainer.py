@@ -77,7 +77,8 @@ def train(
     several processes see together what one would.
 
     Raises `InvalidInput` where `folder` holds a run of another network or spec, or one that was `about` something else,
-    by name whatever JSON can say of the data; where its checkpoint is damaged; and where memory runs out.
+    by name whatever JSON can say of the data; where its checkpoint is damaged; for a batch that processes can't share
+    evenly; and where memory runs out, or the loss is no finite number any more.
     """
     processes = processes or Processes(0, 1, torch.device("cpu"))
     if spec.batch_size % processes.count:

@@ -26,8 +26,9 @@ from DeepLabSegLib.models.resnet import ResNetSpec
 from DeepLabSegLib.weights import imagenet, medicai
 from DeepLabSegLib.weights.files import WeightsFile, open_weights
 from DeepLabSegLib.weights.load import match
+from DeepLabSegLib.weights.rules import BEYOND_DEPTH
 
-__all__ = ["Detection", "detect"]
+__all__ = ["Detection", "detect", "detect_in"]
 
 DEPTHS = (5, 4, 3)
 
@@ -68,7 +69,7 @@ class Detection:
     num_classes : None for a backbone alone.
     spec : the network to build for `load_weights`, with the reference's defaults for what is open; None for a backbone
         alone and where no name fits.
-    open : what the file can't tell, in words.
+    open : what the file can't tell, in words; what is a field of `DeepLabSpec` begins with its name.
     """
 
     origin: str
@@ -200,7 +201,7 @@ def _misplaced(file: WeightsFile, model: torch.nn.Module) -> int | None:
     except WeightsError:
         return None
     run = [stored.name for name, stored in found.items() if name.startswith("encoder.") and "post_norm" not in name]
-    beyond = report.ignored.get("levels beyond encoder_depth", [])
+    beyond = report.ignored.get(BEYOND_DEPTH, [])
     return sum("encoder/" in name for name in run) + sum("encoder/" not in name for name in beyond)
 
 

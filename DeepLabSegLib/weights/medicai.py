@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from DeepLabSegLib.errors import WeightsError
 
-__all__ = ["DECODER", "ENCODERS", "layer_keys", "rename"]
+__all__ = ["DECODER", "ENCODERS", "Table", "layer_keys", "rename"]
 
 Table = tuple[tuple[str, str], ...]
 

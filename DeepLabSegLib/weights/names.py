@@ -193,7 +193,7 @@ def _encoder_of(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def dims_of(file: WeightsFile) -> int:
-    """Whether kernels in a file of torch's are for images or for volumes."""
+    """2 or 3: whether a file's kernels are for images or for volumes."""
     return 3 if any(len(stored.shape) == 5 for stored in file.tensors.values()) else 2
 
 

@@ -15,7 +15,9 @@ from DeepLabSegLib.weights.files import Stored
 from DeepLabSegLib.weights.report import LoadReport
 from DeepLabSegLib.weights.shapes import shape_text
 
-__all__ = ["account_for_rest", "not_built", "training_state"]
+__all__ = ["BEYOND_DEPTH", "account_for_rest", "not_built", "training_state"]
+
+BEYOND_DEPTH = "levels beyond encoder_depth"
 
 
 def training_state(name: str) -> str | None:
@@ -37,12 +39,12 @@ def not_built(name: str, encoder: nn.Module) -> str | None:
     index = rest.partition(".")[0]
     if isinstance(parts, nn.ModuleList) and index.isdigit():
         if int(index) >= len(parts):
-            return "levels beyond encoder_depth"
+            return BEYOND_DEPTH
         if part == "norms" and isinstance(parts[int(index)], nn.Identity):
             return "normalisations of levels that the decoder doesn't read"
     of_ours = isinstance(encoder, ResNetBackbone | DenseNetBackbone | EfficientNetBackbone)
     if part in ("post_norm", "top") and parts is None and of_ours:  # these follow the last level
-        return "levels beyond encoder_depth"
+        return BEYOND_DEPTH
     return None
 
 
