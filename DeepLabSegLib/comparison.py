@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from DeepLabSegLib import files, overlay
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.evaluate import (
@@ -24,7 +26,7 @@ from DeepLabSegLib.evaluate import (
     lowest_dice,
     summarize,
 )
-from DeepLabSegLib.image import Labels
+from DeepLabSegLib.image import Geometry, Labels
 from DeepLabSegLib.outputs import check_output, replacing
 from DeepLabSegLib.pairing import Pair, Pairing, unique
 from DeepLabSegLib.schema import dumps
@@ -191,7 +193,23 @@ def _read(pair: Pair) -> tuple[Labels, Labels]:
             reference = replace(reference, geometry=prediction.geometry)
         elif files.is_picture(pair.prediction):
             prediction = replace(prediction, geometry=reference.geometry)
+    elif pair.reference.name.lower().endswith(".seg.nrrd"):
+        reference = _uncropped(reference, prediction.geometry)
     return prediction, reference
+
+
+def _uncropped(labels: Labels, geometry: Geometry) -> Labels:
+    """`labels` on all of `geometry`, if they are the part of it that their segments fill, as Slicer may save it."""
+    box = labels.geometry.box_in(geometry)
+    if box is None:
+        return labels
+    filled = np.argwhere(np.logical_or.reduce(labels.layers > 0))
+    sides = np.ptp(filled, axis=0) + 1 if len(filled) else np.ones(3)  # of empty segments Slicer saves one voxel
+    if (sides < labels.geometry.shape).any():
+        return labels
+    array = np.zeros((*labels.array.shape[:-3], *geometry.shape), labels.array.dtype)
+    array[(..., *box)] = labels.array
+    return replace(labels, array=array, geometry=geometry)
 
 
 def _draw(

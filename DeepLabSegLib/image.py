@@ -120,6 +120,15 @@ class Geometry:
         origin = (self.affine @ np.array([*(side.start for side in box), 1.0]))[:3]
         return replace(self, shape=tuple(side.stop - side.start for side in box), origin=tuple(origin))
 
+    def box_in(self, whole: Geometry) -> tuple[slice, slice, slice] | None:
+        """Which voxels of `whole` these are, as `part` takes them, to within `SAME_GRID`; None where they aren't."""
+        first = np.rint((np.linalg.inv(whole.affine) @ np.array([*self.origin, 1.0]))[:3]).astype(int)
+        last = first + self.shape
+        if first.min() < 0 or (last > whole.shape).any():
+            return None
+        k, j, i = map(slice, first.tolist(), last.tolist())
+        return (k, j, i) if self.is_close(whole.part((k, j, i)), SAME_GRID) else None
+
     def is_close(self, other: Geometry, tolerance: float = 1e-3) -> bool:
         """Whether both grids put every voxel at the same place, within `tolerance` of the smallest voxel side."""
         if self.shape != other.shape:

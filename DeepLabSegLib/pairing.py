@@ -12,7 +12,7 @@ from pathlib import Path
 from DeepLabSegLib import files
 from DeepLabSegLib.errors import InvalidInput
 
-__all__ = ["Pair", "Pairing", "list_files", "match", "pair_files", "stem", "unique"]
+__all__ = ["LABEL_MARK", "Pair", "Pairing", "list_files", "match", "pair_files", "stem", "unique"]
 
 SourcePath = str | os.PathLike[str]
 
@@ -24,6 +24,9 @@ PARTS = (
 )
 ROLE = re.compile(rf"([-_. ]({PARTS.replace(' ', '|')}))+$", re.IGNORECASE)
 """What names say of a file's part and not of the case; 0000 is the first channel in nnU-Net's folders."""
+
+LABEL_MARK = re.compile(r"[_\-. ](seg|segmentation|dseg|labels?|labelmap|masks?|gt|manual)$", re.IGNORECASE)
+"""What is behind a scan's name in that of its label; dseg is BIDS'."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Pairing:
 def pair_files(
     predictions: Sequence[SourcePath], references: Sequence[SourcePath], images: Sequence[SourcePath] = ()
 ) -> Pairing:
-    """Files are paired in their order; where either side has a folder, by name (see `match`).
+    """Files are paired in their order; where either side has a folder, by name (see `match`), less scans that lie
+    beside their `.seg.nrrd` in it.
 
     `images` are paired in their order where the others are, and they are as many files; else by name with either.
 
@@ -61,7 +65,7 @@ def pair_files(
     InvalidInput : a folder that doesn't exist or has no label maps, files of different number, names that fit several
         files, no pair.
     """
-    ours, theirs = list_files(predictions, LABEL_FILES), list_files(references, LABEL_FILES)
+    ours, theirs = _segmentations(predictions), _segmentations(references)
     by_name = any(Path(path).is_dir() for path in (*predictions, *references))
     if not by_name and len(ours) != len(theirs):
         raise InvalidInput(
@@ -103,6 +107,18 @@ def list_files(paths: Iterable[SourcePath], suffixes: tuple[str, ...]) -> list[P
             raise InvalidInput(f"{path} holds no file that can be read here; known are {', '.join(suffixes)}")
         listed += inside
     return listed
+
+
+def _segmentations(paths: Sequence[SourcePath]) -> list[Path]:
+    """`list_files`, less scans in a folder beside the `.seg.nrrd` that was drawn on them, as Slicer saves both."""
+    listed = list_files(paths, LABEL_FILES)
+    given = {Path(path) for path in paths}
+    drawn = {(path.parent, LABEL_MARK.sub("", stem(path))) for path in listed if _is_segmentation(path)}
+    return [p for p in listed if p in given or _is_segmentation(p) or (p.parent, stem(p)) not in drawn]
+
+
+def _is_segmentation(path: Path) -> bool:
+    return path.name.lower().endswith(".seg.nrrd")
 
 
 def match(ours: Sequence[Path], theirs: Sequence[Path]) -> dict[Path, Path]:
@@ -215,7 +231,7 @@ def _scans(found: list[tuple[Path, Path]], images: Sequence[SourcePath], by_name
     if not images:
         return [None] * len(found)
     # What was segmented in them lies beside scans where Slicer or a batch has put it.
-    scans = [path for path in list_files(images, files.IMAGE_SUFFIXES) if not path.name.lower().endswith(".seg.nrrd")]
+    scans = [path for path in list_files(images, files.IMAGE_SUFFIXES) if not _is_segmentation(path)]
     if not by_name and len(scans) == len(found) and not any(Path(image).is_dir() for image in images):
         return list(scans)
     by_prediction = match([ours for ours, _ in found], scans)

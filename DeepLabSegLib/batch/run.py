@@ -14,13 +14,11 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from DeepLabSegLib import files
 from DeepLabSegLib.batch.report import Case, is_older, is_result, renew_report, rows_of
 from DeepLabSegLib.batch.scans import stem
 from DeepLabSegLib.errors import Cancelled, DeepLabSegError, InvalidInput, OutputError
-from DeepLabSegLib.image import SAME_GRID, SCORE_MAPS, Geometry, Labels
+from DeepLabSegLib.image import SCORE_MAPS, Labels
 from DeepLabSegLib.outputs import check_apart, check_output, make_folder, replacing
 from DeepLabSegLib.segmenter import OnProgress, Segmenter, SegmentOptions
 
@@ -155,7 +153,8 @@ class _Batch:
         except (DeepLabSegError, OSError) as error:
             raise InvalidInput(f"{error}; {AGAIN}") from None
         grid = files.read_geometry(source)
-        if not (_is_block(labels.geometry, grid) if self.suffix != ".png" else labels.geometry.shape == grid.shape):
+        # Slicer may save only the part of it where segments are.
+        if not (labels.geometry.box_in(grid) if self.suffix != ".png" else labels.geometry.shape == grid.shape):
             raise InvalidInput(f"{target} lies on another grid than {source}, as another scan's result does; {AGAIN}")
         unnamed = self.suffix != ".seg.nrrd" and before == self.made_with
         return replace(labels, segments=self.segmenter.bundle.labels) if unnamed else labels
@@ -240,11 +239,3 @@ def _made_with(segmenter: Segmenter, options: SegmentOptions) -> str:
         if name not in SCORE_MAPS and getattr(options, name) != getattr(plain, name)
     ]
     return ", ".join([segmenter.bundle.name + (f" ({version})" if version else ""), *chosen])
-
-
-def _is_block(labels: Geometry, grid: Geometry) -> bool:
-    """Whether `labels` are a block of the scan's grid, and not always all: Slicer may save only where segments are."""
-    first = np.round(np.linalg.inv(grid.affine) @ np.array([*labels.origin, 1.0]))
-    block = replace(grid, shape=labels.shape, origin=tuple((grid.affine @ first)[:3]))
-    inside = (first[:3] >= 0).all() and (first[:3] + labels.shape <= grid.shape).all()
-    return bool(inside) and labels.is_close(block, SAME_GRID)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.files import IMAGE_SUFFIXES, JPEG_SUFFIXES, is_picture
-from DeepLabSegLib.pairing import stem, unique
+from DeepLabSegLib.pairing import LABEL_MARK, stem, unique
 from DeepLabSegLib.schema import load_json
 
 __all__ = ["DATASET", "Case", "Fault", "find_cases"]
@@ -26,9 +26,8 @@ IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs", "scans", "volumes")
 LABEL_FOLDERS = ("labelstr", "labels", "label", "masks", "mask", "segmentations", "segmentation", "annotations")
 """Names of folders, in lower case; the first that is there is taken."""
 
-LABEL_MARK = re.compile(r"[_\-. ](seg|segmentation|dseg|labels?|labelmap|masks?|gt|manual)$", re.IGNORECASE)
 IMAGE_MARK = re.compile(r"[_\-. ](image|img|scan|volume|T1w|T2w|FLAIR)$", re.IGNORECASE)
-"""What names say of a file's part and not of the case; the last three, and dseg, are BIDS'."""
+"""What names say of a file's part and not of the case; the last three are BIDS'."""
 
 CHANNEL_MARK = re.compile(r"^(.+)_(\d{4})$")
 """nnU-Net's mark of a channel: `case_0000.nii.gz`, `case_0001.nii.gz`."""
@@ -42,7 +41,7 @@ TABLES = (".csv", ".tsv")
 LAYOUTS = (
     "a folder with imagesTr and labelsTr, a folder with images and labels, a folder in which a label has its image's "
     "name and _seg, _label, _mask or .seg.nrrd behind it, a folder per case that holds its image and its label, or a "
-    ".csv or .tsv table with columns image and label"
+    ".csv or .tsv table with columns image and label; files end in " + ", ".join(IMAGE_SUFFIXES)
 )
 
 
@@ -211,7 +210,10 @@ def _pairs(images: Sequence[Path], labels: Sequence[Path]) -> tuple[list[Case], 
     label_of = defaultdict(list)
     for path in labels:
         own = _stem(path)
-        label_of[own if own in by_stem else LABEL_MARK.sub("", own)].append(path)
+        # Slicer exports the label map of case-segmentation as case-segmentation-label.
+        while own not in by_stem and LABEL_MARK.search(own):
+            own = LABEL_MARK.sub("", own)
+        label_of[own].append(path)
 
     marks = {own: CHANNEL_MARK.match(own) for own in by_stem}
     # What lies among them without a mark, such as a picture of them, changes nothing.
@@ -270,10 +272,10 @@ def _joined(
 def _unpaired(group: Mapping[str, list[Path]], labels: list[Path], channels: tuple[str, ...] | None) -> str | None:
     """Why the images `group`, by channel, and `labels` make no case; None where they do."""
     if not group:
-        return f"{_names(labels)} has no image; add one of that name, or remove the label"
+        return f"{_names(labels)} has no image; add one of that name, such as .nrrd or .png, or remove the label"
     paths = [path for channel in group.values() for path in channel]
     if not labels:
-        return f"{_names(paths)} has no label; add one of that name, or remove the image"
+        return f"{_names(paths)} has no label; add one of that name, such as .seg.nrrd or .png, or remove the image"
     if len(labels) > 1:
         return f"there are {len(labels)} labels ({_names(labels)}); keep one"
     if any(len(channel) > 1 for channel in group.values()) or (channels is None and len(group) > 1):

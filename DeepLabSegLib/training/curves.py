@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from pathlib import Path
@@ -13,6 +14,8 @@ from DeepLabSegLib.outputs import replacing
 __all__ = ["Curves"]
 
 POINTS = 200  # the drawn loss is a mean over so many parts of the run
+MAX_DRAWN = 16  # scores; of more the mean alone is drawn
+MAX_LETTERS = 96  # in a row of the legend
 
 
 class Curves:
@@ -75,10 +78,15 @@ class Curves:
         left.set(xlabel="step", ylabel="loss")
         right = left.twinx()
         right.set(ylabel="Dice of held-out cases", ylim=(0, 1))
-        for name in names:
+        scores = [name for name in names if name not in ("loss", "learning_rate")]
+        for name in scores if len(scores) <= MAX_DRAWN else scores[:1]:  # the first is the mean
             points = [(step, values[name]) for step, values in self._rows.items() if name in values]
-            if name not in ("loss", "learning_rate") and all(isfinite(value) for _, value in points):
-                right.plot(*zip(*points, strict=True), marker=".", label=name)
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
-        with replacing(self._picture) as temporary:
+            if all(isfinite(value) for _, value in points):
+                # What stands between two dollars would be a formula.
+                label = name[:MAX_LETTERS].replace("$", r"\$")
+                right.plot(*zip(*points, strict=True), marker=".", label=label)
+        columns = MAX_LETTERS // (8 + max(map(len, scores), default=0))  # the lines before them take 8
+        figure.legend(loc="outside lower center", ncols=min(max(columns, 1), 4), frameon=False)
+        with replacing(self._picture) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # of Chinese names, which the table has whole
             figure.savefig(temporary, format="png", dpi=100)

@@ -64,7 +64,7 @@ class ClassFound:
 
 @dataclass(frozen=True)
 class Values:
-    """Voxel values of one channel inside the labels, over all cases.
+    """Voxel values of one channel inside the labels, over all cases that have some.
 
     `lower` and `upper` are their percentiles 0.5 and 99.5, `mean` and `std` are of the values clipped to these and
     taken to 0 to 1.
@@ -151,7 +151,9 @@ def summarize(measurements: Sequence[Measurement], channel_names: tuple[str, ...
     usual = Counter(axes).most_common(1)[0][0]
     # Where each of the usual axes lies in a case.
     orders = [[here.index(axis) for axis in usual] for here in axes]
-    pooled = np.concatenate([measurement.values for measurement in measurements], axis=1)
+    # A healthy scan, whose values are those of all of it, would widen the window to air.
+    labelled = [measurement.values for measurement in measurements if measurement.segments]
+    pooled = np.concatenate(labelled or [measurement.values for measurement in measurements], axis=1)
     channels = measurements[0].channels
     if len(channel_names) != channels:
         channel_names = ("image",) if channels == 1 else tuple(f"image {n + 1}" for n in range(channels))

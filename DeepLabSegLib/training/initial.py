@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabSpec, DeepLabV3Plus
 from DeepLabSegLib.models.layers import is_counter
 from DeepLabSegLib.weights.files import open_weights
-from DeepLabSegLib.weights.load import load_weights
+from DeepLabSegLib.weights.load import load_weights, other_arguments
 from DeepLabSegLib.weights.names import dims_of
 
 __all__ = ["begin_with", "check_source", "versioned"]
@@ -53,7 +53,7 @@ def begin_with(network: DeepLabV3Plus, source: str, labels: Sequence[Segment], w
     `source` has otherwise is left.
 
     Raises `WeightsError` where the encoders share no kernel, or with `whole` where `source` lacks a tensor or is a
-    model of other labels.
+    model of other labels or dilation rates.
     """
     path = find_model(source)
     bundle = read_bundle(path) if is_bundle(path) else None
@@ -93,11 +93,18 @@ def begin_with(network: DeepLabV3Plus, source: str, labels: Sequence[Segment], w
             f"{source} has the labels {_listed(bundle.labels)}, and these data {_listed(labels)}, so that keep would "
             "mix the weights of different classes; name the labels as the model does (--labels), or leave keep out"
         )
+    others = [] if bundle is None else list(other_arguments(asdict(bundle.network), network))
+    if whole and others:
+        raise WeightsError(
+            f"{source}: {'; '.join(others)}, so that keep would mix the weights of different networks; choose the "
+            "window that it was trained with (--tile), from which dilation rates follow, or leave keep out"
+        )
     with torch.no_grad():
         for name, value in taken.items():
             wanted[name].copy_(value)
     new = [label for label, key in zip(labels, _keys(labels), strict=True) if bundle is not None and key not in known]
-    return f"{len(taken)} of {len(wanted)} tensors from {source}" + (f", which has no {_listed(new)}" if new else "")
+    lacking = f", which has no {_listed(new)}" if new else ""
+    return "; ".join([f"{len(taken)} of {len(wanted)} tensors from {source}{lacking}", *others])
 
 
 def _file_tensors(path: Path, spec: DeepLabSpec) -> Mapping[str, Tensor]:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from DeepLabSegLib.bundle import Bundle
 from DeepLabSegLib.devices import is_gpu
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.files import is_picture
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
 from DeepLabSegLib.schema import to_json
@@ -136,20 +137,28 @@ def _from_pairs(
 
 def _bundle_of(outline: Outline, data: Path, name: str, recipe: Recipe | None, options: TrainOptions) -> Bundle:
     """What a model that learns from pairs will say of itself."""
-    chosen, count = outline.plan, len(outline.learned)
+    chosen = outline.plan
     if recipe is not None:
         return replace(
             recipe.bundle, name=name, network=chosen.network, input=chosen.input, reproduce=options.reproduce
         )
-    unmeasured = ", ".join(outline.unmeasured)
+    limits = []
+    if outline.unmeasured:
+        limits.append(f"No figure speaks of {', '.join(outline.unmeasured)}: no held-out case had it.")
+    if any(chosen.input.spacing) and all(is_picture(path) for case in outline.learned for path in case.images):
+        limits.append(
+            "Learned from pictures: where these don't say how large a pixel is, it counts as 1 mm, and scans with "
+            "other pixels look larger or smaller to it."
+        )
+    cases = "1 case" if len(outline.learned) == 1 else f"{len(outline.learned)} cases"
     return Bundle(
         name=name,
-        description=f"{', '.join(label.name for label in chosen.labels)}; trained on {count} cases",
+        description=f"{some([label.name for label in chosen.labels])}; trained on {cases}",
         network=chosen.network,
         input=chosen.input,
         labels=chosen.labels,
         license=options.license,
-        training_data=options.training_data or f"{count} cases of {data.resolve().name}",
-        limits=f"No figure speaks of {unmeasured}: no held-out case had it." if unmeasured else None,
+        training_data=options.training_data or f"{cases} of {data.resolve().name}",
+        limits=" ".join(limits) or None,
         reproduce=options.reproduce,
     )

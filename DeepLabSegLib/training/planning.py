@@ -19,7 +19,7 @@ from DeepLabSegLib.bundle import ModelInput
 from DeepLabSegLib.checks import check_choice
 from DeepLabSegLib.errors import InvalidInput
 from DeepLabSegLib.evaluate import name_key
-from DeepLabSegLib.image import Segment, plain_name
+from DeepLabSegLib.image import Segment, default_color, plain_name
 from DeepLabSegLib.models.deeplab import DeepLabSpec
 from DeepLabSegLib.preprocess import Normalization, check_orientation
 from DeepLabSegLib.training.fingerprint import ClassFound, Fingerprint
@@ -54,8 +54,8 @@ DEEP_CELLS = 6
 
 SIDES = {
     "RL": ("l", "r", "lt", "rt", "lh", "rh", "li", "re", "dx", "sx", "sin"),
-    "AP": ("anterior", "posterior", "front", "back"),
-    "SI": ("superior", "inferior", "upper", "lower"),
+    "AP": ("anterior", "posterior", "ant", "post", "front", "back", "ventral", "dorsal"),
+    "SI": ("superior", "inferior", "sup", "inf", "upper", "lower", "cranial", "caudal"),
 }
 """Words in the name of a class that tell the ends of an axis apart, which a mirror image would turn round."""
 
@@ -325,9 +325,13 @@ def _labels(classes: Sequence[ClassFound], names: Sequence[str] | None) -> tuple
         raise InvalidInput(f"the names {', '.join(names)!r} hold an empty one; each class needs its own")
     if names is not None and len(set(map(name_key, names))) < len(names):
         raise InvalidInput(f"the names {', '.join(names)} hold one twice; each class needs its own")
-    labels = tuple(Segment(n, found.name, found.color, found.terminology) for n, found in enumerate(classes, 1))
+    labels: list[Segment] = []
+    for n, found in enumerate(classes, 1):
+        # Whatever is drawn first in a scan has Slicer's first colour, and may be another class in the next.
+        taken = any(label.color == found.color for label in labels)
+        labels.append(Segment(n, found.name, default_color(n) if taken else found.color, found.terminology))
     if names is None:
-        return labels
+        return tuple(labels)
     known = [name_key(found.name) for found in classes]
     for own, name in zip(known, names, strict=True):
         if name_key(name) in known and name_key(name) != own:
@@ -353,7 +357,8 @@ def _mirror_axes(
     texts = [label.name for label in labels] + [modifier[2] for modifier in modifiers if modifier]
     words = {word.lower() for text in texts for word in WORD.findall(text)}
     told = {pair for pair, ends in SIDES.items() if words & set(ends)}
-    if any(map(LEFT_OR_RIGHT.search, texts)):
+    # LUL and RUL, as lobes of lungs are called for short.
+    if any(map(LEFT_OR_RIGHT.search, texts)) or any(f"r{word[1:]}" in words for word in words if word[0] == "l"):
         told.add("RL")
     if orientation is None:
         return () if told else tuple(axes)

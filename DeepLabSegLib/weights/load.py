@@ -24,7 +24,7 @@ from DeepLabSegLib.weights.report import LoadReport, listed
 from DeepLabSegLib.weights.rules import account_for_rest
 from DeepLabSegLib.weights.shapes import as_ours, misfits
 
-__all__ = ["check_memory", "load_silently", "load_weights", "match"]
+__all__ = ["check_memory", "load_silently", "load_weights", "match", "other_arguments"]
 
 TOLD_BY_NO_TENSOR = (
     "classifier_activation",
@@ -72,7 +72,7 @@ def load_silently(model: nn.Module, path: str | Path) -> tuple[LoadReport, tuple
         with torch.no_grad():
             for name, value in values.items():
                 wanted[name].copy_(value)
-        others = tuple(_other_arguments(_stated(file, path), model))
+        others = tuple(other_arguments(_stated(file, path), model))
     report.differs += others
     return report, others
 
@@ -134,7 +134,7 @@ def _stated(file: WeightsFile, path: str | Path) -> object:
     return None
 
 
-def _other_arguments(stated: object, model: nn.Module) -> Iterator[str]:
+def other_arguments(stated: object, model: nn.Module) -> Iterator[str]:
     """What `stated` says that no tensor tells, where `model` is made otherwise."""
     if not isinstance(model, DeepLabV3Plus) or not isinstance(stated, Mapping):
         return

@@ -38,6 +38,8 @@ def touch(*paths: Path) -> None:
         (["images/x_0007.png", "labels/x_0007.png"], ["x_0007.png"]),
         (["x.nii.gz", "x.seg.nrrd"], ["x.nii.gz"]),
         (["x.nrrd", "x-seg.nrrd"], ["x.nrrd"]),
+        (["x.nrrd", "x-segmentation-label.nrrd"], ["x.nrrd"]),
+        (["images/x_manual.png", "labels/x_manual_mask.png"], ["x_manual.png"]),
         (["x_T1w.nii.gz", "x_dseg.nii.gz"], ["x_T1w.nii.gz"]),
         (["x_image.png", "x_label.png", "readme.txt"], ["x_image.png"]),
         (["x M\u00fcller.nrrd", "x Mu\u0308ller.seg.nrrd"], ["x M\u00fcller.nrrd"]),
@@ -64,6 +66,12 @@ def test_what_has_no_partner_is_named_and_the_rest_kept(tmp_path):
     assert "there are 2 images (b.jpg, b.png); keep one" in problems["b"]
     assert "c.png has no label" in problems["c"]
     assert "d.png has no image" in problems["d"]
+
+
+def test_where_no_file_can_be_read_it_is_said_which_could_be(tmp_path):
+    touch(tmp_path / "images/a.tif", tmp_path / "masks/a.tif")
+    with pytest.raises(InvalidInput, match=r"holds no pairs.*files end in \.nii\.gz.*\.png"):
+        find_cases(tmp_path)
 
 
 def test_a_case_without_one_of_the_channels_is_named(tmp_path):

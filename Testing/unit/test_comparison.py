@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run
+from helpers import OBLIQUE, run
 from PIL import Image as Picture
 
 from DeepLabSegLib.comparison import TABLES
@@ -98,6 +98,41 @@ def test_files_without_a_counterpart_and_cases_that_differ_are_named_and_stop_no
         assert words in printed
     assert "bootstrap" not in printed, "one case has no interval"
     assert "has no image" not in printed, "none was asked for"
+
+
+@pytest.mark.parametrize(
+    ("start", "drawn", "answer"),
+    [((3, 10, 8), 6, 0), ((3, 10, 8), 5, 1), ((3, 10, 8.4), 6, 1), ((9, 10, 8), 6, 1), ((-1, 10, 8), 6, 1)],
+    ids=["cropped", "not all filled", "between voxels", "reaching out", "beginning outside"],
+)
+def test_a_reference_that_slicer_has_cropped_to_its_segments_is_background_beyond(
+    start, drawn, answer, tmp_path, capsys
+):
+    grid = Geometry((12, 30, 40), (2.0, 1.0, 1.0), direction=OBLIQUE)
+    part = Geometry((4, 5, 6), grid.spacing, tuple((grid.affine @ [*start, 1])[:3]), OBLIQUE)
+    ours, theirs = np.zeros(grid.shape, np.uint8), np.zeros(part.shape, np.uint8)
+    ours[3:7, 10:15, 8:14] = theirs[..., :drawn] = 1
+    ours[0, 0] = 2
+    write_labels(Labels(ours, grid, SEGMENTS), tmp_path / "ours.seg.nrrd")
+    write_labels(Labels(theirs, part, SEGMENTS), tmp_path / "theirs.seg.nrrd")
+    both = tmp_path / "ours.seg.nrrd", "--reference", tmp_path / "theirs.seg.nrrd"
+    assert run("evaluate", *both, "--json") == answer
+    report = json.loads(capsys.readouterr().out)
+    if answer:
+        assert "different grids" in report["error"]
+    else:
+        found = {name: label["dice"] for name, label in report["cases"]["ours"]["labels"].items()}
+        assert found == {"Cap / top": 1, "Base": 0}, "what lies beyond isn't passed over"
+
+
+def test_a_reference_of_empty_segments_that_slicer_has_cropped_to_a_voxel_is_background(tmp_path, capsys):
+    ours = np.zeros((12, 30, 40))
+    ours[3:5] = 1
+    write(tmp_path / "ours.seg.nrrd", ours)
+    write(tmp_path / "theirs.seg.nrrd", np.zeros((1, 1, 1)))
+    assert run("evaluate", tmp_path / "ours.seg.nrrd", "--reference", tmp_path / "theirs.seg.nrrd", "--json") == 0
+    labels = json.loads(capsys.readouterr().out)["cases"]["ours"]["labels"]
+    assert {name: label["dice"] for name, label in labels.items()} == {"Cap / top": 0, "Base": None}
 
 
 def test_a_case_that_failed_has_a_row_that_says_why(folders, tmp_path):

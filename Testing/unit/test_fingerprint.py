@@ -40,6 +40,19 @@ def test_names_and_colours_of_segments_carry_over_whatever_their_values(tmp_path
     np.testing.assert_array_equal(first, third)
 
 
+def test_classes_of_one_colour_are_told_apart_in_the_model(tmp_path, rng):
+    """What is drawn first has Slicer's first colour: the kidney in one scan, the liver in the next."""
+    green, bone = (128, 174, 128), (241, 214, 145)
+    kidney, liver = Segment(1, "Kidney", green), Segment(2, "Liver", bone)
+    both = (Segment(1, "Liver", green), Segment(2, "Kidney", bone))
+    made = plan(checked(write_segments(tmp_path, rng, {"a": both, "b": (kidney, liver), "c": both})).fingerprint)
+    assert [label.color for label in made.labels] == [green, bone]
+    (tmp_path / "mixed").mkdir()
+    cases = {"a": (kidney, Segment(2, "Spleen", bone)), "b": (Segment(1, "Liver", green), replace(kidney, value=2))}
+    made = plan(checked(write_segments(tmp_path / "mixed", rng, cases)).fingerprint)
+    assert len({label.color for label in made.labels}) == 3
+
+
 def test_the_codes_of_segments_go_into_the_model(tmp_path, rng):
     codes = Terminology(("SCT", "123037004", "Anatomical Structure"), ("SCT", "64033007", "Kidney"))
     folder = write_segments(tmp_path, rng, dict.fromkeys("ab", (replace(SHELL, terminology=codes), CORE)))
@@ -108,3 +121,14 @@ def test_a_ct_window_leaves_out_metal_and_a_label_of_one_value_gives_none(rng):
     assert 850 < scaling.upper < 900
     ct[0, 3:7] = 40
     assert plan(summary(ct, ct)).input.normalization.method == "zscore"
+
+
+def test_a_ct_window_is_that_of_what_is_labelled_however_many_healthy_scans_there_are(rng):
+    ct = rng.uniform(-1000, 900, (1, 10, 20, 20))
+    ct[0, 3:7] = rng.uniform(0, 100, (4, 20, 20))
+    grid = Geometry(ct.shape[1:])
+    healthy = measure(Image(ct, grid), Labels(np.zeros(grid.shape, np.uint8), grid))
+    array = np.zeros(grid.shape, np.uint8)
+    array[3:7] = 1
+    ill = measure(Image(ct, grid), Labels(array, grid, (SHELL,)))
+    assert summarize([ill, healthy, healthy]).values == summarize([ill]).values

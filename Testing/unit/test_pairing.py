@@ -95,6 +95,19 @@ def test_segmentations_beside_the_scans_are_not_taken_for_scans(tmp_path):
     assert pair.image == tmp_path / "scans" / "a.nii"
 
 
+@pytest.mark.parametrize("drawn", ["a.seg.nrrd", "a-segmentation.seg.nrrd"])
+def test_scans_beside_the_segmentations_that_were_drawn_on_them_are_none_themselves(drawn, tmp_path):
+    for name in ("ours/a.seg.nrrd", "ours/a.nrrd", "ours/b.seg.nrrd", f"scans/{drawn}", "scans/a.nrrd", "scans/b.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = pair_files([tmp_path / "ours"], [tmp_path / "scans"], [tmp_path / "scans"])
+    assert [pair.prediction.name for pair in found.pairs] == ["a.seg.nrrd", "b.seg.nrrd"]
+    assert [pair.reference.name for pair in found.pairs] == [drawn, "b.nii"]
+    assert [pair.image.name for pair in found.pairs] == ["a.nrrd", "b.nii"]
+    given = pair_files([tmp_path / "ours" / "a.seg.nrrd"], [tmp_path / "scans" / "a.nrrd"])
+    assert given.pairs[0].reference.name == "a.nrrd", "what is given by itself is taken"
+
+
 def test_files_of_one_name_in_several_folders_are_told_apart():
     found = pair_files(["x/a.nii", "y/a.nii", "y/z/a.nii", "z/a.nii"], ["1.nii", "2.nii", "3.nii", "4.nii"])
     assert [pair.name for pair in found.pairs] == ["x-a", "y-a", "z-a", "z-a-2"]

@@ -201,6 +201,11 @@ def test_more_classes_than_a_byte_holds_are_refused(tmp_path, rng):
         (("Rein gauche", "Rein droit"), (0, 1)),
         (("Riñón izquierdo", "Riñón derecho"), (0, 1)),
         (("A. carotis sin.", "A. carotis dext."), (0, 1)),
+        (("LUL", "RUL"), (0, 1)),
+        (("LV myocardium", "RV"), (0, 1)),
+        (("LUL", "RLL"), (0, 1, 2)),
+        (("Hippocampus_ant", "Hippocampus_post"), (0, 2)),
+        (("Cranial part", "Gyrus temp. inf."), (1, 2)),
     ],
 )
 def test_an_axis_that_names_tell_apart_is_not_turned_round(names, axes, tmp_path, rng):

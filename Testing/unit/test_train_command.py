@@ -103,6 +103,7 @@ def test_a_trained_model_is_a_bundle_that_segments(data, tmp_path):
     assert [label.name for label in bundle.labels] == ["Box"]
     assert bundle.figures["Dice of Box, held-out cases"] == pytest.approx(trained.scores["Dice of Box"], abs=1e-4)
     assert bundle.training_data == "4 cases of data"
+    assert bundle.description == "Box; trained on 4 cases"
     image = read_image(next((data / "images").iterdir()))
     labels = load_model(tmp_path / "boxes").segment(image)
     assert labels.volumes_ml()["Box"] > 0
@@ -485,6 +486,24 @@ def test_seed_licence_and_data_that_are_given_reach_images_and_model(tmp_path):
     bundle = job.bundle
     assert (bundle.name, bundle.license, bundle.training_data) == ("boxes", "CC-BY-4.0", "boxes of ours")
     assert bundle.reproduce == "make boxes"
+
+
+def test_a_model_of_many_classes_that_learned_from_one_case_describes_itself_in_a_line(tmp_path):
+    data = write_data(tmp_path / "data", 2, cases=2)
+    for path in (data / "labels").iterdir():
+        array = np.zeros(SHAPES[2], np.uint8)
+        array[:32, :32] = np.arange(1, 9).repeat(4)
+        sitk.WriteImage(sitk.GetImageFromArray(array), path)
+    options = replace(brief(2), overrides=replace(small(2), names=None))
+    bundle = make_job(data, "stripes", tmp_path, options, Processes(0, 1, torch.device("cpu")), quiet).bundle
+    assert bundle.description == "Label 1, Label 2, Label 3, Label 4, Label 5 and 3 more; trained on 1 case"
+    assert bundle.training_data == "1 case of data"
+
+
+@pytest.mark.parametrize("spacing", [None, (None, None, None)], ids=["planned", "as they are"])
+def test_a_model_of_pictures_says_that_their_pixels_have_no_size_where_it_counts(spacing, data, tmp_path):
+    limits = job_of(data, tmp_path, replace(small(dims_of(data)), spacing=spacing)).bundle.limits
+    assert ("it counts as 1 mm" in (limits or "")) == (dims_of(data) == 2 and spacing is None)
 
 
 def test_a_checkpoint_must_share_grid_window_values_and_labels(tmp_path):

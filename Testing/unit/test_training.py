@@ -17,6 +17,7 @@ from DeepLabSegLib.errors import InvalidInput, WeightsError
 from DeepLabSegLib.image import Segment
 from DeepLabSegLib.models.deeplab import DeepLabV3Plus
 from DeepLabSegLib.outputs import replacing
+from DeepLabSegLib.training.curves import Curves
 from DeepLabSegLib.training.initial import begin_with
 from DeepLabSegLib.training.losses import dice_cross_entropy
 from DeepLabSegLib.training.processes import Processes, _fails_first, joined_processes
@@ -159,6 +160,28 @@ def test_the_table_has_a_row_per_step_and_the_picture_is_a_png(tmp_path):
     assert [int(row["step"]) for row in rows if row["Dice"]] == [5, 10, 12]
     first, *_, last = rates = [float(row["learning_rate"]) for row in rows]
     assert last < first < max(rates) == pytest.approx(SPEC.learning_rate, rel=0.1)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Liver"],
+        ["\u809d\u81d3", "\u813e"],
+        ["$x$", r"a $\foo$"],
+        ["A name that goes on " * 10],
+        [f"Part {n}" for n in range(100)],
+    ],
+    ids=["usual", "chinese", "dollars", "long", "many"],
+)
+def test_curves_of_classes_of_any_name_and_number_are_drawn_without_a_warning(names, tmp_path, recwarn):
+    curves = Curves(tmp_path)
+    for step in (1, 2):
+        curves.add(step, {"loss": 1 / step, "learning_rate": 0.1, "mean Dice": 0.5} | dict.fromkeys(names, 0.4))
+    curves.save()
+    assert not recwarn.list
+    with (tmp_path / "curves.csv").open(encoding="utf-8", newline="") as file:
+        assert {*names} < {*next(csv.DictReader(file))}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -500,6 +523,19 @@ def test_a_class_without_a_namesake_begins_fresh_and_nothing_of_it_can_be_kept(d
     torch.testing.assert_close(begun.head.weight[1], fresh[1])
     with pytest.raises(WeightsError, match=r"has the labels Part 1, Part 2, and these data Cyst, Part 1, so that keep"):
         begin_with(begun, str(tmp_path / "donor"), named("Cyst", "Part 1"), whole=True)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_weights_of_other_dilation_rates_are_said_to_be_that_and_none_of_them_can_be_kept(dims, tmp_path):
+    save_donor(tmp_path / "donor", dims)
+    begun = DeepLabV3Plus.from_spec(replace(make_spec(dims, 3), decoder_dilation_rates=(1, 2)))
+    labels = named("Part 1", "Part 2")
+    words = begin_with(begun, str(tmp_path / "donor"), labels)
+    assert words.endswith("donor; its network has decoder_dilation_rates (2, 4), and the model (1, 2)")
+    with pytest.raises(
+        WeightsError, match=r"rates \(2, 4\).* so that keep would mix the weights of different networks"
+    ):
+        begin_with(begun, str(tmp_path / "donor"), labels, whole=True)
 
 
 def test_scores_that_do_not_exclude_each_other_are_no_beginning_for_those_that_do(tmp_path):
