@@ -295,7 +295,9 @@ def typed_path(text: str) -> Path:
     path = Path(text.strip().strip("\"'"))
     with suppress(RuntimeError):  # the home of nobody here
         path = path.expanduser()
-    return path.absolute()
+    with suppress(OSError):  # Slicer works in a folder that is gone, see worker_process
+        path = path.absolute()
+    return path
 
 
 def _family(family: str, names: tuple[str, ...]) -> list[tuple[str, str | None]]:

@@ -19,6 +19,9 @@ NOTHING: tuple[Any, Any] = (None, None)
 SELECTORS = {"inputSelector": "inputVolume", "roiSelector": "roi", "outputSelector": "outputSegmentation"}
 """Selector of nodes -> the parameter that it sets."""
 
+CHOSEN_AS = "DeepLabSeg.chosenAs"
+"""Attribute of an output: its digest when it was chosen. A scene may be edited before there is a panel to see it."""
+
 INPUT_CLASSES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
 
 
@@ -47,10 +50,16 @@ class NodeSection(VTKObservationMixin):
         return [node for node in (self._parameters.inputVolume, *self._channels.nodes) if node is not None]
 
     def start(self, parameters: Any) -> None:
-        """Take what `parameters` choose as they are, and the first volume where there is no other choice."""
+        """Take what `parameters` choose, but no output that was edited since, and the first volume where there is no
+        other choice.
+        """
         self._parameters = parameters
         self.chooseFirstVolume()
         self._lastInput = _input(parameters)
+        output = parameters.outputSegmentation
+        chosenAs = None if output is None else output.GetAttribute(CHOSEN_AS)
+        if chosenAs and chosenAs != mrml.segmentation_digest(output):
+            self._kept, parameters.outputSegmentation = output, None
 
     def stop(self) -> None:
         """Let go of all nodes."""
@@ -111,9 +120,10 @@ class NodeSection(VTKObservationMixin):
         given, wanted = sum(map(_components, self.volumes)), len(card.input.channels)
         colours = _components(parameters.inputVolume)
         if colours > wanted:
-            return _("{volume} has {n} values per voxel, as colours do, and {model} takes {wanted}.").format(
-                volume=parameters.inputVolume.GetName(), n=colours, model=card.name, wanted=wanted
-            )
+            return _(
+                "{volume} has {n} values per voxel, as colours do, and {model} takes {wanted}; make grey ones of them "
+                "in the module Vector to Scalar Volume first."
+            ).format(volume=parameters.inputVolume.GetName(), n=colours, model=card.name, wanted=wanted)
         if given != wanted:
             return _("{name} takes {wanted} ({channels}); chosen: {given}.").format(
                 name=card.name,
@@ -122,7 +132,7 @@ class NodeSection(VTKObservationMixin):
                 given=given,
             )
         if card.network.dims == 3 and min(parameters.inputVolume.GetImageData().GetDimensions()) == 1:
-            return _("{model} is 3D, and {volume} is a single slice.").format(
+            return _("{model} is 3D, and {volume} is a single slice; choose a 2D model.").format(
                 model=card.name, volume=parameters.inputVolume.GetName()
             )
         return ""
@@ -168,6 +178,7 @@ class NodeSection(VTKObservationMixin):
     def _choose(self, output: Any) -> None:
         if output is not None:
             self._chosen, self._kept = (output, mrml.segmentation_state(output)), None
+            output.SetAttribute(CHOSEN_AS, mrml.segmentation_digest(output))
         else:
             self._chosen = NOTHING
 

@@ -40,6 +40,7 @@ def new_process(variables: Mapping[str, str]) -> Any:
         environment.insert(name, value)
     process = qt.QProcess(slicer.app)
     process.setProcessEnvironment(environment)
+    process.setWorkingDirectory(_working_folder())
     return process
 
 
@@ -150,6 +151,14 @@ class WorkerProcess:
         waiting, self._waiting = self._waiting, {}
         for number, onAnswer in waiting.items():
             onAnswer({"id": number, "error": {"kind": kind, "message": message}})
+
+
+def _working_folder() -> str:
+    """Slicer's, or its temporary one: it works in a deleted folder, where Python can't start, after a damaged .mrb."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return slicer.app.temporaryPath
 
 
 def _program() -> str:

@@ -7,7 +7,7 @@ from DeepLabSegLib.mrml.nodes import segmented_volume
 from DeepLabSegLib.mrml.reading import read_volumes, volume_voxels
 from DeepLabSegLib.mrml.regions import fit_region, read_region
 from DeepLabSegLib.mrml.segmenting import segment_volumes
-from DeepLabSegLib.mrml.state import has_other_layers, segmentation_state, volume_state
+from DeepLabSegLib.mrml.state import has_other_layers, segmentation_digest, segmentation_state, volume_state
 from DeepLabSegLib.mrml.writing import check_output_node, write_map, write_result, write_segmentation
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "read_region",
     "read_volumes",
     "segment_volumes",
+    "segmentation_digest",
     "segmentation_state",
     "segmented_volume",
     "volume_state",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.mrml.nodes import node_affine, segment_ids
 
-__all__ = ["has_other_layers", "segmentation_state", "volume_state"]
+__all__ = ["has_other_layers", "segmentation_digest", "segmentation_state", "volume_state"]
 
 
 def volume_state(volume_node: Any) -> tuple[Any, ...]:
@@ -46,6 +48,18 @@ def has_other_layers(segmentation_node: Any, state: tuple[Any, ...]) -> bool:
     )
 
 
+def segmentation_digest(segmentation_node: Any) -> str:
+    """`segmentation_state` for a later session: the same after the scene is saved and opened, which renews the images.
+
+    Of a segment's voxels it knows how many they are, and of its colour what a file keeps.
+    """
+    told = [
+        (segment_id, name, [round(255 * part) for part in color], *tags, drawing.size())
+        for segment_id, name, color, *tags, drawing in segmentation_state(segmentation_node)
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
 class _Drawing:
     """The voxels of a segment, equal to the same ones in another image; of surfaces, when they were last changed."""
 
@@ -63,6 +77,12 @@ class _Drawing:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def size(self) -> int:
+        """The number of voxels; of surfaces, that of points."""
+        if not isinstance(self.image, slicer.vtkOrientedImageData):
+            return self.image.GetNumberOfPoints() if self.image else 0
+        return _size(_image_voxels(self.image), self.value)
+
     def _is_as_it_was(self) -> bool:
         return isinstance(self.image, slicer.vtkOrientedImageData) and self.image.GetMTime() == self.time
 
@@ -77,12 +97,13 @@ def _same_voxels(one: _Drawing, two: _Drawing) -> bool:
     for array, extent in zip(arrays, extents, strict=True):
         box = zip(first - extent[:, 0], np.maximum(last - extent[:, 0] + 1, 0), strict=True)
         common.append(array[tuple(slice(start, stop) for start, stop in box)])
-    sizes = [
-        sum(np.count_nonzero(plane == drawing.value) for plane in array)
-        for drawing, array in zip((one, two), arrays, strict=True)
-    ]
+    sizes = [_size(array, drawing.value) for drawing, array in zip((one, two), arrays, strict=True)]
     shared = sum(np.count_nonzero((a == one.value) & (b == two.value)) for a, b in zip(*common, strict=True))
     return sizes == [shared, shared]
+
+
+def _size(array: NDArray, value: int) -> int:
+    return sum(int(np.count_nonzero(plane == value)) for plane in array)
 
 
 def _image_voxels(image: Any) -> NDArray:

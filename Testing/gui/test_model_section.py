@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -273,6 +274,21 @@ def test_a_file_that_is_typed_takes_the_place_of_the_one_before(widget, models, 
     assert "no file is chosen" in segment(widget)
     widget.ui.weightsPathLineEdit.currentPath = str(models / "tiny-3d")
     assert "is ready" in segment(widget)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the folder in which one works can't be deleted")
+def test_a_working_folder_that_is_gone_hinders_no_run(widget, models, volume, monkeypatch, python_slicer):
+    """Slicer works in one that it has deleted, once it couldn't unpack a scene. Its Python's launcher asks for it."""
+    python_slicer("import os, sys\nos.getcwd()\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
+    widget.panel.worker.stop()
+    monkeypatch.chdir(models / "tiny-2d")
+    shutil.rmtree(models / "tiny-2d")
+    select(widget.ui.modelComboBox, "tiny-3d")
+    assert "is ready" in segment(widget)
+    choose_file(widget, models / "tiny-3d")
+    assert "is ready" in segment(widget)
+    choose_file(widget, "weights.pt")
+    assert "weights.pt does not exist" in segment(widget)
 
 
 def test_a_model_folder_can_be_chosen_by_a_file_in_it(widget, models, volume):

@@ -44,6 +44,7 @@ def test_a_colour_volume_is_not_counted_as_several_images(widget, rng):
     )
     select(widget.ui.modelComboBox, "tiny-2d")
     assert "Photo has 3 values per voxel, as colours do, and tiny-2d takes 1" in widget.ui.inputMessageLabel.text
+    assert "Vector to Scalar Volume" in widget.ui.inputMessageLabel.text
 
 
 @pytest.mark.parametrize("kind", ["LabelMapVolume", "DiffusionWeightedVolume"])
@@ -346,6 +347,25 @@ def test_what_is_edited_after_the_module_was_loaded_anew_is_kept(widget, volume,
         draw(node, "more")
     assert widget.ui.outputSelector.currentNode() is None
     assert "was edited and is kept" in widget.ui.outputMessageLabel.text
+
+
+def test_what_was_edited_while_no_panel_was_open_is_kept(widget, volume, load_module):
+    """As where a scene is opened, corrected by hand, and only then the module is opened."""
+    select(widget.ui.modelComboBox, "tiny-2d")
+    segment(widget)
+    (node,) = segmentations()
+    widget.cleanup()
+    draw(node, "more")
+    widget = load_module()
+    assert widget.ui.outputSelector.currentNode() is None
+    assert "Head segmentation was edited and is kept" in widget.ui.outputMessageLabel.text
+    pick(widget.ui.outputSelector, node)
+    widget.cleanup()
+    widget = load_module()
+    assert widget.ui.outputSelector.currentNode() is node, "it was chosen to be replaced"
+    segment(widget)
+    widget.cleanup()
+    assert load_module().ui.outputSelector.currentNode() is node, "a run is no edit"
 
 
 def test_another_volume_gets_its_own_result_after_the_module_was_loaded_anew(widget, volume, scan, load_module):

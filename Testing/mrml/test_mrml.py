@@ -22,6 +22,7 @@ from DeepLabSegLib.mrml import (
     read_region,
     read_volumes,
     segment_volumes,
+    segmentation_digest,
     segmentation_state,
     write_map,
     write_result,
@@ -121,6 +122,17 @@ def test_a_second_run_replaces_the_segments(scene, scan):
     segment_volumes([volume], output, make_segmenter(2, classes=4))
     segment_volumes([volume], output, make_segmenter(2, classes=2))
     assert list(output.GetSegmentation().GetSegmentIDs()) == ["Segment_1"]
+
+
+def test_views_hear_of_no_segment_without_voxels_while_it_is_replaced(scene, scan):
+    """They would try to make them, and tell of the failure in Slicer's error log."""
+    volume, output = add_volume(scene, scan), add_output(scene)
+    segmentation, heard = output.GetSegmentation(), []
+    segment_volumes([volume], output, make_segmenter(2))
+    segmentation.AddObserver(slicer.vtkSegmentation.SegmentModified, lambda *_: heard.append("modified"))
+    segmentation.AddObserver(slicer.vtkSegmentation.SegmentRemoved, lambda *_: heard.append("removed"))
+    segment_volumes([volume], output, make_segmenter(2))
+    assert set(heard) == {"removed"}
 
 
 def test_a_segmentation_of_surfaces_becomes_one_of_voxels(scene, scan):
@@ -379,6 +391,25 @@ def test_what_was_drawn_before_slicer_put_segments_into_other_layers_changes_the
     assert has_other_layers(output, before)
     assert segmentation_state(output) != before
     assert before != segmentation_state(output)
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 20), (6, 30, 20)], ids=["2D", "3D"])
+def test_a_segmentation_that_was_saved_and_opened_has_its_digest_and_none_that_was_edited(scene, tmp_path, shape):
+    labels, output, read = overlapping(shape), add_output(scene), add_output(scene, "Read")
+    write_segmentation(labels, output, add_volume(scene, Image(np.zeros((1, *shape)), labels.geometry)))
+    output.GetSegmentation().GetSegment("Segment_1").SetColor(0.123456789, 0.5, 1 / 3)
+    storage = scene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(tmp_path / "r.seg.nrrd"))
+    digests = [segmentation_digest(output)]
+    assert storage.WriteData(output)
+    assert storage.ReadData(read)
+    digests += [segmentation_digest(output), segmentation_digest(read)]
+    assert len(set(digests)) == 1
+    segment = read.GetSegmentation().GetSegment("Segment_2")
+    image = segment.GetRepresentation("Binary labelmap")
+    voxels = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
+    voxels[0] = 0 if voxels[0] == segment.GetLabelValue() else segment.GetLabelValue()
+    assert segmentation_digest(read) != digests[0]
 
 
 @pytest.mark.parametrize(
