@@ -189,7 +189,7 @@ class Panel(VTKObservationMixin):
             "runCollapsibleButton",
         ):
             getattr(ui, name).enabled = idle
-        ui.unloadButton.enabled = idle and self.worker.isRunning
+        ui.unloadButton.enabled = self.worker.isRunning
 
     def _onChoice(self, *_args: Any) -> None:
         if self._isRefusal:  # of what was chosen before

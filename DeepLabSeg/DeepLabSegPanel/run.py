@@ -80,8 +80,6 @@ class SegmentationRun:
         request = self._request
         if request.output is not None:
             mrml.check_output_node(request.output)
-        if not request.volumes or None in request.volumes:
-            raise InvalidInput(_("no volume is chosen; choose the scan to segment"))
         voxels = [mrml.volume_voxels(node) for node in request.volumes]
         self._geometry = voxels[0][1]
         options = dict(request.options)

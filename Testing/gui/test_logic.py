@@ -55,6 +55,15 @@ def test_segment_fills_a_node_and_takes_every_option(logic, model, volume):
     assert slicer.util.getNode("Head probabilities").GetImageData().GetNumberOfScalarComponents() == 3
 
 
+def test_the_model_stays_loaded_until_it_is_unloaded(logic, model, volume, monkeypatch):
+    logic.segment(volume, model=model, device="cpu")
+    monkeypatch.setattr("DeepLabSegLib.session.load_model", None)
+    logic.segment(volume, model=model, device="cpu")
+    logic.unload()
+    with pytest.raises(TypeError, match="not callable"):
+        logic.segment(volume, model=model, device="cpu")
+
+
 def test_what_bare_weights_do_not_tell_is_said(logic, volume, tmp_path):
     torch.save(make_segmenter(2).network.state_dict(), tmp_path / "mine.pth")
     with pytest.warns(UserWarning, match=r"mine\.pth doesn't tell .*without normalisation"):
@@ -79,14 +88,15 @@ def test_a_run_that_fails_or_is_cancelled_leaves_the_scene(logic, model, volume)
 def test_all_nodes_of_a_list_are_segmented_and_reported(logic, model, volume, rng):
     other = add_volume(slicer.mrmlScene, make_scan(rng, (8, 30, 34)), "Other")
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
-    seen = []
+    seen, steps = [], []
     scans = [volume, empty, None, other]
-    cases = logic.segmentAll(scans, model=model, device="cpu", show3D=True, onCase=seen.append)
+    cases = logic.segmentAll(scans, model=model, device="cpu", show3D=True, onCase=seen.append, onProgress=steps.append)
     assert [case.name for case in cases] == ["Head", "Empty", "None", "Other"]
     assert [case.status for case in cases] == ["done", "failed", "failed", "done"]
     assert "Empty is empty" in cases[1].message
     assert "the input is missing" in cases[2].message
     assert seen == cases
+    assert "segment" in {step.stage for step in steps}
     first, _ = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
     assert first.GetSegmentation().ContainsRepresentation("Closed surface")
 
@@ -96,7 +106,9 @@ def test_all_scans_of_a_folder_are_segmented_and_reported(logic, model, tmp_path
     scans.mkdir()
     for name in ("a", "b"):
         sitk.WriteImage(itk(make_scan(rng)), scans / f"{name}.nii.gz")
-    logic.segmentAll(scans, tmp_path / "results", model=model, device="cpu")
+    steps = []
+    logic.segmentAll(scans, tmp_path / "results", model=model, device="cpu", onProgress=steps.append)
+    assert "segment" in {step.stage for step in steps}
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"a.seg.nrrd", "b.seg.nrrd", "report.csv"}
     with (tmp_path / "results" / "report.csv").open(newline="", encoding="utf-8") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["done", "done"]
@@ -151,8 +163,9 @@ def test_the_sample_is_offered_to_the_module_sample_data(load_module, monkeypatc
     from DeepLabSegPanel.sample import register_sample
 
     register_sample()
-    assert registered["sampleName"] == "HeadT1Colin27"
+    assert registered["sampleName"] == registered["nodeNames"] == "HeadT1Colin27"
     path = url2pathname(registered["uris"].removeprefix("file:"))
+    assert registered["fileNames"] == Path(path).name, "Slicer reads a file by its ending"
     assert sitk.ReadImage(path).GetSize() == (181, 217, 181)
     assert Path(registered["thumbnailFileName"]).is_file()
 
@@ -207,6 +220,10 @@ def test_weights_are_not_looked_into_before_that_is_installed(panel, tmp_path):
     (tmp_path / "mine.pth").touch()
     choose_file(panel, tmp_path / "mine.pth")
     assert "doesn't tell: anything before tinytorch>=2 is installed" in panel.ui.modelMessageLabel.text
+    assert not panel.panel.worker.isRunning, "nor is anything else asked"
+    panel.panel._requirements.pop()
+    panel.panel._onInstalled("")
+    wait_until(lambda: "mine.pth" in panel.ui.modelMessageLabel.text, 60)
 
 
 def test_what_can_not_be_run_is_not_installed_for(panel, slicer_window):
@@ -215,10 +232,12 @@ def test_what_can_not_be_run_is_not_installed_for(panel, slicer_window):
     assert slicer_window.messages == []
 
 
-def test_without_consent_nothing_is_installed(panel, volume, slicer_window):
+def test_without_consent_nothing_is_installed(panel, volume, slicer_window, monkeypatch):
+    monkeypatch.setattr("DeepLabSegPanel.torch_setup.has_pytorch_extension", lambda: False)
     slicer_window.confirms = False
     panel.ui.segmentButton.click()
     assert "tinytorch" in slicer_window.messages[0].text
+    assert "install the extension PyTorch first" in slicer_window.messages[0].text
     assert "nothing was installed" in panel.ui.statusLabel.text
     assert panel.ui.segmentButton.text == "Segment"
 
@@ -400,9 +419,11 @@ def test_after_a_restart_a_file_is_named_by_its_name(panel, volume, slicer_windo
     assert "you were about to segment Head with mine.pth" in load_module().ui.statusLabel.text
 
 
-def test_slicers_own_packages_are_kept(load_module):
+def test_slicers_own_packages_are_kept(load_module, monkeypatch):
     load_module()
-    from DeepLabSegPanel.torch_setup import _constraints
+    from DeepLabSegPanel.torch_setup import KEPT, _constraints
 
+    monkeypatch.setattr("DeepLabSegPanel.torch_setup.KEPT", ("nothing_of_that_name", *KEPT))
     assert f"numpy=={np.__version__}" in _constraints()
-    assert "SimpleITK==" in _constraints()
+    for name in ("SimpleITK", "scipy"):
+        assert f"{name}==" in _constraints()

@@ -18,16 +18,22 @@ from mrml_scenes import masks
 
 from DeepLabSegLib.catalog import DEFAULT_MODEL
 from DeepLabSegLib.errors import InvalidInput
+from DeepLabSegLib.schema import from_json, to_json
+from DeepLabSegLib.segmenter import SegmentOptions
+from DeepLabSegLib.session import ModelChoice
 
 # --- models that are there -------------------------------------------------------------------------------------------
 
 
 def test_all_encoders_are_listed_by_family(widget):
+    import qt
+
     from DeepLabSegLib.catalog import ENCODERS
 
     combo = widget.ui.encoderComboBox
     for family, names in ENCODERS.items():
         heading = combo.findText(f"— {family} —")
+        assert combo.itemData(heading, qt.Qt.UserRole - 1) == 0, "by which Qt lets nobody choose it"
         assert [combo.itemText(heading + 1 + n) for n in range(len(names))] == list(names)
     assert [widget.ui.depthComboBox.itemData(n) for n in range(3)] == [3, 4, 5]
 
@@ -94,6 +100,10 @@ def test_a_direction_of_slices_is_asked_where_the_model_leaves_it_open(widget, m
 def test_a_threshold_is_for_models_whose_segments_may_overlap(widget, models, volume):
     save_model(models / "overlapping", make_segmenter(2, activation="sigmoid"))
     widget.enter()
+    select(widget.ui.modelComboBox, "overlapping")
+    request = widget.panel._request()
+    unsaid = from_json(ModelChoice, request.choice), from_json(SegmentOptions, request.options)
+    assert unsaid == (ModelChoice("overlapping"), SegmentOptions()), "what nobody chose is as everywhere"
     found = []
     for model, threshold in (("overlapping", 0.5), ("overlapping", 0.95), ("tiny-2d", 0.95)):
         select(widget.ui.modelComboBox, model)
@@ -118,8 +128,8 @@ def test_a_model_whose_folder_was_removed_is_said_to_be_missing(widget, models, 
 
 
 def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget, tmp_path, screenshot):
-    ui = widget.ui
-    torch.save(make_segmenter(3).network.state_dict(), tmp_path / "mine.pth")
+    ui, segmenter = widget.ui, make_segmenter(3)
+    torch.save(segmenter.network.state_dict(), tmp_path / "mine.pth")
     select(ui.modelComboBox, "")
     assert "no file is chosen" in ui.modelMessageLabel.text
     ui.weightsPathLineEdit.currentPath = str(tmp_path / "mine.pth")
@@ -128,6 +138,7 @@ def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget,
     assert not ui.encoderComboBox.enabled
     assert (ui.encoderComboBox.currentText, ui.dimensionsComboBox.currentText) == ("resnet18", "3D")
     assert "without normalisation" in ui.modelMessageLabel.text
+    assert "doesn't tell: dilation rates" in ui.modelMessageLabel.text
     assert ui.weightsFrame.visible
     assert not ui.networkCollapsibleButton.collapsed
     names = ("labelsLineEditLabel", "activationComboBoxLabel", "normalizationComboBoxLabel", "dilationLineEditLabel")
@@ -141,6 +152,10 @@ def test_a_weights_file_is_looked_into_and_asks_for_what_it_can_not_tell(widget,
     assert [bool(label.styleSheet) for label in unsaid] == [False, False, False, True], "the labels tell the activation"
     ui.labelsLineEdit.text = "one, two, three, four, five"
     wait_until(lambda: "5 labels are given" in ui.modelMessageLabel.text, 60)
+    for assumed, is_open in (("encoder_depth (3 or 4)", (False, True)), ("encoder_name (a or b)", (True, False))):
+        described = {"model": to_json(segmenter.bundle), "assumed": [assumed]}
+        widget.panel.model._onDescribed({"id": 0, "result": described})
+        assert (ui.encoderComboBox.enabled, ui.depthComboBox.enabled) == is_open
     select(ui.modelComboBox, DEFAULT_MODEL)
     assert ui.networkCollapsibleButton.collapsed, "nothing is asked of a model that says all of itself"
 
@@ -149,8 +164,8 @@ def test_weights_from_a_file_are_run_as_they_were_described(widget, tmp_path, vo
     segmenter = make_segmenter(2, orientation=None)
     torch.save(segmenter.network.state_dict(), tmp_path / "mine.pth")
     parameters = widget.logic.getParameterNode()
-    parameters.weightsPath, parameters.model = str(tmp_path / "mine.pth"), ""
     parameters.labels, parameters.normalization, parameters.dilationRates = "Liver, Spleen", "zscore", "2, 4"
+    parameters.weightsPath, parameters.model = str(tmp_path / "mine.pth"), ""
     wait_until(lambda: "Liver" in widget.ui.modelInfoLabel.text, 60)
     assert "is ready" in segment(widget)
     found = masks(segmentations()[0])
@@ -208,7 +223,7 @@ def test_a_file_that_was_being_looked_into_when_the_worker_ended_can_be_run(widg
     widget.logic.getParameterNode().normalization = "zscore"
     wait_until(lambda: "Looking into" in widget.ui.modelMessageLabel.text, 10)
     widget.panel.worker.stop()
-    assert "ended" in widget.ui.modelMessageLabel.text
+    assert "the background process was ended" in widget.ui.modelMessageLabel.text, "it didn't end by itself"
     assert "is ready" in segment(widget)
 
 
@@ -232,6 +247,8 @@ def test_a_file_that_was_left_at_once_is_not_looked_into(widget, tmp_path):
     widget.cleanup()
     wait(0.5)
     assert not widget.panel.worker.isRunning, "the module is closed"
+    slicer.mrmlScene.Clear()
+    assert widget.panel._parameters is None, "another panel may be open by now"
 
 
 def test_all_that_is_said_of_weights_is_asked_for(widget, tmp_path):

@@ -84,6 +84,8 @@ def test_a_model_for_several_channels_asks_for_them(widget, models, volume, rng)
     assert "takes 2 images" in segment(widget)
     other = add_volume(slicer.mrmlScene, make_scan(rng, (10, 30, 30), (3.5, 2.0, 2.0)), "Other")
     selector = slicer.util.findChild(widget.parent, "channelSelector2")
+    selector.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Map"))
+    assert selector.currentNode() is None, "it is no image"
     selector.setCurrentNode(other)
     assert not widget.ui.inputMessageLabel.visible
     assert "is ready" in segment(widget)
@@ -139,8 +141,9 @@ def test_what_is_said_of_a_node_follows_the_node(widget, volume, scan):
     assert "Its segment will be replaced" in ui.outputMessageLabel.text
     draw(mine, "more")
     assert "Mine was edited and is kept" in ui.outputMessageLabel.text
-    mine.SetName("Renamed")
-    assert "Renamed was edited" in ui.outputMessageLabel.text
+    mine.SetName("Renamed <2 mm")
+    assert "Renamed <2 mm was edited" in ui.outputMessageLabel.text
+    assert "Renamed &lt;2 mm was edited" in ui.outputMessageLabel.toolTip, "Qt takes tooltips for HTML"
     slicer.mrmlScene.RemoveNode(mine)
     assert not ui.outputMessageLabel.visible
     empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Coming")
@@ -233,6 +236,7 @@ def test_the_chosen_output_is_filled_and_another_volume_gets_its_own(widget, vol
     assert mine.GetSegmentation().GetNumberOfSegments() == 2
     assert "2 segments will be replaced" in widget.ui.outputMessageLabel.text
     mine.GetSegmentation().RemoveSegment("Segment_1")
+    assert "Mine was edited and is kept" in widget.ui.outputMessageLabel.text
     for node in (None, mine):
         widget.ui.outputSelector.setCurrentNode(node)
     assert "Its segment will be replaced" in widget.ui.outputMessageLabel.text

@@ -90,6 +90,7 @@ def test_a_result_without_a_voxel_is_no_plain_success(widget, models, volume):
     widget.enter()
     select(widget.ui.modelComboBox, "blind")
     assert "None of the model's segments was found" in segment(widget)
+    assert widget.ui.statusLabel.property("tone") == "doubt"
     select(widget.ui.modelComboBox, "tiny-2d")
     assert "None of" not in segment(widget)
 
@@ -123,6 +124,18 @@ def test_the_time_left_is_that_of_the_tiles_to_come(widget, elapsed, done, said)
     from DeepLabSegPanel.panel import _timeLeft
 
     assert _timeLeft(elapsed, done, 10) == said
+
+
+def test_a_graphics_card_is_listed_with_its_memory_and_stays_chosen_where_there_is_none(widget):
+    def answer(*devices) -> None:
+        widget.panel._onDevices({"id": 0, "result": {"torch": "2.9", "devices": devices}})
+
+    combo, cpu = widget.ui.deviceComboBox, {"name": "cpu", "title": "CPU"}
+    answer({"name": "cuda:0", "title": "Card", "free_bytes": 5_500_000_000, "total_bytes": 16_000_000_000}, cpu)
+    select(combo, "cuda:0")
+    assert combo.currentText == "Card, 5.5 of 16.0 GB free"
+    answer(cpu)
+    assert (combo.currentText, combo.itemData(combo.currentIndex)) == ("cuda:0 (not seen here)", "cuda:0")
 
 
 # --- how much room it takes ------------------------------------------------------------------------------------------
@@ -235,6 +248,7 @@ def test_what_was_to_be_said_of_one_run_is_not_said_of_the_next(widget, volume):
     select(widget.ui.modelComboBox, "tiny-2d")
     widget.ui.segmentButton.click()
     widget.panel._onProgress({"stage": "segment", "done": 0, "total": 1, "note": "smaller tiles were taken"})
+    assert "smaller tiles were taken" in widget.ui.logTextEdit.plainText, "the run may still fail"
     wait_until(lambda: is_idle(widget), 60)
     assert "smaller tiles were taken" in widget.ui.statusLabel.text
     assert "smaller tiles" not in segment(widget)

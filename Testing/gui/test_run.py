@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 import signal
 import sys
 import time
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,9 +38,10 @@ from mrml_scenes import add_transform, add_volume, masks, turn
 def test_a_click_segments_as_the_logic_does(widget, volume, dims, screenshot):
     select(widget.ui.modelComboBox, f"tiny-{dims}d")
     widget.ui.uncertaintyCheckBox.checked = True
-    said = segment(widget)
-    assert said.startswith("Head segmentation is ready")
-    assert "GB at most" in said
+    said = re.match(r"Head segmentation is ready: (.*) s, (.*) s of it on cpu in .*, (.*) GB at most", segment(widget))
+    seconds, inference, gb = map(float, said.groups())
+    assert inference < seconds < 60
+    assert 0.1 <= gb < 30
     (node,) = segmentations()
     assert widget.ui.outputSelector.currentNode() is node
     expected = widget.logic.segment(volume, model=f"tiny-{dims}d", device="cpu")
@@ -109,6 +114,7 @@ def test_a_new_region_is_as_large_as_the_volume(widget, volume):
     segment(widget)
     widget.ui.outputSelector.setCurrentNode(None)
     widget.ui.roiSelector.addNode()
+    assert not widget.ui.roiSelector.currentNode().GetDisplayNode().GetFillVisibility(), "the scan is seen as before"
     assert widget.ui.inputMessageLabel.text == ""
     assert "is ready" in segment(widget)
     whole, within = map(masks, segmentations())
@@ -116,9 +122,11 @@ def test_a_new_region_is_as_large_as_the_volume(widget, volume):
         np.testing.assert_array_equal(within[name], mask)
 
 
-def test_a_new_region_without_a_volume_is_to_be_drawn(widget):
-    widget.ui.roiSelector.addNode()
-    assert widget.ui.roiSelector.currentNode().GetSize() == (0, 0, 0)
+def test_a_new_region_without_voxels_is_to_be_drawn(widget):
+    for _ in range(2):
+        widget.ui.roiSelector.addNode()
+        assert widget.ui.roiSelector.currentNode().GetSize() == (0, 0, 0)
+        slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
 
 
 def test_a_region_restricts_the_run(widget, volume, scan):
@@ -130,8 +138,10 @@ def test_a_region_restricts_the_run(widget, volume, scan):
     assert "is ready" in segment(widget)
     inside = np.zeros(scan.geometry.shape, bool)
     inside[4:9, 16:25, 13:24] = True
-    for mask in masks(segmentations()[0]).values():
+    by_click, by_logic = map(masks, (*segmentations(), widget.logic.segment(volume, model="tiny-2d", roi=roi)))
+    for name, mask in by_click.items():
         assert not mask[~inside].any()
+        np.testing.assert_array_equal(by_logic[name], mask)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +153,9 @@ def test_a_region_that_holds_nothing_is_refused(widget, volume, centre, size, wo
     roi.SetCenter(*centre)
     roi.SetSize(*size)
     widget.ui.roiSelector.setCurrentNode(roi)
-    assert words in segment(widget)
+    widget.ui.segmentButton.click()
+    assert is_idle(widget), "it is refused before the worker is asked"
+    assert words in widget.ui.statusLabel.text
     assert segmentations() == []
 
 
@@ -172,11 +184,15 @@ def test_the_window_stays_alive_during_a_run(widget, volume, screenshot):
         wait_until(lambda: "left" in widget.ui.statusLabel.text, 60)
     assert watch.longest_gap_s < 0.1
     assert widget.ui.segmentButton.text == "Cancel"
-    assert not widget.ui.inputCollapsibleButton.enabled
-    assert widget.ui.progressBar.visible
+    sections = [f"{section}CollapsibleButton" for section in ("input", "model", "output", "run")]
+    assert [name for name in (*sections, "unloadButton") if getattr(widget.ui, name).enabled] == []
+    bar = widget.ui.progressBar
+    assert bar.visible
+    assert 0 < bar.value < bar.maximum
     screenshot(widget.parent, "panel-running")
     widget.ui.segmentButton.click()
     wait_until(lambda: is_idle(widget), 10)
+    assert not bar.visible
 
 
 def test_from_click_to_result_the_window_is_never_held_up(widget, volume):
@@ -198,9 +214,12 @@ def test_cancel_gives_the_panel_back_and_leaves_the_scene(widget, volume):
     start(widget, **SLOW)
     pid, started = worker_pid(widget), time.monotonic()
     widget.ui.segmentButton.click()
+    widget.panel._run._onAnswer({"progress": {"stage": "segment", "done": 1, "total": 2}})
+    assert widget.ui.statusLabel.text == "Cancelling …", "what was on its way is not said any more"
     wait_until(lambda: is_idle(widget), 10)
     assert time.monotonic() - started < 1
     assert "cancelled; nothing was changed" in widget.ui.statusLabel.text
+    assert widget.ui.statusLabel.styleSheet == "", "it is no error"
     assert segmentations() == []
     assert leftovers() == []
     widget.logic.getParameterNode().tile = ""
@@ -225,13 +244,18 @@ def test_a_worker_that_does_not_listen_is_ended_after_three_seconds(widget, volu
     wait_until(lambda: not exists(python), 10)
 
 
-@pytest.mark.parametrize("deleted", ["Head", "Mine"])
-def test_a_node_deleted_during_the_run_ends_it(widget, volume, deleted):
-    select(widget.ui.modelComboBox, "tiny-3d")
+@pytest.mark.parametrize("deleted", ["Head", "Second", "Mine"])
+def test_a_node_deleted_during_the_run_ends_it(widget, models, volume, rng, deleted):
+    save_model(models / "two", make_segmenter(3, channels=2))
+    widget.enter()
+    select(widget.ui.modelComboBox, "two")
+    second = add_volume(slicer.mrmlScene, make_scan(rng), "Second")
+    slicer.util.findChild(widget.parent, "channelSelector2").setCurrentNode(second)
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
     widget.ui.outputSelector.setCurrentNode(mine)
     start(widget, **SLOW)
     slicer.mrmlScene.RemoveNode(slicer.util.getNode(deleted))
+    widget.ui.segmentButton.click()  # by someone who cancels it as well
     wait_until(lambda: is_idle(widget), 10)
     assert f"{deleted} was deleted during the run" in widget.ui.statusLabel.text
     assert all(node.GetSegmentation().GetNumberOfSegments() == 0 for node in segmentations())
@@ -275,11 +299,14 @@ def test_an_output_that_was_drawn_in_during_the_run_is_kept(widget, volume):
     widget.ui.outputSelector.setCurrentNode(mine)
     select(widget.ui.modelComboBox, "tiny-2d")
     widget.ui.segmentButton.click()
+    run = weakref.ref(widget.panel._run)
     mine.GetSegmentation().GetSegment("lesion").GetRepresentation("Binary labelmap").Modified()
     wait_until(lambda: is_idle(widget), 60)
     assert "Mine was edited during the run, and is kept." in widget.ui.statusLabel.text
     assert mine.GetSegmentation().GetSegmentIDs() == ("lesion",)
     assert [node.GetName() for node in segmentations()] == ["Mine", "Head segmentation"]
+    gc.collect()
+    assert run() is None, "else its nodes stay in memory when they leave the scene"
 
 
 def test_surfaces_and_labels_stay_together_where_the_volume_was_moved_during_the_run(widget, volume):
@@ -339,12 +366,18 @@ def test_whatever_fails_at_the_end_is_said_and_the_panel_is_given_back(widget, v
     assert "is ready" in segment(widget)
 
 
-def test_a_full_disk_is_said(widget, volume, monkeypatch):
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "the disk of {folder} is full: 2 MB are needed"),
+        (OSError(5, "Input/output error"), "[Errno 5] Input/output error"),
+    ],
+)
+def test_a_disk_that_is_full_or_fails_is_said(widget, volume, monkeypatch, error, words):
+    def failing(*_args, **_kwargs):
+        raise error
 
-    monkeypatch.setattr(np, "save", full)
-    said = segment(widget)
-    assert "the disk of" in said
-    assert "is full" in said
+    slicer.util.updateVolumeFromArray(volume, np.zeros((20, 250, 400), np.uint8))
+    monkeypatch.setattr(np, "save", failing)
+    assert words.format(folder=Path(slicer.app.temporaryPath)) in segment(widget)
     assert leftovers() == []

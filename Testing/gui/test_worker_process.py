@@ -35,6 +35,7 @@ def test_the_worker_has_the_environment_that_it_wants_where_the_user_set_none(wi
     segment(widget)
     environment = Path(f"/proc/{worker_pid(widget)}/environ").read_text().split("\0")
     assert f"GLIBC_TUNABLES={own or ENVIRONMENT['GLIBC_TUNABLES']}" in environment
+    assert "PYTHONUTF8=1" in environment
     assert f"PATH={os.environ['PATH']}" in environment, "the rest is Slicer's own"
 
 
@@ -65,18 +66,19 @@ def test_the_worker_imports_nothing_of_the_folder_in_which_slicer_was_started(wi
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a script")
-def test_an_answer_that_was_cut_off_by_a_crash_does_not_garble_those_of_the_next_worker(
+def test_words_that_were_cut_off_by_a_crash_are_logged_and_do_not_garble_answers_of_the_next_worker(
     widget, volume, tmp_path, python_slicer
 ):
     python_slicer(
         f"import os, sys\nif not os.path.exists({str(tmp_path / 'crashed')!r}):\n"
         f"    open({str(tmp_path / 'crashed')!r}, 'w')\n    sys.stdin.readline()\n"
-        '    os.write(1, b\'{"id": 2, "prog\')\n    os._exit(1)\n'
+        '    os.write(1, b\'{"id": 2, "prog\')\n    os.write(2, b"Fatal error \\xc3")\n    os._exit(1)\n'
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
     widget.panel.worker.stop()
     select(widget.ui.modelComboBox, "tiny-2d")
     assert "ended unexpectedly (code 1)" in segment(widget)
+    assert "Fatal error" in widget.ui.logTextEdit.plainText
     assert "is ready" in segment(widget)
 
 
@@ -103,6 +105,7 @@ def test_unloading_ends_the_process(widget, volume):
     segment(widget)
     pid = worker_pid(widget)
     assert widget.ui.unloadButton.enabled
+    widget.enter()  # which asks for the devices; the answer doesn't come any more
     widget.ui.unloadButton.click()
     assert not exists(pid)
     assert not widget.ui.unloadButton.enabled
@@ -115,6 +118,7 @@ def test_a_worker_that_is_killed_leaves_scene_and_panel_usable(widget, volume, s
     os.kill(worker_pid(widget), getattr(signal, "SIGKILL", signal.SIGTERM))
     wait_until(lambda: is_idle(widget), 10)
     assert "the background process ended unexpectedly" in widget.ui.statusLabel.text
+    assert widget.ui.statusLabel.property("tone") == "bad"
     assert segmentations() == []
     assert leftovers() == []
     screenshot(widget.parent, "panel-error")
