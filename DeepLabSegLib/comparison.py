@@ -193,7 +193,7 @@ def _read(pair: Pair) -> tuple[Labels, Labels]:
             reference = replace(reference, geometry=prediction.geometry)
         elif files.is_picture(pair.prediction):
             prediction = replace(prediction, geometry=reference.geometry)
-    elif pair.reference.name.lower().endswith(".seg.nrrd"):
+    elif files.is_segmentation(pair.reference):
         reference = _uncropped(reference, prediction.geometry)
     return prediction, reference
 

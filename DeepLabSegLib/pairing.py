@@ -113,12 +113,8 @@ def _segmentations(paths: Sequence[SourcePath]) -> list[Path]:
     """`list_files`, less scans in a folder beside the `.seg.nrrd` that was drawn on them, as Slicer saves both."""
     listed = list_files(paths, LABEL_FILES)
     given = {Path(path) for path in paths}
-    drawn = {(path.parent, LABEL_MARK.sub("", stem(path))) for path in listed if _is_segmentation(path)}
-    return [p for p in listed if p in given or _is_segmentation(p) or (p.parent, stem(p)) not in drawn]
-
-
-def _is_segmentation(path: Path) -> bool:
-    return path.name.lower().endswith(".seg.nrrd")
+    drawn = {(path.parent, LABEL_MARK.sub("", stem(path))) for path in listed if files.is_segmentation(path)}
+    return [p for p in listed if p in given or files.is_segmentation(p) or (p.parent, stem(p)) not in drawn]
 
 
 def match(ours: Sequence[Path], theirs: Sequence[Path]) -> dict[Path, Path]:
@@ -231,7 +227,7 @@ def _scans(found: list[tuple[Path, Path]], images: Sequence[SourcePath], by_name
     if not images:
         return [None] * len(found)
     # What was segmented in them lies beside scans where Slicer or a batch has put it.
-    scans = [path for path in list_files(images, files.IMAGE_SUFFIXES) if not _is_segmentation(path)]
+    scans = [path for path in list_files(images, files.IMAGE_SUFFIXES) if not files.is_segmentation(path)]
     if not by_name and len(scans) == len(found) and not any(Path(image).is_dir() for image in images):
         return list(scans)
     by_prediction = match([ours for ours, _ in found], scans)

@@ -74,8 +74,7 @@ def _is_volume(path: Path) -> bool:
     with suppress(OSError):  # it is closed to us
         if path.is_dir():
             return any(map(_looks_like_dicom, path.iterdir()))
-    name = path.name.lower()
-    return name.endswith(files.VOLUME_SUFFIXES) and not name.endswith(".seg.nrrd")
+    return path.name.lower().endswith(files.VOLUME_SUFFIXES) and not files.is_segmentation(path)
 
 
 def _looks_like_dicom(path: Path) -> bool:

@@ -7,6 +7,7 @@ from DeepLabSegLib.files.formats import (
     ONE_FILE_SUFFIXES,
     VOLUME_SUFFIXES,
     is_picture,
+    is_segmentation,
 )
 from DeepLabSegLib.files.reading import read_geometry, read_image, read_labels
 from DeepLabSegLib.files.writing import check_overlap, check_slices, write_image, write_labels
@@ -20,6 +21,7 @@ __all__ = [
     "check_overlap",
     "check_slices",
     "is_picture",
+    "is_segmentation",
     "read_geometry",
     "read_image",
     "read_labels",

@@ -13,3 +13,8 @@ LABEL_SUFFIXES = (".seg.nrrd", *ONE_FILE_SUFFIXES, ".png")
 def is_picture(path: Path) -> bool:
     """Whether a file is called like a picture, which has no position and often no true size."""
     return path.name.lower().endswith(PICTURE_SUFFIXES)
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether a file is called like a segmentation of Slicer's, which has names, colours and layers."""
+    return path.name.lower().endswith(".seg.nrrd")

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from DeepLabSegLib.checks import kind_of
 from DeepLabSegLib.errors import InvalidInput, OutputError
-from DeepLabSegLib.files.formats import LABEL_SUFFIXES, ONE_FILE_SUFFIXES
+from DeepLabSegLib.files.formats import LABEL_SUFFIXES, ONE_FILE_SUFFIXES, is_segmentation
 from DeepLabSegLib.files.itk import check_name, from_array, quiet, reason
 from DeepLabSegLib.files.reading import read_itk
 from DeepLabSegLib.files.segments import fields_of
@@ -42,7 +42,7 @@ def write_labels(labels: Labels, path: str | os.PathLike[str], *, overwrite: boo
         itk_image.SetSpacing(labels.geometry.spacing[:0:-1])
     else:
         itk_image = from_array(labels.array, labels.geometry)
-    if _is_segmentation(target):
+    if is_segmentation(target):
         for key, value in fields_of(labels).items():
             itk_image.SetMetaData(key, value)
     _write(itk_image, target)
@@ -61,7 +61,7 @@ def write_image(image: Image, path: str | os.PathLike[str], *, overwrite: bool =
 
 def check_overlap(target: Path, overlapping: bool) -> None:
     """Raise `OutputError` where labels that overlap are to go into a plain label map."""
-    if overlapping and not _is_segmentation(target):
+    if overlapping and not is_segmentation(target):
         raise OutputError(f"{target} is a plain label map and can't hold segments that overlap; write a .seg.nrrd")
 
 
@@ -69,10 +69,6 @@ def check_slices(target: Path, geometry: Geometry) -> None:
     """Raise `OutputError` where `target` is a picture, which can't take labels of several slices."""
     if target.suffix.lower() == ".png" and geometry.shape[0] > 1:
         raise OutputError(f"{target} is a picture, and the labels have {geometry.shape[0]} slices; write a .nrrd")
-
-
-def _is_segmentation(target: Path) -> bool:
-    return target.name.lower().endswith(".seg.nrrd")
 
 
 def _write(itk_image: sitk.Image, target: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from DeepLabSegLib.errors import InvalidInput
-from DeepLabSegLib.files import IMAGE_SUFFIXES, JPEG_SUFFIXES, is_picture
+from DeepLabSegLib.files import IMAGE_SUFFIXES, JPEG_SUFFIXES, is_picture, is_segmentation
 from DeepLabSegLib.pairing import LABEL_MARK, stem, unique
 from DeepLabSegLib.schema import load_json
 
@@ -195,7 +195,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _is_marked_label(path: Path) -> bool:
-    return path.name.lower().endswith(".seg.nrrd") or LABEL_MARK.search(f"_{stem(path)}") is not None
+    return is_segmentation(path) or LABEL_MARK.search(f"_{stem(path)}") is not None
 
 
 def _stem(path: Path) -> str:

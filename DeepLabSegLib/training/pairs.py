@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from DeepLabSegLib.errors import DeepLabSegError, InvalidInput
 from DeepLabSegLib.evaluate import in_grey, name_key, unnamed
-from DeepLabSegLib.files import is_picture, read_image, read_labels
+from DeepLabSegLib.files import is_picture, is_segmentation, read_image, read_labels
 from DeepLabSegLib.image import AXIS_ALIGNED, Geometry, Image, Labels, Segment
 from DeepLabSegLib.preprocess import axis_letters, check_voxels, stack_channels
 from DeepLabSegLib.resampling import resample
@@ -221,7 +221,7 @@ def _is_cropped(case: Case, labels: Labels, geometry: Geometry) -> bool:
     same_axes = np.allclose(step[:3, :3], np.eye(3), atol=1e-3) and np.allclose(first, np.rint(first), atol=1e-2)
     inside = (first > -0.5).all() and (first + labels.array.shape < np.array(geometry.shape) + 0.5).all()
     full = (np.ptp(filled, axis=0) + 1 == labels.array.shape).all()
-    return case.label.name.lower().endswith(".seg.nrrd") and bool(same_axes and inside and full)
+    return is_segmentation(case.label) and bool(same_axes and inside and full)
 
 
 def _share_inside(labels: Labels, geometry: Geometry) -> float:
